@@ -1,0 +1,45 @@
+"""featcache: run a frozen backbone once, keep its features, train heads from them in seconds, ship the result.
+
+Public names are resolved on first use, so that importing the package loads neither torch nor timm.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "FeatcacheError": "errors",
+    "Recipe": "recipe",
+    "Preprocessing": "recipe",
+    "build_cache": "build",
+    "open_cache": "cache",
+    "FeatureCache": "cache",
+    "train_head": "train",
+    "load_head": "heads",
+    "save_head": "heads",
+    "load_backbone": "backbone",
+    "merge": "merge",
+    "MergedModel": "merge",
+    "prune": "compress",
+    "quantize": "compress",
+    "export": "export",
+    "predict": "runtime",
+    "evaluate": "runtime",
+    "verify": "verify",
+    "run": "run",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'featcache' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"featcache.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

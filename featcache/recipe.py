@@ -1,0 +1,163 @@
+"""The `Recipe`: everything that determines a feature row besides the bytes of the input, and its fingerprint.
+
+Two caches with the same fingerprint hold interchangeable rows; with different ones they never mix (law 1).
+The canonical form is JSON with sorted keys and no white space, hashed with sha256.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from featcache.errors import FormatError, InputError
+
+Decoder = Literal["fast", "pillow"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+
+_INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
+_CROP_MODES = ("center", "squash")
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How a decoded RGB image becomes the network's input: resize, crop, normalise.
+
+    `height`, `width`: the network's input in pixels. `resize`: with ``crop_mode="center"`` the short side is scaled to
+    this many pixels before the centre crop; with ``"squash"`` the image is scaled to (height, width), ignoring its
+    aspect. `mean`, `std`: per RGB channel, of values in [0, 1]; they are applied inside the network's graph.
+    """
+
+    height: int
+    width: int
+    resize: int
+    interpolation: str
+    crop_mode: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.resize) < 1:
+            raise InputError(f"height, width and resize must be at least 1 pixel, got {self!r}")
+        if self.interpolation not in _INTERPOLATIONS:
+            raise InputError(f"interpolation must be one of {_INTERPOLATIONS}, got {self.interpolation!r}")
+        if self.crop_mode not in _CROP_MODES:
+            raise InputError(f"crop_mode must be one of {_CROP_MODES}, got {self.crop_mode!r}")
+        if self.crop_mode == "center" and self.resize < max(self.height, self.width):
+            raise InputError(f"resize must be at least the crop of {self.height}x{self.width}, got {self.resize}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise InputError(f"mean and std must be three numbers each, std above 0, got {self.mean!r}, {self.std!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Return the preprocessing that `to_json` wrote."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that determines a feature row besides the input's bytes.
+
+    `model`: timm's full name with its tag, or an ``hf-hub:`` id. `model_kwargs`: what ``timm.create_model`` was given.
+    `model_digest`: sha256 of a MODEL's changed backbone (pruned, quantized), None for timm's own.
+    `weights_sha256`: digest of all parameters and buffers, whatever file they came from.
+    `outputs`: names of the stored outputs, in order. `decoder`: ``fast`` (at most 2 grey levels from Pillow) or
+    ``pillow``. `dct_scaling`: whether large JPEGs are decoded at a reduced scale. `orientation`: the EXIF rule.
+    `views`: stored views of each image, view 0 being the plain one; the others are seeded by `view_seed`.
+    `engine`, `engine_version` (major), `precision`: what computed the rows. `dtype`: what they are stored as.
+    `weights`: a label for people (a file name, ``hub``, ``random:SEED``); not part of the identity.
+    """
+
+    model: str
+    model_kwargs: Mapping[str, Any]
+    model_digest: str | None
+    weights_sha256: str
+    outputs: tuple[str, ...]
+    preprocessing: Preprocessing
+    decoder: Decoder
+    dct_scaling: bool
+    orientation: Literal["exif"]
+    views: int
+    view_seed: int
+    engine: str
+    engine_version: str
+    precision: Precision
+    dtype: Literal["float16", "float32"]
+    weights: str
+
+    def __post_init__(self) -> None:
+        if self.views < 1:
+            raise InputError(f"views must be at least 1 (the plain view), got {self.views!r}")
+        if not self.outputs or len(set(self.outputs)) != len(self.outputs):
+            raise InputError(f"outputs must be one or more distinct names, got {self.outputs!r}")
+        if len(self.weights_sha256) != 64:
+            raise InputError(f"weights_sha256 must be 64 hexadecimal digits, got {self.weights_sha256!r}")
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the backbone was never trained; every output that names the weights says so."""
+        return self.weights.startswith("random:")
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the sha256 (64 hexadecimal digits) of the canonical JSON of the identity."""
+        return hashlib.sha256(canonical_json(self._identity()).encode()).hexdigest()
+
+    def _identity(self) -> dict[str, Any]:
+        identity = self.to_json()
+        del identity["weights"]
+        return identity
+
+    def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
+        """Return ``{field: (mine, other's)}`` for every differing field of the identity; nested ones are dotted."""
+        mine, theirs = _flatten(self._identity()), _flatten(other._identity())
+        return {
+            name: (mine.get(name), theirs.get(name))
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields as JSON values."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["preprocessing"] = self.preprocessing.to_json()
+        values["model_kwargs"] = dict(self.model_kwargs)
+        values["outputs"] = list(self.outputs)
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Recipe:
+        """Return the Recipe that `to_json` wrote; `FormatError` where a field is missing or unknown."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if names != set(values):
+            odd = sorted(names ^ set(values))
+            raise FormatError(f"a Recipe must have exactly the fields of this version; missing or unknown: {odd!r}")
+        return cls(
+            **{
+                **values,
+                "preprocessing": Preprocessing.from_json(values["preprocessing"]),
+                "outputs": tuple(values["outputs"]),
+            }
+        )
+
+
+def canonical_json(value: Any) -> str:
+    """Return `value` as JSON with sorted keys and no white space: equal values, equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

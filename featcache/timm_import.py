@@ -1,0 +1,49 @@
+"""Import timm, also beside a torchvision whose compiled operators cannot be loaded.
+
+timm imports torchvision. A torchvision wheel built for CUDA next to a CPU-only torch fails on import with
+"operator torchvision::nms does not exist", because its Python layer registers fake kernels for operators that
+only its compiled library declares. Nothing here ever runs those operators, so declaring their schemas is enough.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_declared: Any = None  # torch.library.Library: the declarations live only as long as this object
+
+
+def _torchvision_library_loads() -> bool:
+    """Return whether torchvision's compiled operator library is there and can be loaded into this torch."""
+    import torch
+
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return True  # nothing to mend: timm itself will say that torchvision is missing
+    folder = Path(spec.origin).parent
+    libraries = [folder / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    for library in (path for path in libraries if path.exists()):
+        try:
+            torch.ops.load_library(str(library))
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def import_timm() -> ModuleType:
+    """Return the ``timm`` module, declaring torchvision's two missing operators first where that is needed."""
+    global _declared
+    import torch
+
+    if _declared is None and not _torchvision_library_loads():
+        _declared = torch.library.Library("torchvision", "DEF")
+        _declared.define(f"nms{_SCHEMA}")
+        _declared.define(f"qnms{_SCHEMA}")
+    import timm
+
+    return timm
