@@ -1,0 +1,229 @@
+"""Scan an image folder or a CSV file into a `Listing`, without opening a single image."""
+
+from __future__ import annotations
+
+import csv
+import os
+import stat as stat_module
+import time
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import InputError, MissingError
+from featcache.samples import NO_SPLIT, Listing, Task
+
+IMAGE_EXTENSIONS = frozenset(
+    "avif bmp dib gif j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp".split(" ")  # noqa: SIM905
+)
+
+_ALIASES = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
+
+
+def scan(images: str | os.PathLike[str], *, task: Task | None = None) -> Listing:
+    """List the images of a folder or a CSV file without opening one.
+
+    A folder holds class folders, or ``train/ val/ test/`` (``valid``, ``validation``) above class folders, or is flat
+    (unlabelled). A CSV has the columns ``path,label[,split]``; paths are relative to it and cannot leave its folder;
+    ``;`` separates several labels (``multilabel``) or numbers (``task="regression"``). Extensions are matched whatever
+    their case. Symbolic links are followed; a link that leads back to a folder above itself is a recorded failure.
+
+    Raises `MissingError` where `images` does not exist, `InputError` where it holds no image or is no folder or CSV.
+    """
+    scanned_ns = time.time_ns()
+    source = os.path.abspath(os.fspath(images))
+    if not os.path.exists(source):
+        raise MissingError(f"IMAGES must be a folder or a CSV file; {os.fspath(images)!r} does not exist")
+    if os.path.isdir(source):
+        if task not in (None, "classification"):
+            raise InputError(f"task {task!r} needs a CSV with labels; {os.fspath(images)!r} is a folder")
+        listing = _scan_folder(source, scanned_ns)
+    elif source.lower().endswith(".csv"):
+        listing = _scan_csv(source, task, scanned_ns)
+    else:
+        raise InputError(f"IMAGES must be a folder of images or a .csv file, got the file {os.fspath(images)!r}")
+    if not listing.paths:
+        raise InputError(
+            f"IMAGES must hold at least one image ({', '.join(sorted(IMAGE_EXTENSIONS)[:6])}, …); {os.fspath(images)!r} "
+            f"has none among {listing.ignored} other files: name the folder above the class folders"
+        )
+    return listing
+
+
+def _scan_folder(root: str, scanned_ns: int) -> Listing:
+    found: list[tuple[str, int, int, int, int]] = []
+    failures: list[tuple[str, str]] = []
+    ignored = _walk(root, "", (), found, failures)
+    found.sort()
+    paths = [entry[0] for entry in found]
+    stats = np.array([entry[1:] for entry in found], dtype=np.int64).reshape(len(found), 4)
+    folders = {path.split("/", 1)[0] for path in paths if "/" in path}
+    has_splits = bool(folders) and all(folder.lower() in _ALIASES for folder in folders)
+    given = np.full(len(paths), NO_SPLIT, dtype=np.uint8)
+    names: list[str | None] = []
+    if has_splits:
+        for i, path in enumerate(paths):
+            parts = path.split("/", 2)
+            given[i] = _ALIASES[parts[0].lower()] if len(parts) > 1 else NO_SPLIT
+            names.append(parts[1] if len(parts) > 2 else None)
+    else:
+        names = [path.split("/", 1)[0] if "/" in path else None for path in paths]
+    classes = tuple(sorted({name for name in names if name is not None}))
+    index: dict[str | None, int] = {name: i for i, name in enumerate(classes)}
+    labels = np.array([index.get(name, -1) for name in names], dtype=np.int32)
+    return Listing(
+        root, "classification", classes, paths, stats, labels, None, given, ignored, tuple(failures), scanned_ns
+    )
+
+
+def _walk(
+    root: str,
+    prefix: str,
+    above: tuple[tuple[int, int], ...],
+    found: list[tuple[str, int, int, int, int]],
+    failures: list[tuple[str, str]],
+) -> int:
+    """Append the image files below ``root/prefix`` to `found`; return how many other files there were."""
+    folder = os.path.join(root, prefix) if prefix else root
+    try:
+        own = os.stat(folder)
+        here = (own.st_dev, own.st_ino)
+        if here in above:
+            failures.append((prefix, "a symbolic link that leads back to a folder above it"))
+            return 0
+        entries = os.scandir(folder)
+    except OSError as error:
+        failures.append((prefix or ".", f"cannot be listed: {error.strerror}"))
+        return 0
+    ignored = 0
+    extensions = IMAGE_EXTENSIONS
+    with entries:
+        for entry in entries:
+            name = entry.name
+            path = f"{prefix}/{name}" if prefix else name
+            if entry.is_dir():
+                if not name.startswith("."):
+                    ignored += _walk(root, path, (*above, here), found, failures)
+            elif name.rpartition(".")[2].lower() in extensions:
+                try:
+                    status = entry.stat()
+                except OSError as error:
+                    failures.append((path, f"cannot be read: {error.strerror}"))
+                    continue
+                if stat_module.S_ISREG(status.st_mode):
+                    found.append((path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+                else:
+                    failures.append((path, "not a regular file"))
+            else:
+                ignored += 1
+    return ignored
+
+
+def _scan_csv(source: str, task: Task | None, scanned_ns: int) -> Listing:
+    root = os.path.dirname(source)
+    rows = _read_csv(source)
+    if task is None:
+        task = "multilabel" if any(";" in label for _, label, _ in rows) else "classification"
+    failures: list[tuple[str, str]] = []
+    kept: dict[str, tuple[str, str, tuple[int, int, int, int]]] = {}
+    ignored = 0
+    for path, label, split in rows:
+        inside = _inside(path)
+        if inside is None:
+            failures.append((path, "the path leaves the folder of the CSV"))
+            continue
+        if inside.rpartition(".")[2].lower() not in IMAGE_EXTENSIONS:
+            ignored += 1
+            continue
+        if inside in kept:
+            raise InputError(f"each path may stand once in {source!r}; {inside!r} stands again: separate labels by ';'")
+        try:
+            status = os.stat(os.path.join(root, inside))
+        except OSError as error:
+            failures.append((inside, f"cannot be read: {error.strerror}"))
+            continue
+        if not os.path.realpath(os.path.join(root, inside)).startswith(os.path.realpath(root) + os.sep):
+            failures.append((inside, "a symbolic link that leaves the folder of the CSV"))
+            continue
+        if not stat_module.S_ISREG(status.st_mode):
+            failures.append((inside, "not a regular file"))
+            continue
+        kept[inside] = (label, split, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+    paths = sorted(kept)
+    stats = np.array([kept[path][2] for path in paths], dtype=np.int64).reshape(len(paths), 4)
+    given = np.array([_given_split(kept[path][1], path) for path in paths], dtype=np.uint8)
+    classes, labels, targets = _csv_labels(task, paths, [kept[path][0] for path in paths])
+    return Listing(root, task, classes, paths, stats, labels, targets, given, ignored, tuple(failures), scanned_ns)
+
+
+def _read_csv(source: str) -> list[tuple[str, str, str]]:
+    try:
+        with open(source, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            reader = csv.DictReader(file)
+            header = reader.fieldnames or []
+            if "path" not in header or "label" not in header:
+                raise InputError(f"a CSV must have the columns path,label[,split]; {source!r} has {list(header)!r}")
+            return [
+                (row["path"] or "", (row["label"] or "").strip(), (row.get("split") or "").strip()) for row in reader
+            ]
+    except csv.Error as error:
+        raise InputError(f"{source!r} must be a readable CSV file, got: {error}") from error
+
+
+def _inside(path: str) -> str | None:
+    """Return `path` normalised, or None where it is absolute, empty or climbs out of its root."""
+    pure = PurePosixPath(path.replace("\\", "/") if os.sep == "\\" else path)
+    if not path or pure.is_absolute() or "\0" in path:
+        return None
+    parts: list[str] = []
+    for part in pure.parts:
+        if part != "..":
+            parts.append(part)
+        elif parts:
+            parts.pop()
+        else:
+            return None
+    return "/".join(parts) or None
+
+
+def _given_split(name: str, path: str) -> int:
+    if not name:
+        return NO_SPLIT
+    if name.lower() not in _ALIASES:
+        raise InputError(f"split must be one of {sorted(_ALIASES)!r} or empty, got {name!r} for {path!r}")
+    return _ALIASES[name.lower()]
+
+
+def _csv_labels(
+    task: Task, paths: Sequence[str], texts: Sequence[str]
+) -> tuple[tuple[str, ...], npt.NDArray[np.int32], npt.NDArray[np.float32] | None]:
+    """Return (class names, labels, targets) of the CSV's label column."""
+    values = [[part.strip() for part in text.split(";") if part.strip()] for text in texts]
+    unlabelled = np.full(len(paths), -1, dtype=np.int32)
+    if task == "regression":
+        width = max((len(value) for value in values), default=0)
+        targets = np.full((len(paths), width), np.nan, dtype=np.float32)
+        for i, value in enumerate(values):
+            if value and len(value) != width:
+                raise InputError(f"each label must hold {width} numbers, got {texts[i]!r} for {paths[i]!r}")
+            for j, number in enumerate(value):
+                try:
+                    targets[i, j] = float(number)
+                except ValueError as error:
+                    raise InputError(f"regression labels must be numbers, got {number!r} for {paths[i]!r}") from error
+                unlabelled[i] = 0
+        return tuple(f"target{j}" if width > 1 else "target" for j in range(width)), unlabelled, targets
+    classes = tuple(sorted({part for value in values for part in value}))
+    index = {name: i for i, name in enumerate(classes)}
+    if task == "classification":
+        for path, text, value in zip(paths, texts, values, strict=True):
+            if len(value) > 1:
+                raise InputError(f"a label must be one class with task 'classification', got {text!r} for {path!r}")
+        return classes, np.array([index[value[0]] if value else -1 for value in values], dtype=np.int32), None
+    targets = np.zeros((len(paths), len(classes)), dtype=np.float32)
+    for i, value in enumerate(values):
+        targets[i, [index[part] for part in value]] = 1.0
+        unlabelled[i] = index[value[0]] if value else -1
+    return classes, unlabelled, targets

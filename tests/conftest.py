@@ -1,0 +1,92 @@
+"""Fixtures shared by all tests: the real photos and weights beside the checkout, and small generated image folders."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _private_cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep compiled networks of the tests out of the user's cache directory."""
+    before = os.environ.get("FEATCACHE_HOME")
+    os.environ["FEATCACHE_HOME"] = before or str(Path(tempfile.gettempdir()) / "featcache-tests-home")
+    yield
+    if before is None:
+        del os.environ["FEATCACHE_HOME"]
+
+
+@pytest.fixture(scope="session")
+def shared_weights() -> Callable[[str], Path]:
+    """Return a function from a weights name to its file; skips where the real weights are absent."""
+
+    def find(name: str) -> Path:
+        path = SHARED / "weights" / f"{name}.safetensors"
+        if not path.exists():
+            pytest.skip(f"the real weights {name!r} are not beside this checkout")
+        return path
+
+    return find
+
+
+def _unpacked(archive: str, name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = SHARED / "datasets" / archive
+    if not source.exists():
+        pytest.skip(f"the real photos {archive!r} are not beside this checkout")
+    home = Path(os.environ.get("FEATCACHE_TEST_DATA", tmp_path_factory.getbasetemp().parent / "featcache-data"))
+    place = home / name
+    if not place.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        unpacking = home / f".{name}.{os.getpid()}"
+        with tarfile.open(source) as tar:
+            tar.extractall(unpacking, filter="data")
+        try:
+            (unpacking / name).rename(place)
+        except OSError:
+            if not place.exists():  # another worker of this run was first
+                raise
+    return place
+
+
+@pytest.fixture(scope="session")
+def clothing10(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the unpacked photo set clothing10: train/ val/ test/ above ten class folders."""
+    return _unpacked("clothing10.tar", "clothing10", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tinyimagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the unpacked 200-class set of 64x64 photos: train/ and val/."""
+    return _unpacked("tinyimagenet200_40k.tar.gz", "tinyimagenet200_40k", tmp_path_factory)
+
+
+def write_photo(path: Path, *, seed: int, size: tuple[int, int] = (48, 40), hue: int = 0) -> None:
+    """Write a small structured JPEG (or PNG, by the extension): a blurred colour pattern that differs by seed."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, size=(6, 6, 3), dtype=np.uint8)
+    coarse[..., hue % 3] = coarse[..., hue % 3] // 4 + 180
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+    image.save(path, quality=92) if path.suffix.lower() in (".jpg", ".jpeg") else image.save(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a folder of two classes with twelve small JPEGs each; the classes differ in their dominant channel."""
+    folder = tmp_path / "photos"
+    for hue, name in enumerate(["cat", "dog"]):
+        for i in range(12):
+            write_photo(folder / name / f"{i:02}.jpg", seed=100 * hue + i, hue=hue)
+    return folder
