@@ -1,0 +1,131 @@
+"""The interface of one device format, and the list of formats. It knows none of the implementations.
+
+A target turns the classifier's ONNX file (uint8 image in, logits and probabilities out) into its own files, and opens
+such files in the runtime that will execute them on the device, so that what is exported is also what is measured.
+Nothing here, nor in opening a file, loads torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import DependencyError, InputError
+from featcache.recipe import Preprocessing
+
+# name → (module, class); order is the order of reports
+_TARGETS = {
+    "onnx": ("featcache.export._onnx", "OnnxTarget"),
+    "openvino": ("featcache.export._openvino", "OpenVinoTarget"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What every device file needs to know of the model beside its graph.
+
+    `name`: for people, e.g. timm's model name. `classes`: label of each logit, in order. `lineage`: JSON values that
+    say where the model came from (recipe, weights, head, compression). `quantized`: whether the graph holds
+    QuantizeLinear/DequantizeLinear pairs.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    lineage: Mapping[str, Any]
+    quantized: bool
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, 3) of one input image."""
+        return (self.preprocessing.height, self.preprocessing.width, 3)
+
+
+class Runner(ABC):
+    """A device file, loaded in its own runtime. Not thread-safe; use as a context manager."""
+
+    @abstractmethod
+    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return the logits (n, n_classes) float32 of `images` (n, height, width, 3) uint8 RGB, n ≥ 1."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the runtime holds."""
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Target(ABC):
+    """One device format. `name` is its word on the command line; `needs` says how to get its tools."""
+
+    name: str
+    needs: str
+
+    @abstractmethod
+    def available(self) -> str | None:
+        """Return None where this machine can convert, else the reason why not and what to install."""
+
+    def executable(self) -> str | None:
+        """Return None where this machine can also run the files, else the reason why they stay unexecuted."""
+        return self.available()
+
+    @abstractmethod
+    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> tuple[Path, ...]:
+        """Write the format's files from the ONNX file into the existing `folder`; the one to open comes first.
+
+        The same ONNX file gives the same bytes. Raises `DependencyError` where `available` gives a reason.
+        """
+
+    @abstractmethod
+    def open(self, files: Sequence[Path], *, threads: int) -> Runner:
+        """Return the loaded model that `convert` wrote, computing in float32 with `threads` threads."""
+
+    @abstractmethod
+    def tensors(self, facts: ModelFacts) -> dict[str, Any]:
+        """Return the names, dtypes, layouts and shapes of inputs and outputs, as JSON for ``preprocess.json``."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """Return the name and version of the runtime that `open` uses."""
+
+    def require(self) -> None:
+        """Raise `DependencyError` where the target's tools are not installed."""
+        reason = self.available()
+        if reason is not None:
+            raise DependencyError(f"format {self.name!r} needs its tools installed, got: {reason}; {self.needs}")
+
+
+def target_names() -> tuple[str, ...]:
+    """Return the names of all formats."""
+    return tuple(_TARGETS)
+
+
+def find_target(name: str) -> Target:
+    """Return the target called `name`; `InputError` for an unknown one."""
+    if name not in _TARGETS:
+        raise InputError(f"format must be one of {', '.join(_TARGETS)}, got {name!r}")
+    module, kind = _TARGETS[name]
+    target: Target = getattr(importlib.import_module(module), kind)()
+    return target
+
+
+def classifier_tensors(facts: ModelFacts) -> dict[str, Any]:
+    """Return the tensors of the reference form: uint8 (N, H, W, 3) in, float32 logits and probabilities out."""
+    height, width, channels = facts.image_shape
+    outputs = {name: {"dtype": "float32", "shape": ["N", len(facts.classes)]} for name in ("logits", "probabilities")}
+    image = {"dtype": "uint8", "layout": "NHWC", "color": "RGB", "shape": ["N", height, width, channels]}
+    return {"inputs": {"image": image}, "outputs": outputs}

@@ -1,0 +1,113 @@
+"""Passes over an ONNX graph: fold what is constant, name things after the modules they come from, check the result."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from featcache.errors import VerificationError
+
+if TYPE_CHECKING:
+    import onnx
+
+_ROLES = {1: "weight", 2: "bias"}  # of the inputs of Conv and Gemm
+
+
+def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with constants folded, so that the shape arithmetic of a fixed input size is gone."""
+    import onnxslim
+
+    slim: onnx.ModelProto = onnxslim.slim(proto)
+    return slim
+
+
+def rename(proto: onnx.ModelProto, *, prefix: str) -> None:
+    """Name, in place, nodes and values after modules, and weights as in the model's state.
+
+    The exporter numbers some tensors in the order it meets them, and calls ``a.b.c`` ``/prefix/a/a.b/a.b.c``. Numbers
+    would change with the exporter; names are what stored scales and bug reports refer to. Inputs and outputs of the
+    graph keep their names.
+    """
+    graph = proto.graph
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    state = {tensor.name for tensor in graph.initializer}
+    taken = set(kept)
+    names: dict[str, str] = {}
+
+    def take(name: str, wish: str) -> None:
+        unique, count = wish, 0
+        while unique in taken:
+            count += 1
+            unique = f"{wish}_{count}"
+        taken.add(unique)
+        names[name] = unique
+
+    for tensor in graph.initializer:
+        if not tensor.name.startswith(("onnx::", "/")) and not tensor.name.isdigit():
+            take(tensor.name, tensor.name.removeprefix(f"{prefix}."))
+    for node in graph.node:
+        node.name = _node_name(node, prefix)
+        module = node.name.rpartition("/")[0]
+        for position, name in enumerate(node.input):
+            if name in state and name not in names:
+                named = node.op_type in ("Conv", "Gemm") and module and position in _ROLES
+                take(name, f"{module}.{_ROLES[position]}" if named else f"{node.name}.{position}")
+        for position, name in enumerate(node.output):
+            if name not in kept:
+                take(name, node.name if position == 0 else f"{node.name}:{position}")
+    used: set[str] = set()
+    for node in graph.node:
+        wish, count = node.name, 0
+        while node.name in used:
+            count += 1
+            node.name = f"{wish}_{count}"
+        used.add(node.name)
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+
+
+def _node_name(node: onnx.NodeProto, prefix: str) -> str:
+    """Return ``a.b.c/Op`` for a node the exporter called ``/prefix/a/a.b/a.b.c/Op_3``."""
+    parts = [part for part in node.name.split("/") if part][:-1]
+    parts = parts[1:] if parts[:1] == [prefix] else parts
+    path = [
+        part for part, following in zip(parts, [*parts[1:], ""], strict=False) if not following.startswith(f"{part}.")
+    ]
+    return re.sub(r"^/", "", f"{'.'.join(path)}/{node.op_type}")
+
+
+def describe(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    """Replace, in place, whatever the tools noted (paths, positions) by `metadata`, in the order of its keys."""
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del proto.graph.value_info[:]
+    del proto.graph.metadata_props[:]
+    del proto.metadata_props[:]
+    proto.doc_string = proto.graph.doc_string = ""
+    proto.graph.name = "classifier"
+    proto.producer_name, proto.producer_version = "featcache", importlib.metadata.version("featcache")
+    for key in sorted(metadata):
+        proto.metadata_props.add(key=key, value=metadata[key])
+
+
+def check(proto: onnx.ModelProto, *, opset: int, tensors: Sequence[str]) -> None:
+    """Raise `VerificationError` unless the graph is valid, of `opset` alone, with `tensors` of a dynamic batch N."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        raise VerificationError(f"the exported graph must pass ONNX's checker, got: {error}") from error
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    if opsets != {"": opset}:
+        raise VerificationError(f"the exported graph must use opset {opset} only, got {opsets!r}")
+    batch = {
+        value.name: value.type.tensor_type.shape.dim[0].dim_param for value in (*proto.graph.input, *proto.graph.output)
+    }
+    if batch != dict.fromkeys(tensors, "N"):
+        raise VerificationError(f"the batch of every input and output must stay dynamic (N), got {batch!r}")
