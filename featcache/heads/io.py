@@ -1,0 +1,148 @@
+"""The directory form of a head: ``head.json`` and ``head.safetensors``; nothing pickled, nothing executed.
+
+``head.json``: ``format`` ("featcache.head"), ``version``, ``kind``, ``classes``, ``task``, ``columns``, ``fingerprint``
+(of the cache's Recipe), ``settings`` (what refits the head), ``options`` (of the kind), ``calibration``, ``unknown``,
+``fit`` (the FitResult), ``arrays`` (name → shape and dtype) and ``sha256`` of ``head.safetensors``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.errors import CorruptError, FormatError, InputError, MissingError
+from featcache.files import new_directory
+from featcache.heads.base import Head
+from featcache.heads.calibration import Calibration
+from featcache.heads.kinds import head_class
+from featcache.heads.unknown import UnknownRule
+
+FORMAT = "featcache.head"
+VERSION = 1
+JSON_FILE, ARRAYS_FILE = "head.json", "head.safetensors"
+
+
+def save_head(
+    head: Head,
+    path: str | os.PathLike[str],
+    *,
+    fit: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write `head` as a directory at `path` and return it; equal heads give equal bytes.
+
+    `fit`: the JSON values of the FitResult. `files`: further files by name, for people; nothing reads them back. The
+    directory appears whole or not at all. Raises `ExistsError` where `path` exists and `overwrite` is false,
+    `StorageError` where the disk refuses.
+    """
+    from safetensors.numpy import save
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in sorted(head.arrays().items())}
+    data = save(arrays)
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": head.kind,
+        "classes": list(head.classes),
+        "task": head.task,
+        "columns": list(head.columns),
+        "fingerprint": head.fingerprint,
+        "settings": dict(head.settings),
+        "options": head.options(),
+        "calibration": None if head.calibration is None else head.calibration.to_json(),
+        "unknown": None if head.unknown is None else head.unknown.to_json(),
+        "fit": None if fit is None else dict(fit),
+        "arrays": {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in arrays.items()},
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    target = Path(os.path.abspath(path))
+    with new_directory(target, overwrite=overwrite) as folder:
+        for name, content in {**(files or {}), JSON_FILE: text.encode(), ARRAYS_FILE: data}.items():
+            with open(folder / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+    return target
+
+
+def load_head(path: str | os.PathLike[str]) -> Head:
+    """Return the head in directory `path`.
+
+    Raises `MissingError` where there is none, `FormatError` for another format or a newer version, `CorruptError` where
+    the arrays' bytes are not the ones that were saved.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    document = read_head_json(path)
+    try:
+        data = (Path(path) / ARRAYS_FILE).read_bytes()
+    except FileNotFoundError as error:
+        raise MissingError(f"a head must hold {ARRAYS_FILE}; {os.fspath(path)!r} has none: train it again") from error
+    if hashlib.sha256(data).hexdigest() != document["sha256"]:
+        raise CorruptError(
+            f"{ARRAYS_FILE} must have the sha256 that {JSON_FILE} states; {os.fspath(path)!r} has other bytes: "
+            "restore the file or train the head again"
+        )
+    try:
+        arrays = load(data)
+        found = {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in arrays.items()}
+        if found != document["arrays"]:
+            raise CorruptError(f"{os.fspath(path)!r} must hold the arrays {document['arrays']!r}, got {found!r}")
+        calibration, unknown = document["calibration"], document["unknown"]
+        common = {
+            "classes": tuple(document["classes"]),
+            "task": document["task"],
+            "columns": tuple(document["columns"]),
+            "fingerprint": document["fingerprint"],
+            "settings": document["settings"],
+            "calibration": None if calibration is None else Calibration(**calibration),
+            "unknown": None if unknown is None else UnknownRule.from_json(unknown),
+        }
+        return head_class(document["kind"]).from_state(arrays, document["options"], common)
+    except (KeyError, TypeError, AttributeError, SafetensorError, InputError) as error:
+        raise CorruptError(
+            f"{os.fspath(path)!r} must hold a whole head, got {error!r}: restore it or train the head again"
+        ) from error
+
+
+def load_fit(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return the JSON values of the FitResult saved with the head in directory `path`, or None."""
+    fit: dict[str, Any] | None = read_head_json(path).get("fit")
+    return fit
+
+
+def read_head_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the document in ``head.json`` of directory `path`, its format and version checked."""
+    try:
+        text = (Path(path) / JSON_FILE).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingError(
+            f"a head must be a directory with {JSON_FILE}; {os.fspath(path)!r} is none: make one with 'featcache train'"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise CorruptError(f"{JSON_FILE} of {os.fspath(path)!r} must be UTF-8 JSON, got other bytes") from error
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CorruptError(f"{JSON_FILE} of {os.fspath(path)!r} must be JSON, got {error}: train it again") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise FormatError(f"{JSON_FILE} must have the format {FORMAT!r}; {os.fspath(path)!r} has another")
+    if document.get("version") != VERSION:
+        raise FormatError(
+            f"a head must be of version {VERSION}; {os.fspath(path)!r} has {document.get('version')!r}: open it with "
+            "the featcache that wrote it"
+        )
+    keys = ("kind", "classes", "task", "columns", "fingerprint", "settings", "options", "calibration", "unknown")
+    missing = [key for key in (*keys, "arrays", "sha256") if key not in document]
+    if missing:
+        raise CorruptError(f"{JSON_FILE} of {os.fspath(path)!r} must have the keys {missing!r}: train the head again")
+    return document

@@ -1,0 +1,193 @@
+"""What a head is fitted on: rows of a cache joined with labels and splits, checked before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import InputError
+from featcache.samples import printable
+
+if TYPE_CHECKING:
+    from featcache.cache import FeatureCache, Selection
+    from featcache.samples import Samples
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of one split: `features` (n, d) float32, `targets`, and `indices` (n,) of their samples.
+
+    `targets`: (n,) int64 class indices, -1 where unlabelled; for multi-label and regression (n, k) float32.
+    """
+
+    features: Floats
+    targets: npt.NDArray[Any]
+    indices: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """All rows a fit looks at. `val`, `test` are None where the data set has no such split; `unlabelled` likewise.
+
+    `columns`: the store columns laid side by side; `block_widths`: how many features each of them gives.
+    `notes`: one line each, what the user should know about the data.
+    """
+
+    dataset: str
+    task: str
+    classes: tuple[str, ...]
+    columns: tuple[str, ...]
+    block_widths: tuple[int, ...]
+    train: Rows
+    val: Rows | None
+    test: Rows | None
+    unlabelled: Rows | None
+    samples: Samples
+    unlabelled_samples: Samples | None
+    notes: tuple[str, ...]
+
+
+def load_training_data(
+    cache: FeatureCache,
+    *,
+    dataset: str | None = None,
+    outputs: Sequence[str] | None = None,
+    views: Sequence[int] = (0,),
+    drop_duplicates: bool = False,
+    with_unlabelled: bool = False,
+    unlabelled: str | None = None,
+) -> TrainingData:
+    """Return the rows of `dataset` in `cache`, one block of columns per output.
+
+    `views`: the stored views that become training rows (n_train = images · views); val and test see the plain view 0
+    only. `with_unlabelled`: also load the unlabelled train samples, and all samples of data set `unlabelled` of the
+    same cache. Raises `InputError` for non-finite features, one class, or a class without a training row.
+    """
+    samples = cache.samples(dataset)
+    names = tuple(outputs) if outputs else (cache.recipe.outputs[0],)
+    selections = {split: cache.select(split=split, dataset=dataset) for split in ("train", "val", "test")}
+    notes, kept = _find_duplicates(selections, samples, drop=drop_duplicates)
+    train = selections["train"]
+    train_indices, train_rows = train.indices[kept], train.rows[kept]
+    train_targets = train.labels[kept]
+    _check_targets(samples, train_targets, cache)
+    shapes = {column.name: math.prod(column.shape) for column in cache.columns}
+
+    def load(rows: npt.NDArray[np.int64], indices: npt.NDArray[np.int64], which: Sequence[int], of: Samples) -> Floats:
+        features = cache.gather(rows, output=list(names), views=list(which))
+        _check_finite(features, indices, of)
+        return features
+
+    def load_split(split: str) -> Rows | None:
+        chosen = selections[split]
+        if not len(chosen.rows):
+            return None
+        return Rows(load(chosen.rows, chosen.indices, (0,), samples), chosen.labels, chosen.indices)
+
+    repeats = len(views)
+    train_data = Rows(
+        load(train_rows, train_indices, views, samples),
+        np.concatenate([train_targets] * repeats),
+        np.concatenate([train_indices] * repeats),
+    )
+    free, free_samples = None, None
+    if with_unlabelled:
+        free_samples = samples if unlabelled is None else cache.samples(unlabelled)
+        split = "train" if unlabelled is None else None
+        every = cache.select(split=split, dataset=free_samples.dataset, labelled=False)
+        chosen = every.indices if unlabelled is not None else every.indices[free_samples.labels[every.indices] < 0]
+        rows = every.rows[np.isin(every.indices, chosen)]
+        if len(rows):
+            features = load(rows, chosen, views, free_samples)
+            free = Rows(features, np.full(len(features), -1), np.concatenate([chosen] * repeats))
+    return TrainingData(
+        dataset=samples.dataset,
+        task=samples.task,
+        classes=samples.classes,
+        columns=names,
+        block_widths=tuple(shapes[name] for name in names),
+        train=train_data,
+        val=load_split("val"),
+        test=load_split("test"),
+        unlabelled=free,
+        samples=samples,
+        unlabelled_samples=free_samples,
+        notes=tuple(notes),
+    )
+
+
+def _find_duplicates(
+    selections: dict[str, Selection], samples: Samples, *, drop: bool
+) -> tuple[list[str], npt.NDArray[np.bool_]]:
+    """Return notes on equal images under several labels or splits, and which train samples are kept.
+
+    Equal bytes share one store row, so the row numbers say which images are equal.
+    """
+    train = selections["train"].rows
+    elsewhere = np.concatenate([selections["val"].rows, selections["test"].rows])
+    leaked = np.isin(train, elsewhere)
+    all_rows = np.concatenate([train, elsewhere])
+    labels = [selections[split].labels for split in ("train", "val", "test")]
+    flat = np.concatenate(labels) if len(all_rows) else np.empty(0, dtype=np.int64)
+    if flat.ndim == 2:
+        flat = np.unique(flat, axis=0, return_inverse=True)[1].reshape(-1)
+    conflicting = np.zeros(len(train), dtype=bool)
+    if len(np.unique(all_rows)) < len(all_rows):
+        pairs = np.unique(np.stack([all_rows, flat]), axis=1)
+        rows, counts = np.unique(pairs[0], return_counts=True)
+        conflicting = np.isin(train, rows[counts > 1])
+    notes = []
+    what = "dropped from train" if drop else "kept: drop them with drop_duplicates (--drop-duplicates)"
+    if leaked.any():
+        notes.append(f"{int(leaked.sum())} training images also stand in val or test; {what}")
+    if conflicting.any():
+        notes.append(f"{int(conflicting.sum())} training images also stand under another label; {what}")
+    kept = ~(leaked | conflicting) if drop else np.ones(len(train), dtype=bool)
+    return notes, kept
+
+
+def _check_targets(samples: Samples, targets: npt.NDArray[Any], cache: FeatureCache) -> None:
+    where = f"data set {samples.dataset!r} of {str(cache.path)!r}"
+    if not len(targets):
+        raise InputError(f"training needs labelled images in the train split, got none in {where}")
+    if samples.task == "regression":
+        if not np.isfinite(targets).all():
+            raise InputError(f"regression targets must be finite numbers, got NaN or infinity in {where}")
+        return
+    if len(samples.classes) < 2 and samples.task == "classification":
+        raise InputError(
+            f"training needs at least two classes, got {list(samples.classes)!r} in {where}: add a folder of images of "
+            "another class"
+        )
+    if samples.task == "classification":
+        counts = np.bincount(targets, minlength=len(samples.classes))
+    else:
+        counts = (targets > 0).sum(axis=0)
+    empty = [samples.classes[i] for i in np.flatnonzero(counts == 0)]
+    if empty:
+        raise InputError(
+            f"every class must have an image in the train split, got none for {empty[:5]!r}"
+            f"{f' and {len(empty) - 5} more' if len(empty) > 5 else ''} in {where}: add images or remove the class"
+        )
+
+
+def _check_finite(features: Floats, indices: npt.NDArray[np.int64], samples: Samples) -> None:
+    if np.isfinite(features.sum(dtype=np.float64)):
+        return
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        first = printable(samples.paths[int(indices[bad[0] % len(indices)])])
+        raise InputError(
+            f"features must be finite, got NaN or infinity in {len(bad)} rows, first that of {first!r}: the network "
+            "overflows on it; build the cache with --precision fp32"
+        )
