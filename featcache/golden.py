@@ -1,0 +1,143 @@
+"""Golden samples: a few JPEGs that travel with a model, and the logits they must give wherever it runs.
+
+A directory of ``00.jpg`` … and ``golden.json``: ``kind`` (``photos`` or ``synthetic``), ``computed_by`` (what gave the
+logits) and per image its file, sha256 and logits. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import CorruptError, InputError, MissingError
+
+if TYPE_CHECKING:
+    from featcache.cache import FeatureCache
+
+GOLDEN_FILE = "golden.json"
+GOLDEN_COUNT = 16
+
+GoldenKind = Literal["photos", "synthetic", "none"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Golden:
+    """JPEG files and the logits (n, n_classes) float32 they gave; `computed_by` names what computed them."""
+
+    kind: str
+    computed_by: str
+    images: tuple[bytes, ...]
+    logits: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.logits.ndim != 2 or len(self.logits) != len(self.images):
+            raise InputError(f"logits must be one row per golden image ({len(self.images)}), got {self.logits.shape!r}")
+
+    def files(self) -> dict[str, bytes]:
+        """Return the bytes of every file of the directory form, by name."""
+        names = [f"{index:02d}.jpg" for index in range(len(self.images))]
+        entries = [
+            {"file": name, "sha256": hashlib.sha256(data).hexdigest(), "logits": [float(value) for value in row]}
+            for name, data, row in zip(names, self.images, self.logits, strict=True)
+        ]
+        document = {"kind": self.kind, "computed_by": self.computed_by, "images": entries}
+        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+        return {**dict(zip(names, self.images, strict=True)), GOLDEN_FILE: text.encode()}
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Golden:
+        """Return the golden samples in `folder`; `CorruptError` where an image is not the one that was stored."""
+        place = Path(folder)
+        try:
+            document = json.loads((place / GOLDEN_FILE).read_text(encoding="utf-8"))
+            entries = document["images"]
+            images = tuple((place / Path(entry["file"]).name).read_bytes() for entry in entries)
+            logits = np.array([entry["logits"] for entry in entries], dtype=np.float32)
+            for entry, data in zip(entries, images, strict=True):
+                if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+                    raise CorruptError(f"golden image {entry['file']!r} in {str(place)!r} must have its stored sha256")
+            return cls(document["kind"], document["computed_by"], images, logits)
+        except FileNotFoundError as error:
+            raise MissingError(f"golden samples must be complete, {str(error.filename)!r} is missing") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise CorruptError(
+                f"{GOLDEN_FILE} in {str(place)!r} must be what featcache wrote, got {error!r}"
+            ) from error
+
+
+def golden_photos(cache: FeatureCache, *, dataset: str | None = None, count: int = GOLDEN_COUNT) -> tuple[bytes, ...]:
+    """Return up to `count` JPEGs of the data set: test images where it has some, one class after another.
+
+    A photo that is a JPEG is taken byte for byte; others are encoded as one (quality 95, no chroma subsampling).
+    Files that changed since the build are passed over; `MissingError` where none is left.
+    """
+    samples = cache.samples(dataset)
+    for split in ("test", "val", "train"):
+        indices = cache.select(split=split, dataset=dataset, labelled=False).indices
+        if len(indices):
+            break
+    digests = [samples.digests[index].tobytes() for index in indices]
+    rank: dict[int, int] = {}
+    order = []
+    for digest, index in sorted(zip(digests, indices.tolist(), strict=True)):
+        label = int(samples.labels[index])
+        rank[label] = rank.get(label, -1) + 1  # the how-manieth of its class, so that every class comes early
+        order.append((rank[label], label, digest, index))
+    found: list[bytes] = []
+    for _, _, digest, index in sorted(order):
+        if len(found) == count:
+            break
+        try:
+            data = Path(os.fsdecode(samples.listing.absolute(index))).read_bytes()
+        except OSError:
+            continue
+        if hashlib.sha256(data).digest() == digest:
+            found.append(as_jpeg(data))
+    if not found:
+        raise MissingError(
+            f"golden photos must be read from {samples.root!r}, none is there unchanged: build the cache again or "
+            "pass --golden synthetic"
+        )
+    return tuple(found)
+
+
+def golden_patterns(height: int, width: int, *, count: int = GOLDEN_COUNT) -> tuple[bytes, ...]:
+    """Return `count` JPEGs of smooth random colours, where photos are private; the same ones every time."""
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    images = []
+    for _ in range(count):
+        coarse = generator.integers(0, 256, size=(7, 9, 3), dtype=np.uint8)
+        smooth = Image.fromarray(coarse).resize((width * 9 // 7, height * 8 // 7), Image.Resampling.BICUBIC)
+        images.append(_encode(smooth))
+    return tuple(images)
+
+
+def as_jpeg(data: bytes) -> bytes:
+    """Return `data` if it is a JPEG, else the image in it encoded as one."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return data
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(data)) as image:
+        return _encode(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def _encode(image: object) -> bytes:
+    from PIL.Image import Image
+
+    assert isinstance(image, Image)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
