@@ -110,12 +110,19 @@ class OnnxTarget(Target):
         return _OnnxRunner(files[0], threads)
 
 
+def open_unoptimised(path: Path, *, threads: int) -> Runner:
+    """Return the graph run node by node as it is written: stored scales are computed in float32, nothing in integers."""
+    return _OnnxRunner(path, threads, optimise=False)
+
+
 class _OnnxRunner(Runner):
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, *, optimise: bool = True) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        if not optimise:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

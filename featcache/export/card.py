@@ -1,0 +1,107 @@
+"""The files of a bundle that are for people and for other programs: labels, preprocessing, model card."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from featcache.export.base import ModelFacts, Target
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+def one_line(text: str) -> str:
+    """Return `text` with each run of line breaks and control characters as one space."""
+    return _CONTROL.sub(" ", text)
+
+
+def labels_text(classes: tuple[str, ...]) -> str:
+    """Return ``labels.txt``: one label per line, line n (from 0) for logit n. The exact names stand in the JSON."""
+    return "".join(f"{one_line(label)}\n" for label in classes)
+
+
+def preprocess_document(
+    facts: ModelFacts, targets: Mapping[str, Target], *, task: str, unknown: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return ``preprocess.json``: how encoded image bytes become the input tensor, and what comes out."""
+    size = facts.preprocessing
+    resize = (
+        f"scale the short side to {size.resize} pixels"
+        if size.crop_mode == "center"
+        else f"scale to {size.width} x {size.height} pixels, whatever the aspect"
+    )
+    steps = [
+        "decode to 8-bit RGB (grey is repeated, transparency is dropped)",
+        "turn and mirror as the EXIF orientation says",
+        f"{resize} ({size.interpolation}, antialiased, as Pillow's resize)",
+    ]
+    if size.crop_mode == "center":
+        steps.append(f"cut the middle {size.width} x {size.height} pixels")
+    steps.append("pass the bytes 0 to 255 as they are: mean and std are applied inside the model")
+    return {
+        "labels": list(facts.classes),
+        "task": task,
+        "unknown": None if unknown is None else dict(unknown),
+        "preprocessing": size.to_json(),
+        "decoder": "pillow",
+        "orientation": "exif",
+        "normalisation": "inside the model",
+        "steps": steps,
+        "tensors": {name: target.tensors(facts) for name, target in targets.items()},
+    }
+
+
+def model_card(
+    facts: ModelFacts, files: Mapping[str, tuple[str, ...]], *, task: str, weights: str, random_weights: bool
+) -> str:
+    """Return ``model_card.md`` (Hugging Face's front matter), which holds what was done but no measurement.
+
+    What was measured depends on the machine and stands in ``report.json``; the card is the same for equal models.
+    """
+    front = {
+        "library_name": "featcache",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", *(["int8"] if facts.quantized else []), *files],
+    }
+    if facts.name:
+        front["base_model"] = one_line(facts.name)
+    lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()), "---", ""]
+    lines += [f"# Image classifier on {_inline(facts.name)}", ""]
+    if random_weights:
+        lines += [
+            f"**The backbone's weights are random ({_inline(weights)}): it was never trained.** Only the head was fitted.",
+            "",
+        ]
+    shown = ", ".join(_inline(label) for label in facts.classes[:20])
+    more = "" if len(facts.classes) <= 20 else f" and {len(facts.classes) - 20} more (`labels.txt`)"
+    height, width, _ = facts.image_shape
+    lines += [
+        f"- Task: {task}, {len(facts.classes)} classes: {shown}{more}",
+        f"- Input: RGB image of {width} x {height} pixels, made as `preprocess.json` says; mean and std are in the model",
+        f"- Backbone: {_inline(facts.name)}, weights {_inline(weights)}",
+        f"- Numbers: {'8-bit integers (static, per channel), refitted head' if facts.quantized else '32-bit floats'}",
+        "- Measurements (accuracy, size, latency, agreement with the reference): `report.json`",
+        "",
+        "| format | files |",
+        "|---|---|",
+        *(f"| {name} | {', '.join(f'`{file}`' for file in names)} |" for name, names in files.items()),
+        "",
+        "## How it was made",
+        "",
+        *(f"{number}. {_inline(_step(step))}" for number, step in enumerate(facts.lineage.get("steps", []), start=1)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    """Return one entry of the lineage as a sentence: its verb, then its plain values."""
+    plain = [f"{key} {value}" for key, value in step.items() if key != "verb" and isinstance(value, (str, int, float))]
+    return f"{step.get('verb', 'step')}: {', '.join(plain)}" if plain else str(step.get("verb", "step"))
+
+
+def _inline(text: str) -> str:
+    """Return `text` as one line in which Markdown and HTML mean nothing."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|&~])", r"\\\1", one_line(text))

@@ -1,0 +1,201 @@
+"""Run a device file on real images, compare it with a reference, and refuse to claim what it does not do.
+
+The reference of a float file is torch's float32 module. That of a quantized one is its own graph with the stored
+scales computed in float32 (ONNX Runtime without any optimisation): what the integers are meant to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from featcache.errors import InputError, VerificationError
+from featcache.export.base import Runner, Target
+from featcache.recipe import Preprocessing
+from featcache.runtime.bench import Latency, measure_latency
+from featcache.runtime.evaluate import Evaluation, score
+from featcache.runtime.labelled import LabelledImages
+from featcache.runtime.stream import stream
+
+FLOAT_TOLERANCE = 1e-4  # of logits up to 10, in proportion above: float32 holds seven digits
+FLOAT_AGREEMENT = 0.997
+INT8_AGREEMENT = 0.98
+LEAST_FOR_AGREEMENT = 300  # a share of fewer images says nothing at 99.7 %
+_TIE = 1e-3  # reference logits closer than this may change places
+
+
+@dataclass(frozen=True, slots=True)
+class FormatReport:
+    """What one format of a bundle is and does, measured on its very files.
+
+    `files`: relative to the bundle. `executed`: whether they were run here; `reason`: why not. `reference`: what their
+    logits were compared with on `n_compared` images: `max_abs_diff`, and `top1_agreement` in [0, 1], None under 300.
+    `disagreements`: images with another first class. `accuracy`: on the labelled test images, None without any.
+    """
+
+    files: tuple[str, ...]
+    bytes: int
+    executed: bool
+    reason: str | None
+    runtime: str | None = None
+    reference: str | None = None
+    n_compared: int = 0
+    max_abs_diff: float | None = None
+    top1_agreement: float | None = None
+    disagreements: int | None = None
+    accuracy: float | None = None
+    latency_ms: Latency | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {
+            "files": list(self.files),
+            "bytes": self.bytes,
+            "executed": self.executed,
+            "reason": self.reason,
+            "runtime": self.runtime,
+            "reference": self.reference,
+            "n_compared": self.n_compared,
+            "max_abs_diff": self.max_abs_diff,
+            "top1_agreement": self.top1_agreement,
+            "disagreements": self.disagreements,
+            "accuracy": self.accuracy,
+            "latency_ms": None if self.latency_ms is None else self.latency_ms.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """Logits (n, n_classes) float32 of the reference and of each runner on the same decoded images, in their order."""
+
+    reference: npt.NDArray[np.float32]
+    by_format: Mapping[str, npt.NDArray[np.float32]]
+    failures: Mapping[int, str]
+
+    def decoded(self) -> npt.NDArray[np.int64]:
+        """Return the indices of the images that have pixels."""
+        mask = np.ones(len(self.reference), dtype=bool)
+        mask[list(self.failures)] = False
+        return np.flatnonzero(mask)
+
+
+def run_all(
+    sources: Sequence[Callable[[], bytes]],
+    preprocessing: Preprocessing,
+    *,
+    reference: Runner,
+    runners: Mapping[str, Runner],
+    num_classes: int,
+) -> Measured:
+    """Return the logits of every runner for `sources`, each decoded once through the bundle's own preprocessing."""
+    shape = (len(sources), num_classes)
+    expected = np.zeros(shape, dtype=np.float32)
+    found = {name: np.zeros(shape, dtype=np.float32) for name in runners}
+    failures: dict[int, str] = {}
+    with tqdm(total=len(sources), desc="compare", unit="image", disable=None) as bar:
+        for batch in stream(sources, preprocessing, failures=failures):
+            expected[batch.indices] = reference.run(batch.pixels)
+            for name, runner in runners.items():
+                found[name][batch.indices] = runner.run(batch.pixels)
+            bar.update(len(batch.indices))
+    return Measured(expected, found, failures)
+
+
+def compare(
+    name: str, reference: npt.NDArray[np.float32], logits: npt.NDArray[np.float32], *, quantized: bool, task: str
+) -> tuple[float, int, float | None]:
+    """Return (largest difference, images with another first class, agreement or None under 300) of two (n, k) logits.
+
+    Raises `VerificationError` where the device file `name` does not do what its reference does: for float files another
+    value beyond 1e-4, for quantized ones another first class on more than 2 % of the images (ties aside), for any a value
+    that is not finite.
+    """
+    n = len(reference)
+    if not n:
+        raise InputError("at least one image must decode to compare a device file with its reference, got none")
+    if not np.isfinite(logits).all():
+        raise VerificationError(
+            f"format {name!r} must give finite logits, it gave NaN or infinity: nothing was exported"
+        )
+    difference = float(np.abs(logits.astype(np.float64) - reference).max())
+    changed = np.flatnonzero(logits.argmax(axis=1) != reference.argmax(axis=1)) if task == "classification" else []
+    agreement = 1 - len(changed) / n if task == "classification" else None
+    if not quantized:
+        limit = FLOAT_TOLERANCE * max(1.0, float(np.abs(reference).max()) / 10)
+        if difference > limit:
+            raise VerificationError(
+                f"format {name!r} must give torch's logits within {limit:.2g}, it differs by {difference:.3g} on {n} "
+                "images: nothing was exported; please report it with the backbone's name"
+            )
+    least = INT8_AGREEMENT if quantized else FLOAT_AGREEMENT
+    if agreement is not None:
+        rows = reference[changed]
+        ordered = np.sort(rows, axis=1)
+        close = (ordered[:, -1] - ordered[:, -2] < _TIE).sum() if len(rows) and rows.shape[1] > 1 else 0
+        allowed = max(int((1 - least) * n), 1 if quantized else 0)
+        if len(changed) - close > allowed:
+            raise VerificationError(
+                f"format {name!r} must give the reference's first class on {least:.1%} of the images, it gives another "
+                f"on {len(changed)} of {n}: nothing was exported"
+            )
+    return difference, len(changed), agreement if n >= LEAST_FOR_AGREEMENT else None
+
+
+def report_formats(
+    targets: Mapping[str, Target],
+    files: Mapping[str, tuple[Path, ...]],
+    *,
+    folder: Path,
+    runners: Mapping[str, Runner],
+    measured: Measured,
+    labelled: LabelledImages | None,
+    reference_name: str,
+    classes: tuple[str, ...],
+    task: str,
+    quantized: bool,
+    threads: int,
+    pixels: npt.NDArray[np.uint8],
+) -> tuple[dict[str, FormatReport], Evaluation | None]:
+    """Return one report per format, and the evaluation of the first that ran; raises as `compare`.
+
+    `pixels` (1, height, width, 3) uint8: what latency is measured with. `labelled`: the images behind `measured`, None
+    for golden samples, of which no accuracy is claimed.
+    """
+    used = measured.decoded()
+    reports: dict[str, FormatReport] = {}
+    headline: Evaluation | None = None
+    for name, target in targets.items():
+        names = tuple(path.relative_to(folder).as_posix() for path in files[name])
+        size = sum(path.stat().st_size for path in files[name])
+        if name not in runners:
+            reports[name] = FormatReport(names, size, False, target.executable())
+            continue
+        logits = measured.by_format[name]
+        difference, changed, agreement = compare(
+            name, measured.reference[used], logits[used], quantized=quantized, task=task
+        )
+        evaluation = None
+        if labelled is not None and labelled.has_labels:
+            evaluation = score(labelled, logits, measured.failures, classes=classes, task=task, format=name)
+            headline = headline or evaluation
+        reports[name] = FormatReport(
+            names,
+            size,
+            True,
+            None,
+            runtime=target.version(),
+            reference=reference_name,
+            n_compared=len(used),
+            max_abs_diff=difference,
+            top1_agreement=agreement,
+            disagreements=changed if task == "classification" else None,
+            accuracy=None if evaluation is None else evaluation.accuracy,
+            latency_ms=measure_latency(runners[name], pixels, threads=threads),
+        )
+    return reports, headline

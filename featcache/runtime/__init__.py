@@ -1,0 +1,10 @@
+"""Use what was exported: predict, evaluate and time a BUNDLE with ONNX Runtime or OpenVINO and Pillow, without torch."""
+
+from __future__ import annotations
+
+from featcache.runtime.bench import Benchmark, bench
+from featcache.runtime.bundle import Bundle, open_bundle
+from featcache.runtime.evaluate import Evaluation, evaluate
+from featcache.runtime.predict import Prediction, predict
+
+__all__ = ["Benchmark", "Bundle", "Evaluation", "Prediction", "bench", "evaluate", "open_bundle", "predict"]

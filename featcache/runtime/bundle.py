@@ -1,0 +1,130 @@
+"""A BUNDLE on disk, opened: its labels, its preprocessing and the device files it holds.
+
+BUNDLE/manifest.json     format, version, device files by format, lineage, sha256 and size of every file
+BUNDLE/preprocess.json   labels, task, how an image becomes the input, the tensors of each format
+BUNDLE/report.json       what was measured when it was made; the one file the manifest does not cover
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from featcache.errors import CorruptError, FormatError, InputError, MissingError
+from featcache.export.base import Runner, find_target
+from featcache.heads.unknown import UnknownRule
+from featcache.recipe import Preprocessing
+
+FORMAT = "featcache.bundle"
+VERSION = 1
+MANIFEST_FILE, PREPROCESS_FILE, REPORT_FILE = "manifest.json", "preprocess.json", "report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What stands in a bundle's JSON files. `formats`: files of each format, the one to open first."""
+
+    path: Path
+    name: str
+    classes: tuple[str, ...]
+    task: str
+    unknown: UnknownRule | None
+    preprocessing: Preprocessing
+    formats: Mapping[str, tuple[str, ...]]
+    lineage: Mapping[str, Any]
+
+    def format_named(self, name: str | None) -> str:
+        """Return `name`, or for None the first format; `InputError` for one the bundle does not hold."""
+        if name is None:
+            return next(iter(self.formats))
+        if name not in self.formats:
+            raise InputError(f"format must be one of this bundle's {', '.join(self.formats)}, got {name!r}")
+        return name
+
+    def files(self, format: str) -> tuple[Path, ...]:
+        """Return the paths of the files of `format`."""
+        return tuple(self.path / name for name in self.formats[self.format_named(format)])
+
+    def open(self, format: str | None = None, *, threads: int | None = None) -> Runner:
+        """Return the model of `format` (default: the first), loaded, computing with `threads` (default: all)."""
+        named = self.format_named(format)
+        return find_target(named).open(self.files(named), threads=threads or usable_threads())
+
+
+def usable_threads() -> int:
+    """Return how many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_bundle(path: str | os.PathLike[str]) -> bool:
+    """Return whether `path` is a directory with a bundle's manifest."""
+    place = Path(path)
+    return (place / MANIFEST_FILE).is_file() and (place / PREPROCESS_FILE).is_file()
+
+
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Return the bundle at `path`; its device files are not opened, nor any digest checked (`verify` does).
+
+    Raises `MissingError` where there is none, `FormatError` for another format or version, `CorruptError` where its
+    JSON is not what `export` wrote.
+    """
+    place = Path(path)
+    manifest = read_manifest(place)
+    described = _read_json(place / PREPROCESS_FILE)
+    try:
+        unknown = described["unknown"]
+        bundle = Bundle(
+            path=place,
+            name=manifest["name"],
+            classes=tuple(described["labels"]),
+            task=described["task"],
+            unknown=None if unknown is None else UnknownRule.from_json(unknown),
+            preprocessing=Preprocessing.from_json(described["preprocessing"]),
+            formats={name: tuple(entry["files"]) for name, entry in manifest["formats"].items()},
+            lineage=manifest["lineage"],
+        )
+        for files in bundle.formats.values():
+            for name in files:
+                check_inside(name)
+    except (KeyError, TypeError, AttributeError, InputError) as error:
+        raise CorruptError(f"{str(path)!r} must hold a whole bundle, got {error!r}: export it again") from error
+    return bundle
+
+
+def read_manifest(place: Path) -> dict[str, Any]:
+    """Return the manifest of the bundle at `place`, its format and version checked."""
+    manifest = _read_json(place / MANIFEST_FILE)
+    if manifest.get("format") != FORMAT:
+        raise FormatError(f"{MANIFEST_FILE} must have the format {FORMAT!r}; {str(place)!r} has another")
+    if manifest.get("version") != VERSION:
+        raise FormatError(
+            f"a bundle must be of version {VERSION}; {str(place)!r} has {manifest.get('version')!r}: open it with the "
+            "featcache that wrote it"
+        )
+    return manifest
+
+
+def check_inside(name: str) -> None:
+    """Raise `InputError` unless `name` is a relative path of plain parts that cannot leave its root."""
+    parts = PurePosixPath(name).parts
+    odd = not parts or name != "/".join(parts) or any(part in (".", "..", "/") for part in parts)
+    if odd or "\\" in name or "\0" in name or ":" in parts[0]:
+        raise InputError(f"a file of a bundle must have a plain relative path inside it, got {name!r}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingError(
+            f"BUNDLE must be a directory with {path.name}; {str(path.parent)!r} is none: make one with 'featcache export'"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptError(f"{str(path)!r} must be JSON, got {error}: export the bundle again") from error
+    if not isinstance(document, dict):
+        raise CorruptError(f"{str(path)!r} must be a JSON object: export the bundle again")
+    return document

@@ -1,0 +1,95 @@
+"""`verify`: check every stored byte of a CACHE, a HEAD, a MODEL or a BUNDLE, whichever the path is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from featcache.errors import FeatcacheError, InputError, MissingError
+
+Kind = Literal["cache", "head", "model", "bundle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found. `rows`: intact rows of a cache, intact files of anything else. `problems`: one line each."""
+
+    path: str
+    kind: Kind
+    ok: bool
+    rows: int
+    problems: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {
+            "path": self.path,
+            "kind": self.kind,
+            "ok": self.ok,
+            "rows": self.rows,
+            "problems": list(self.problems),
+        }
+
+
+def verify(path: str | os.PathLike[str], *, repair: bool = False) -> Verification:
+    """Return what a check of every byte stored at `path` finds.
+
+    `repair`: drop exactly the damaged rows of a cache, so that the next build makes them again; nothing else can be
+    repaired. Raises `MissingError` where `path` is none of a cache, head, model or bundle.
+    """
+    place = Path(path)
+    kind = _kind(place)
+    if repair and kind != "cache":
+        raise InputError(f"only a cache can be repaired, {str(path)!r} is a {kind}: make it again")
+    if kind == "cache":
+        rows, problems = _check_cache(place, repair=repair)
+    elif kind == "bundle":
+        from featcache.export.verify import verify_bundle
+
+        rows, problems = verify_bundle(place)
+    elif kind == "model":
+        from featcache.model import verify_model
+
+        problems = verify_model(place)
+        rows = sum(1 for file in place.rglob("*") if file.is_file()) if not problems else 0
+    else:
+        rows, problems = _check_head(place)
+    return Verification(str(path), kind, not problems, rows, tuple(problems))
+
+
+def _kind(place: Path) -> Kind:
+    from featcache.cache import is_cache
+    from featcache.runtime.bundle import MANIFEST_FILE, PREPROCESS_FILE
+
+    if (place / "model.json").is_file():
+        return "model"
+    if (place / "head.json").is_file():
+        return "head"
+    if (place / PREPROCESS_FILE).is_file() or ((place / MANIFEST_FILE).is_file() and not is_cache(place)):
+        return "bundle"
+    if is_cache(place):
+        return "cache"
+    raise MissingError(
+        f"PATH must be a cache, a head, a model or a bundle; {str(place)!r} is none of them: check the path, or see "
+        "'featcache --help' for the verbs that make one"
+    )
+
+
+def _check_cache(place: Path, *, repair: bool) -> tuple[int, tuple[str, ...]]:
+    from featcache.cache import open_cache
+
+    with open_cache(place) as cache:
+        found = cache.verify(repair=repair)
+    return found.rows, found.problems
+
+
+def _check_head(place: Path) -> tuple[int, tuple[str, ...]]:
+    from featcache.heads import load_head
+
+    try:
+        load_head(place)
+    except FeatcacheError as error:
+        return 0, (str(error),)
+    return 2, ()
