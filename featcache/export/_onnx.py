@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import io
 import os
+import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-    from featcache.merge import MergedModel
+    from featcache.model import MergedModel
 
 OPSET = 18
 _WRAPPED = "model"  # the attribute of the traced wrapper that holds the model
@@ -111,7 +111,7 @@ class OnnxTarget(Target):
 
 
 def open_unoptimised(path: Path, *, threads: int) -> Runner:
-    """Return the graph run node by node as it is written: stored scales are computed in float32, nothing in integers."""
+    """Return the graph run node by node as it is written: stored scales computed in float32, no integers."""
     return _OnnxRunner(path, threads, optimise=False)
 
 
@@ -135,30 +135,30 @@ class _OnnxRunner(Runner):
         del self._session
 
 
-def _trace(model: nn.Module, outputs: tuple[str, ...]) -> onnx.ModelProto:
+def _trace(model: MergedModel, outputs: tuple[str, ...]) -> onnx.ModelProto:
     import onnx
     import torch
 
     height, width = model.preprocessing.height, model.preprocessing.width
     image = torch.zeros((2, height, width, 3), dtype=torch.uint8)
-    buffer = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "traced.onnx"
         # the exporter announces its own deprecation; shapes that are fixed are traced as the constants they are
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.onnx")
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*TorchScript-based ONNX export.*")
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
         torch.onnx.export(
             _wrapper(model, outputs),
             (image,),
-            buffer,
+            path,
             dynamo=False,
             opset_version=OPSET,
             input_names=["image"],
             output_names=list(outputs),
             dynamic_axes={name: {0: "N"} for name in ("image", *outputs)},
         )
-    return onnx.load_from_string(buffer.getvalue())
+        return onnx.load(path)
 
 
 def _of_outputs(quantization: Mapping[str, Any], proto: onnx.ModelProto) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _of_outputs(quantization: Mapping[str, Any], proto: onnx.ModelProto) -> dict
     return {**quantization, **kept, "nodes": backbone(quantization["nodes"])}
 
 
-def _wrapper(model: nn.Module, outputs: tuple[str, ...]) -> nn.Module:
+def _wrapper(model: MergedModel, outputs: tuple[str, ...]) -> nn.Module:
     """Return a module of `model` that gives `outputs`; without ``features`` alone, the whole forward is traced."""
     import torch
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -10,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from featcache.thumbnails import mistake_thumbnails
 
 if TYPE_CHECKING:
     from featcache.cache import FeatureCache
-    from featcache.merge import MergedModel
+    from featcache.model import MergedModel
 
 GOLDEN_FOLDER = "golden"
 
@@ -88,9 +88,9 @@ def export(
 
     `formats`: names of device formats; ``onnx`` is always made, the others are made from it. Every file that can be run
     here is run, from the bytes of image files through the bundle's own preprocessing: on the test split of `images` (a
-    folder or CSV) or of the data set of `cache`, else on the model's golden samples. Float files must give torch's logits
-    within 1e-4, quantized ones the first class of their reference. Two exports of one model are byte-identical, but for
-    ``report.json``.
+    folder or CSV) or of the data set of `cache`, else on the model's golden samples. Float files must give torch's
+    logits within 1e-4, quantized ones the first class of their reference. Two exports of one model are byte-identical,
+    but for ``report.json``.
 
     Raises `VerificationError` where a file does not do what it must, `DependencyError` where a format's tools are not
     installed, `ExistsError`; no bundle is left then, nor a half of one.
@@ -237,13 +237,18 @@ def _samples(
     size = model.preprocessing
     kept = golden.images if golden is not None else golden_patterns(size.height, size.width)
     called = golden.kind if golden is not None else "synthetic"
-    return [lambda data=data: data for data in kept], "golden" if called == "photos" else called
+    return _readers(kept), "golden" if called == "photos" else called
+
+
+def _readers(images: Sequence[bytes]) -> list[Callable[[], bytes]]:
+    return [partial(bytes, data) for data in images]
 
 
 def _check_golden(golden: Golden, model: MergedModel, reference: Runner, *, quantized: bool) -> None:
     """Raise `VerificationError` where the model does not give its own golden logits any more."""
-    sources = [lambda data=data: data for data in golden.images]
-    found = run_all(sources, model.preprocessing, reference=reference, runners={}, num_classes=len(model.classes))
+    found = run_all(
+        _readers(golden.images), model.preprocessing, reference=reference, runners={}, num_classes=len(model.classes)
+    )
     if found.failures:
         raise VerificationError(f"golden images must decode, one does not: {next(iter(found.failures.values()))}")
     compare("golden", golden.logits, found.reference, quantized=quantized, task=model.fitted.task)

@@ -71,7 +71,7 @@ def model_card(
     lines += [f"# Image classifier on {_inline(facts.name)}", ""]
     if random_weights:
         lines += [
-            f"**The backbone's weights are random ({_inline(weights)}): it was never trained.** Only the head was fitted.",
+            f"**The backbone has random weights ({_inline(weights)}) and was never trained.** Only the head was.",
             "",
         ]
     shown = ", ".join(_inline(label) for label in facts.classes[:20])
@@ -79,7 +79,7 @@ def model_card(
     height, width, _ = facts.image_shape
     lines += [
         f"- Task: {task}, {len(facts.classes)} classes: {shown}{more}",
-        f"- Input: RGB image of {width} x {height} pixels, made as `preprocess.json` says; mean and std are in the model",
+        f"- Input: RGB, {width} x {height} pixels, made as `preprocess.json` says; mean and std are in the model",
         f"- Backbone: {_inline(facts.name)}, weights {_inline(weights)}",
         f"- Numbers: {'8-bit integers (static, per channel), refitted head' if facts.quantized else '32-bit floats'}",
         "- Measurements (accuracy, size, latency, agreement with the reference): `report.json`",

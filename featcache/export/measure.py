@@ -113,8 +113,8 @@ def compare(
     """Return (largest difference, images with another first class, agreement or None under 300) of two (n, k) logits.
 
     Raises `VerificationError` where the device file `name` does not do what its reference does: for float files another
-    value beyond 1e-4, for quantized ones another first class on more than 2 % of the images (ties aside), for any a value
-    that is not finite.
+    value beyond 1e-4, for quantized ones another first class on more than 2 % of the images (ties aside), for any a
+    value that is not finite.
     """
     n = len(reference)
     if not n:
@@ -124,7 +124,11 @@ def compare(
             f"format {name!r} must give finite logits, it gave NaN or infinity: nothing was exported"
         )
     difference = float(np.abs(logits.astype(np.float64) - reference).max())
-    changed = np.flatnonzero(logits.argmax(axis=1) != reference.argmax(axis=1)) if task == "classification" else []
+    changed = (
+        np.flatnonzero(logits.argmax(axis=1) != reference.argmax(axis=1))
+        if task == "classification"
+        else np.zeros(0, np.int64)
+    )
     agreement = 1 - len(changed) / n if task == "classification" else None
     if not quantized:
         limit = FLOAT_TOLERANCE * max(1.0, float(np.abs(reference).max()) / 10)

@@ -27,7 +27,7 @@ def digest_file(path: Path) -> str:
 
 
 def manifest_bytes(values: Mapping[str, Any]) -> bytes:
-    """Return the one form of a manifest with `values`: their own ``sha256`` is part of it, so no byte can change alone."""
+    """Return the one form of a manifest with `values`; their own ``sha256`` is in it, so no byte can change alone."""
     plain = {key: value for key, value in values.items() if key != "sha256"}
     digest = hashlib.sha256(canonical_json(plain).encode()).hexdigest()
     return (json.dumps({**plain, "sha256": digest}, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
@@ -45,9 +45,9 @@ def manifest_entries(folder: Path) -> dict[str, dict[str, Any]]:
 def verify_bundle(path: str | os.PathLike[str]) -> tuple[int, tuple[str, ...]]:
     """Return the number of intact files of the bundle at `path` and one line per problem.
 
-    A problem is a changed, added or missing file, a link (it could point anywhere), or JSON that is not a bundle's. Only
-    ``report.json``, which holds measurements, may differ. A manifest rewritten to match is not noticed: that takes a
-    signature.
+    A problem is a changed, added or missing file, a link (it could point anywhere), or JSON that is not a bundle's.
+    Only ``report.json``, which holds measurements, may differ. A manifest rewritten to match is not noticed: that takes
+    a signature.
     """
     place = Path(path)
     if not place.is_dir():
@@ -92,8 +92,8 @@ def verify_bundle(path: str | os.PathLike[str]) -> tuple[int, tuple[str, ...]]:
 def unpack(archive: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Unpack the zip of a bundle at `archive` as the directory `out`, and return it; nothing is written outside it.
 
-    Raises `InputError` for an entry with an absolute path, a ``..``, a link or a name twice, `CorruptError` for a broken
-    zip or a bundle that does not match its manifest; `out` then does not exist.
+    Raises `InputError` for an entry with an absolute path, a ``..``, a link or a name twice, `CorruptError` for a
+    broken zip or a bundle that does not match its manifest; `out` then does not exist.
     """
     target = Path(os.path.abspath(out))
     try:

@@ -1,4 +1,4 @@
-"""Use what was exported: predict, evaluate and time a BUNDLE with ONNX Runtime or OpenVINO and Pillow, without torch."""
+"""Use what was exported: predict, evaluate and time a BUNDLE with its own runtime and Pillow, without torch."""
 
 from __future__ import annotations
 

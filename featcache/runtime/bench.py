@@ -82,7 +82,8 @@ def bench(
             found.append(Benchmark(name, None, size, None, reason))
             continue
         with opened.open(name, threads=count) as runner:
-            found.append(Benchmark(name, target.version(), size, measure_latency(runner, image, threads=count, seconds=seconds), None))  # fmt: skip
+            latency = measure_latency(runner, image, threads=count, seconds=seconds)
+        found.append(Benchmark(name, target.version(), size, latency, None))
     if all(entry.latency_ms is None for entry in found):
         reasons = "; ".join(f"{entry.format}: {entry.reason}" for entry in found)
         raise DependencyError(f"at least one format must be runnable here, got none ({reasons})")

@@ -121,7 +121,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingError(
-            f"BUNDLE must be a directory with {path.name}; {str(path.parent)!r} is none: make one with 'featcache export'"
+            f"BUNDLE must be a directory with {path.name}; {str(path.parent)!r} is none: make one with "
+            "'featcache export'"
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CorruptError(f"{str(path)!r} must be JSON, got {error}: export the bundle again") from error

@@ -33,11 +33,12 @@ class Mistake:
 class Evaluation:
     """How right a model is on `n` labelled images.
 
-    `accuracy`: share of right first classes (for multi-label of right yes/no decisions, with `exact` the share of images
-    with every decision right; None for regression, which has `mean_absolute_error` instead). `per_class`: label →
-    n, correct, accuracy (None without an image), or for multi-label n, precision, recall. `confusion`: row = true class,
-    column = given class, in the order of `classes`; None unless classification. `unlabelled`: images passed over, of no
-    class or one the model does not know. `failures`: (path, reason). `mistakes`: every wrong image, surest first.
+    `accuracy`: share of right first classes (for multi-label of right yes/no decisions, with `exact` the share of
+    images with every decision right; None for regression, which has `mean_absolute_error` instead). `per_class`: label
+    → n, correct, accuracy (None without an image), or for multi-label n, precision, recall. `confusion`: row = true
+    class, column = given class, in the order of `classes`; None unless classification. `unlabelled`: images passed
+    over, of no class or one the model does not know. `failures`: (path, reason). `mistakes`: every wrong image, surest
+    first.
     """
 
     format: str
@@ -83,9 +84,9 @@ def evaluate(
 ) -> Evaluation:
     """Return how right the BUNDLE (or MODEL) at `bundle` is on labelled `images`, a folder or a CSV.
 
-    Labels are matched by class name. A data set with splits is evaluated on `split` (default ``test``), one without on all
-    of it. `format`: which of the bundle's device files runs (default: its first). A MODEL is run with torch, a bundle
-    without. Images that cannot be decoded are recorded and not counted.
+    Labels are matched by class name. A data set with splits is evaluated on `split` (default ``test``), one without on
+    all of it. `format`: which of the bundle's device files runs (default: its first). A MODEL is run with torch, a
+    bundle without. Images that cannot be decoded are recorded and not counted.
     """
     with open_classifier(bundle, format=format, threads=threads) as classifier:
         chosen = labelled_images(images, classes=classifier.classes, task=classifier.task, split=split)

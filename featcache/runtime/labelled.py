@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class LabelledImages:
     """Images and what a model should say of them.
 
-    `paths`: files to open, `names`: how to call them (relative). `labels` (n,) int64: index into the model's classes, -1
-    for images without a label or of a class the model does not know. `targets`: None, or (n, n_classes) float32 for
+    `paths`: files to open, `names`: how to call them (relative). `labels` (n,) int64: index into the model's classes,
+    -1 for images without a label or of a class the model does not know. `targets`: None, or (n, n_classes) float32 for
     multi-label and regression models. `split`: which part of the data set this is, None for all of it.
     `unknown_classes`: names in the data set that the model does not have.
     """

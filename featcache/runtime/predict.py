@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ class Prediction:
     """What is seen in one image.
 
     `label`, `probability`: the first class (for multi-label: the likeliest; for regression None). `top`: (label,
-    probability) of the likeliest classes, for regression (target, value). `unknown`: the model's rule says that the image
-    is of no known class. `reason`: why there is no prediction, else None.
+    probability) of the likeliest classes, for regression (target, value). `unknown`: the model's rule says that the
+    image is of no known class. `reason`: why there is no prediction, else None.
     """
 
     path: str
@@ -80,7 +81,7 @@ def predict(
     with open_classifier(bundle_or_model, format=format, threads=threads) as classifier:
         failures: dict[int, str] = {}
         found: dict[int, Prediction] = {}
-        sources = [lambda path=path: read_file(path) for path in paths]
+        sources = [partial(read_file, path) for path in paths]
         with tqdm(total=len(paths), desc="predict", unit="image", disable=None) as bar:
             for batch in stream(sources, classifier.preprocessing, failures=failures):
                 logits = classifier.runner.run(batch.pixels)
@@ -150,11 +151,11 @@ def _from_cache(
     from featcache.heads import load_head
 
     fitted = load_head(head)
-    with open_cache(cache) as opened:
+    with open_cache(Path(cache)) as opened:
         if fitted.fingerprint not in (None, opened.fingerprint):
             raise InputError(
-                f"the head must have been trained on the cache {os.fspath(cache)!r}; their fingerprints differ: name the "
-                "cache it was trained on"
+                f"the head must have been trained on the cache {os.fspath(cache)!r}; their fingerprints differ: "
+                "name the cache it was trained on"
             )
         selection = opened.select(split=split, dataset=dataset, labelled=False)
         if not len(selection.rows):
