@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from featcache.errors import CorruptError, FeatcacheError, FormatError, InputError, MissingError
 from featcache.files import new_directory, write_atomically
-from featcache.recipe import Recipe, canonical_json
+from featcache.recipe import Recipe
 from featcache.samples import SPLITS, Samples, load_samples, printable, save_samples, split_code
 from featcache.store import Column, FeatureStore, StoreReader, create_store, open_store
 
@@ -176,10 +176,8 @@ class FeatureCache:
         self, rows: npt.NDArray[np.int64], *, output: str | Sequence[str] | None = None, views: Sequence[int] = (0,)
     ) -> npt.NDArray[np.float32]:
         """Return the features (len(views) · n, d) float32 of store rows (n,), outputs side by side, view after view."""
-        outputs = self._outputs(output)
-        for view in views:
-            if not 0 <= view < self.recipe.views:
-                raise InputError(f"view must be 0 to {self.recipe.views - 1} in {str(self.path)!r}, got {view!r}")
+        outputs = self.outputs(output)
+        self.checked_views(views)
         by_name = {column.name: column for column in self.columns}
         widths = [math.prod(by_name[name].shape) for name in outputs]
         features = np.empty((len(views) * len(rows), sum(widths)), dtype=np.float32)
@@ -193,7 +191,15 @@ class FeatureCache:
                     left += width
         return features
 
-    def _outputs(self, output: str | Sequence[str] | None) -> list[str]:
+    def checked_views(self, views: Sequence[int]) -> Sequence[int]:
+        """Return `views`; `InputError` where one is not stored."""
+        for view in views:
+            if not 0 <= view < self.recipe.views:
+                raise InputError(f"view must be 0 to {self.recipe.views - 1} in {str(self.path)!r}, got {view!r}")
+        return views
+
+    def outputs(self, output: str | Sequence[str] | None = None) -> list[str]:
+        """Return the names of the outputs meant: one, several, or None for the first; `InputError` for unknown ones."""
         outputs = [output or self.recipe.outputs[0]] if output is None or isinstance(output, str) else list(output)
         for name in outputs:
             if name not in self.recipe.outputs:
@@ -382,6 +388,15 @@ def create_cache(
 
     `shapes`: the shape of one row of each output. `store`: ``lmdb`` or ``zarr``. `request`: what was asked for, as JSON.
     """
+    with new_directory(path) as place:
+        create_store(place / "store", kind=store, columns=recipe_columns(recipe, shapes)).close()
+        (place / "samples").mkdir()
+        write_manifest(place, recipe, store=store, request=request)
+    return open_cache(path)
+
+
+def write_manifest(place: Path, recipe: Recipe, *, store: str, request: Mapping[str, Any]) -> None:
+    """Write ``manifest.json`` into `place`, which makes a directory with a store a cache."""
     manifest = {
         "format": "featcache-cache",
         "version": CACHE_VERSION,
@@ -390,12 +405,7 @@ def create_cache(
         "recipe": recipe.to_json(),
         "request": dict(request),
     }
-    canonical_json(manifest)  # fails here, not on the next open, where a value is not JSON
-    with new_directory(path) as place:
-        create_store(place / "store", kind=store, columns=recipe_columns(recipe, shapes)).close()
-        (place / "samples").mkdir()
-        write_atomically(place / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
-    return open_cache(path)
+    write_atomically(place / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
 
 
 def _file_stem(dataset: str) -> str:

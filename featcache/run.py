@@ -1,0 +1,167 @@
+"""`run`: the main job in one call: images → features → head → model → pruned → quantized → bundle and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featcache.build import build_cache
+from featcache.cache import open_cache
+from featcache.errors import InputError
+from featcache.files import refuse_existing, write_atomically
+from featcache.train import train_head
+
+VARIANTS = ("float", "pruned", "int8")
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What `run` did, step by step, as the JSON of each verb (`prune` None where nothing was to be pruned).
+
+    `shipped`: which variant lies in the bundle at `bundle`. `table`: accuracy (of the test split, from the bundle's own
+    files and image bytes; None without one), bytes and latency of each variant, measured here.
+    """
+
+    bundle: str
+    shipped: str
+    table: tuple[Mapping[str, Any], ...]
+    build: Mapping[str, Any]
+    train: Mapping[str, Any]
+    merge: Mapping[str, Any]
+    prune: Mapping[str, Any] | None
+    quantize: Mapping[str, Any]
+    export: Mapping[str, Any]
+    notes: tuple[str, ...]
+    report_html: str
+    report_json: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {**dataclasses.asdict(self), "table": [dict(row) for row in self.table], "notes": list(self.notes)}
+
+
+def run(
+    images: str | Path,
+    *,
+    out: str | Path,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    l1: Any = None,
+    l2: Any = None,
+    prune_amount: float = 0.1,
+    max_drop: float = 0.01,
+    formats: Sequence[str] = ("onnx",),
+    store: str = "lmdb",
+    task: str | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> RunReport:
+    """Do the main job on `images` and return what each step did; everything made lies in `out`.
+
+    The cache in ``out/cache`` is kept and reused by the next run. `prune_amount`: share of MACs that channel pruning
+    removes, 0 for none; the pruned model goes on to quantization only if its accuracy after the refit is at most
+    `max_drop` below the float model's on val, else the unpruned one does, and a note says so. Backbone arguments are
+    those of `build_cache`, penalties those of `train_head`, `formats` those of `export`. `say`: called with a line
+    before each step.
+
+    Raises `ExistsError` where `out` holds a run already and `overwrite` is false; else as the verbs do.
+    """
+    from featcache.compress import prune, quantize
+    from featcache.export import export
+    from featcache.merge import merge
+    from featcache.report import write_report
+
+    if not 0 <= prune_amount < 1:
+        raise InputError(f"prune_amount must be at least 0 and below 1, got {prune_amount!r}")
+    place = Path(out)
+    report_json, report_html = place / "report.json", place / "report.html"
+    refuse_existing(report_json, overwrite=overwrite)
+    cache = place / "cache"
+    notes: list[str] = []
+
+    say("features: one pass over the images")
+    built = build_cache(
+        images, cache, backbone=backbone, weights=weights, model_kwargs=model_kwargs, mean=mean, std=std, store=store,
+        dataset="images", task=task,  # type: ignore[arg-type]
+    )  # fmt: skip
+    if built.random_weights:
+        notes.append(f"the backbone's weights are random ({built.weights}): it has learned nothing")
+
+    say("head: trained from the cache")
+    head = train_head(cache, l1=l1, l2=l2)
+    head.save(place / "head", overwrite=True)
+    notes += head.notes
+
+    say("merge: preprocessing, backbone and head in one model")
+    models = {name: place / "models" / name for name in VARIANTS}
+    merged = merge(place / "head", cache, out=models["float"], overwrite=True)
+
+    pruned = None
+    source = "float"
+    if prune_amount > 0:
+        say(f"prune: {prune_amount:.0%} of the multiplications, then the head refitted")
+        pruned = prune(
+            models["float"], cache=cache, out=models["pruned"], method="channel", amount=prune_amount, overwrite=True
+        )
+        drop = pruned.val_drop
+        if drop is not None and drop <= max_drop:
+            source = "pruned"
+        else:
+            lost = "could not be measured" if drop is None else f"was {100 * drop:.1f} points"
+            notes.append(
+                f"the loss of pruning on val {lost}, more than the {100 * max_drop:.1f} allowed: the INT8 model is made "
+                "of the unpruned one"
+            )
+
+    say("quantize: INT8 scales from training images, then the head refitted")
+    quantized = quantize(models[source], cache=cache, out=models["int8"], overwrite=True)
+
+    made = ["float", *(["pruned"] if pruned else []), "int8"]
+    table, exported = [], {}
+    for name in made:
+        say(f"export: the {name} model, run from image bytes")
+        bundle = place / "bundle" if name == "int8" else place / "models" / f"{name}-bundle"
+        kinds = formats if name == "int8" else ("onnx",)
+        exported[name] = export(models[name], out=bundle, formats=kinds, cache=cache, overwrite=True)
+        entry = exported[name].formats["onnx"].to_json()
+        table.append(
+            {
+                "model": name,
+                "accuracy": entry["accuracy"],
+                "bytes": entry["bytes"],
+                "latency_ms": (entry["latency_ms"] or {}).get("median"),
+            }
+        )
+
+    with open_cache(cache) as opened:
+        described = opened.info()["datasets"]
+    final = exported["int8"]
+    document = json.loads((place / "bundle" / "report.json").read_text(encoding="utf-8"))
+    steps = {
+        "build": built.to_json(),
+        "train": head.to_json(),
+        "merge": merged.to_json(),
+        "prune": pruned.to_json() if pruned else None,
+        "quantize": quantized.to_json(),
+    }
+    document |= {"table": table, "datasets": described, "run": steps, "notes": notes, "shipped": f"int8 of {source}"}
+    write_atomically(report_json, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+    write_report(report_json, report_html, overwrite=True)
+    return RunReport(
+        bundle=os.fspath(place / "bundle"),
+        shipped=f"int8 of {source}",
+        table=tuple(table),
+        **steps,
+        export=final.to_json(),
+        notes=tuple(notes),
+        report_html=os.fspath(report_html),
+        report_json=os.fspath(report_json),
+    )
