@@ -61,7 +61,7 @@ def write_onnx(
     if unknown or not outputs:
         raise InputError(f"outputs must be among logits, probabilities, features; got {tuple(outputs)!r}")
     proto = simplify(_trace(model, tuple(outputs)))
-    rename(proto, prefix=_WRAPPED)
+    rename(proto, prefix=_WRAPPED, modules=[name for name, _ in model.named_modules()])
     if quantized and model.quantization is not None:
         from featcache.compress.qdq import apply_quantization
 

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.export.base import ModelFacts, Runner, Target, classifier_tensors
-from featcache.recipe import canonical_json
 
 
 class OpenVinoTarget(Target):
@@ -40,12 +39,14 @@ class OpenVinoTarget(Target):
         import openvino
 
         model = openvino.Core().read_model(onnx_path)
-        model.set_rt_info(canonical_json(list(facts.classes)), ["model_info", "labels"])
+        _name_operations(model)
+        # where OpenVINO's Model API looks: labels apart by spaces; the exact ones stand under framework/labels
+        labels = ["_".join(label.split()) or "_" for label in facts.classes]
+        model.set_rt_info(" ".join(labels), ["model_info", "labels"])
         model.set_rt_info("Classification", ["model_info", "model_type"])
         xml = folder / "model.xml"
         # save_model halves the weights to float16 unless told not to: the file must be what was verified
         openvino.save_model(model, xml, compress_to_fp16=False)
-        _normalise(xml)
         return (xml, folder / "model.bin")
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
@@ -74,7 +75,8 @@ class _OpenVinoRunner(Runner):
         del self._request
 
 
-def _normalise(xml: Path) -> None:
-    """Drop what differs between two equal conversions: paths of the source file."""
-    text = xml.read_text(encoding="utf-8")
-    xml.write_text(re.sub(r'\s*<(?:input_model|output_dir) value="[^"]*" ?/>', "", text), encoding="utf-8")
+def _name_operations(model: Any) -> None:
+    """Name operations that OpenVINO numbered by a counter of the whole process after their place in the graph."""
+    for position, operation in enumerate(model.get_ordered_ops()):
+        if re.fullmatch(rf"{operation.get_type_name()}_\d+", operation.get_friendly_name()):
+            operation.set_friendly_name(f"{operation.get_type_name()}/{position}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,12 +22,12 @@ def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
     return slim
 
 
-def rename(proto: onnx.ModelProto, *, prefix: str) -> None:
+def rename(proto: onnx.ModelProto, *, prefix: str, modules: Sequence[str]) -> None:
     """Name, in place, nodes and values after modules, and weights as in the model's state.
 
     The exporter numbers some tensors in the order it meets them, and calls ``a.b.c`` ``/prefix/a/a.b/a.b.c``. Numbers
     would change with the exporter; names are what stored scales and bug reports refer to. Inputs and outputs of the
-    graph keep their names.
+    graph keep their names. `modules`: dotted names of all modules of the model.
     """
     graph = proto.graph
     kept = {value.name for value in (*graph.input, *graph.output)}
@@ -48,7 +47,7 @@ def rename(proto: onnx.ModelProto, *, prefix: str) -> None:
         if not tensor.name.startswith(("onnx::", "/")) and not tensor.name.isdigit():
             take(tensor.name, tensor.name.removeprefix(f"{prefix}."))
     for node in graph.node:
-        node.name = _node_name(node, prefix)
+        node.name = _node_name(node, prefix, modules)
         module = node.name.rpartition("/")[0]
         for position, name in enumerate(node.input):
             if name in state and name not in names:
@@ -70,14 +69,28 @@ def rename(proto: onnx.ModelProto, *, prefix: str) -> None:
         tensor.name = names.get(tensor.name, tensor.name)
 
 
-def _node_name(node: onnx.NodeProto, prefix: str) -> str:
+def _node_name(node: onnx.NodeProto, prefix: str, modules: Sequence[str]) -> str:
     """Return ``a.b.c/Op`` for a node the exporter called ``/prefix/a/a.b/a.b.c/Op_3``."""
     parts = [part for part in node.name.split("/") if part][:-1]
     parts = parts[1:] if parts[:1] == [prefix] else parts
     path = [
         part for part, following in zip(parts, [*parts[1:], ""], strict=False) if not following.startswith(f"{part}.")
     ]
-    return re.sub(r"^/", "", f"{'.'.join(path)}/{node.op_type}")
+    module = _module_named(".".join(path), modules)
+    return f"{module}/{node.op_type}" if module else str(node.op_type)
+
+
+def _module_named(scope: str, modules: Sequence[str]) -> str:
+    """Return the module that the exporter calls `scope`: it skips those whose methods are called, not they themselves.
+
+    ``backbone.conv_stem`` is ``backbone.network.conv_stem`` where ``backbone`` calls ``network.forward_features``.
+    """
+    if scope in modules:
+        return scope
+    first, _, rest = scope.partition(".")
+    fitting = [name for name in modules if name.startswith(f"{first}.") and name.endswith(f".{rest}")] if rest else []
+    nearest = [name for name in fitting if name.count(".") == scope.count(".") + 1]
+    return nearest[0] if len(nearest) == 1 else scope
 
 
 def describe(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:

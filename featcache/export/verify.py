@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featcache.errors import CorruptError, FeatcacheError, InputError, MissingError
+from featcache.errors import CorruptError, FeatcacheError, InputError, MissingError, VerificationError
 from featcache.files import new_directory
 from featcache.recipe import canonical_json
 from featcache.runtime.bundle import MANIFEST_FILE, REPORT_FILE, check_inside, open_bundle, read_manifest
@@ -92,8 +92,8 @@ def verify_bundle(path: str | os.PathLike[str]) -> tuple[int, tuple[str, ...]]:
 def unpack(archive: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Unpack the zip of a bundle at `archive` as the directory `out`, and return it; nothing is written outside it.
 
-    Raises `InputError` for an entry with an absolute path, a ``..``, a link or a name twice, `CorruptError` for a
-    broken zip or a bundle that does not match its manifest; `out` then does not exist.
+    Raises `InputError` for an entry with an absolute path, a ``..``, a link or a name twice, `CorruptError` for a broken
+    zip, `VerificationError` for a bundle that does not match its manifest; `out` then does not exist.
     """
     target = Path(os.path.abspath(out))
     try:
@@ -114,7 +114,7 @@ def unpack(archive: str | os.PathLike[str], out: str | os.PathLike[str], *, over
                         file.write(chunk)
             _, problems = verify_bundle(folder)
             if problems:
-                raise CorruptError(f"{os.fspath(archive)!r} must hold an unchanged bundle: {problems[0]}")
+                raise VerificationError(f"{os.fspath(archive)!r} must hold an unchanged bundle: {problems[0]}")
     except FileNotFoundError as error:
         raise MissingError(f"the archive must exist, {os.fspath(archive)!r} does not") from error
     except zipfile.BadZipFile as error:

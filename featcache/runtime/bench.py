@@ -90,7 +90,7 @@ def bench(
     return found
 
 
-def measure_latency(runner: Runner, image: npt.NDArray[np.uint8], *, threads: int, seconds: float = 1.0) -> Latency:
+def measure_latency(runner: Runner, image: npt.NDArray[np.uint8], *, threads: int, seconds: float = 0.5) -> Latency:
     """Return how long `runner` takes for `image` (1, height, width, 3), timed for about `seconds`, warmed up."""
     for _ in range(_WARM_UP):
         runner.run(image)

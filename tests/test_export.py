@@ -1,0 +1,158 @@
+"""Exported files: their tensors, their determinism, and that a file which does other things is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from export_models import small_model
+
+from featcache.errors import InputError, VerificationError
+from featcache.export import find_target, target_names, write_onnx
+from featcache.export.base import ModelFacts
+from featcache.export.measure import compare
+from featcache.model import MergedModel
+
+
+@pytest.fixture(scope="module")
+def model() -> MergedModel:
+    return small_model()
+
+
+def pixels(count: int, model: MergedModel, *, seed: int = 0) -> np.ndarray:
+    shape = (count, model.preprocessing.height, model.preprocessing.width, 3)
+    return np.random.default_rng(seed).integers(0, 256, size=shape, dtype=np.uint8)
+
+
+def logits_of(model: MergedModel, images: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return model(torch.from_numpy(images))[0].numpy()
+
+
+def test_onnx_has_the_promised_tensors(model: MergedModel, tmp_path: Path) -> None:
+    graph = onnx.load(write_onnx(model, tmp_path / "model.onnx"))
+    assert {entry.domain: entry.version for entry in graph.opset_import} == {"": 18}
+    (image,) = graph.graph.input
+    shape = [dim.dim_param or dim.dim_value for dim in image.type.tensor_type.shape.dim]
+    assert (image.name, image.type.tensor_type.elem_type) == ("image", onnx.TensorProto.UINT8)
+    assert shape == ["N", model.preprocessing.height, model.preprocessing.width, 3]
+    outputs = {value.name: value.type.tensor_type for value in graph.graph.output}
+    assert list(outputs) == ["logits", "probabilities"]
+    for tensor in outputs.values():
+        assert tensor.elem_type == onnx.TensorProto.FLOAT
+        assert [dim.dim_param or dim.dim_value for dim in tensor.shape.dim] == ["N", 2]
+    assert {entry.key for entry in graph.metadata_props} == {"labels", "preprocessing"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_onnx_gives_torchs_logits_for_any_batch(model: MergedModel, tmp_path: Path, count: int) -> None:
+    session = onnxruntime.InferenceSession(write_onnx(model, tmp_path / "model.onnx"))
+    images = pixels(count, model)
+    logits, probabilities = session.run(None, {"image": images})
+    expected = logits_of(model, images)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    np.testing.assert_allclose(probabilities, torch.softmax(torch.from_numpy(expected), 1).numpy(), atol=1e-5)
+
+
+def test_batch_norms_are_folded_and_names_follow_the_modules(model: MergedModel, tmp_path: Path) -> None:
+    graph = onnx.load(write_onnx(model, tmp_path / "model.onnx")).graph
+    assert "BatchNormalization" not in {node.op_type for node in graph.node}
+    names = {tensor.name for tensor in graph.initializer} | {node.name for node in graph.node}
+    assert {"backbone.network.conv_stem.weight", "backbone.network.conv_stem/Conv", "head/Gemm"} <= names
+    assert not [name for name in names if "onnx::" in name or name.isdigit()]
+    assert len({node.name for node in graph.node}) == len(graph.node)
+
+
+def test_equal_models_give_equal_bytes_without_paths(model: MergedModel, tmp_path: Path) -> None:
+    first = write_onnx(model, tmp_path / "a.onnx").read_bytes()
+    second = write_onnx(small_model(), tmp_path / "deeper-b.onnx").read_bytes()
+    assert hashlib.sha256(first).digest() == hashlib.sha256(second).digest()
+    assert b"site-packages" not in first
+    assert b".py" not in first
+    assert str(tmp_path).encode() not in first
+
+
+def test_writing_warns_of_nothing(model: MergedModel, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_onnx(model, tmp_path / "model.onnx")
+
+
+def test_features_can_be_the_only_output(model: MergedModel, tmp_path: Path) -> None:
+    session = onnxruntime.InferenceSession(write_onnx(model, tmp_path / "features.onnx", outputs=("features",)))
+    images = pixels(3, model)
+    (features,) = session.run(None, {"image": images})
+    with torch.inference_mode():
+        expected = model.features(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(features, expected, atol=1e-4 * max(1.0, float(np.abs(expected).max())))
+    np.testing.assert_allclose(model.fitted.predict_logits(features), logits_of(model, images), atol=1e-3)
+
+
+def test_unknown_outputs_are_refused(model: MergedModel, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="outputs must be among"):
+        write_onnx(model, tmp_path / "model.onnx", outputs=("embedding",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_vision_transformer_exports_for_any_batch(tmp_path: Path) -> None:
+    model = small_model(name="test_vit")
+    session = onnxruntime.InferenceSession(write_onnx(model, tmp_path / "vit.onnx"))
+    for count in (1, 3):
+        images = pixels(count, model)
+        np.testing.assert_allclose(session.run(["logits"], {"image": images})[0], logits_of(model, images), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_every_target_that_runs_here_gives_torchs_logits_twice_the_same_files(
+    model: MergedModel, tmp_path: Path, name: str
+) -> None:
+    target = find_target(name)
+    if target.available() is not None or target.executable() is not None:
+        pytest.skip(f"{name}: {target.available() or target.executable()}")
+    facts = ModelFacts("small", model.classes, model.preprocessing, {}, quantized=False)
+    graph = write_onnx(model, tmp_path / "graph.onnx")
+    folders = [tmp_path / "one", tmp_path / "two"]
+    converted = []
+    for folder in folders:
+        folder.mkdir()
+        converted.append(target.convert(graph, folder, facts=facts))
+    for first, second in zip(*converted, strict=True):
+        assert first.read_bytes() == second.read_bytes(), first.name
+        assert str(tmp_path).encode() not in first.read_bytes()
+    with target.open(converted[0], threads=1) as runner:
+        for count in (1, 4):
+            images = pixels(count, model)
+            np.testing.assert_allclose(runner.run(images), logits_of(model, images), atol=1e-4)
+    assert set(target.tensors(facts)) == {"inputs", "outputs"}
+
+
+def test_unknown_format_names_those_there_are() -> None:
+    with pytest.raises(InputError, match=r"onnx, openvino.*'tarball'"):
+        find_target("tarball")
+
+
+def test_comparison_refuses_what_differs() -> None:
+    reference = np.random.default_rng(0).standard_normal((400, 5)).astype(np.float32)
+    difference, changed, agreement = compare("x", reference, reference + 5e-5, quantized=False, task="classification")
+    assert (difference < 1e-4, changed, agreement) == (True, 0, 1.0)
+    with pytest.raises(VerificationError, match=r"within 0\.0001"):
+        compare("x", reference, reference + 2e-4, quantized=False, task="classification")
+    swapped = reference.copy()
+    swapped[:20] = -swapped[:20]
+    with pytest.raises(VerificationError, match="98"):
+        compare("x", reference, swapped, quantized=True, task="classification")
+    swapped[6:] = reference[6:]
+    assert compare("x", reference, swapped, quantized=True, task="classification")[1:] == (6, 1 - 6 / 400)
+    with pytest.raises(VerificationError, match="finite"):
+        compare("x", reference, np.full_like(reference, np.nan), quantized=True, task="classification")
+
+
+def test_agreement_of_few_images_is_not_claimed() -> None:
+    reference = np.eye(5, dtype=np.float32)
+    assert compare("x", reference, reference, quantized=False, task="classification") == (0.0, 0, None)
