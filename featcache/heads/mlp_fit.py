@@ -16,7 +16,8 @@ from featcache.heads.base import Floats
 
 Layers = tuple[tuple[Floats, ...], tuple[Floats, ...]]
 PATIENCE = 15
-BATCH_ROWS = 256
+STEPS_PER_EPOCH = 16  # at least, so that a few hundred rows are not one step an epoch
+BATCH_ROWS = (16, 256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +73,14 @@ def fit_mlp(
         network = _network(features.shape[1], n_classes, options)
         total = options.epochs if epochs is None else epochs
         optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
-        steps = math.ceil(len(rows) / BATCH_ROWS)
+        batch_rows = min(max(len(rows) // STEPS_PER_EPOCH, BATCH_ROWS[0]), BATCH_ROWS[1])
+        steps = math.ceil(len(rows) / batch_rows)
         cycle = max(options.epochs * steps, 1)
         best: tuple[float, float] | None = None
         kept, kept_epoch, step = _layers(network, mean, scale), 0, 0
         for epoch in range(1, total + 1):
             network.train()
-            for batch in torch.split(torch.randperm(len(rows)), BATCH_ROWS):
+            for batch in torch.split(torch.randperm(len(rows)), batch_rows):
                 for group in optimizer.param_groups:
                     group["lr"] = options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / cycle))
                 loss = _loss(network, rows, supervision, batch, task=task, mixup=options.mixup)

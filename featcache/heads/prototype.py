@@ -125,20 +125,22 @@ def fit_prototypes(
 ) -> dict[str, Any]:
     """Return prototypes, center, scale and metric for features (n, d) and labels (n,), each class having a row.
 
-    `weights` (n,): how much each row counts in its class's mean.
+    `weights` (n,): a row of weight w counts as w equal rows.
     """
     if metric not in METRICS:
         raise InputError(f"metric must be one of {METRICS!r}, got {metric!r}")
-    center = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    shares = np.ones(len(features)) if weights is None else np.asarray(weights, dtype=np.float64)
+    shares = shares / shares.sum()
+    center = (shares @ features).astype(np.float32)
     scale = np.ones_like(center)
     if metric == "euclidean":
-        std = features.std(axis=0, dtype=np.float64)
+        std = np.sqrt(shares @ (features.astype(np.float64) - center) ** 2)
         scale = np.where(std > 0, 1.0 / np.where(std > 0, std, 1.0), 0.0).astype(np.float32)
     z = (features.astype(np.float32, copy=False) - center) * scale
     if metric == "cosine":
         z /= np.maximum(np.sqrt((z * z).sum(axis=1, keepdims=True)), _EPSILON)
     membership = np.zeros((n_classes, len(z)), dtype=np.float32)
-    membership[labels, np.arange(len(z))] = 1.0 if weights is None else weights
+    membership[labels, np.arange(len(z))] = shares
     membership /= membership.sum(axis=1, keepdims=True)
     prototypes = membership @ z
     if metric == "cosine":

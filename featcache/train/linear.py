@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 from featcache.errors import InputError
 from featcache.heads.linear import LinearHead
-from featcache.heads.solvers import Distillation, Problem, Solution, solve, solve_path
+from featcache.heads.solvers import Distillation, Problem, Solution, prepare, solve, solve_path
 from featcache.train.data import TrainingData
 from featcache.train.fitted import Certificate, Fitted, Teacher
 from featcache.train.folds import stratified_folds
 from featcache.train.result import PathPoint
 from featcache.train.score import Score, score_logits
-from featcache.train.settings import PENALTIES, TrainSettings
+from featcache.train.settings import PENALTIES, PenaltyName, TrainSettings
 from featcache.train.targets import LOSSES, Supervision, mix, supervise
 
 
@@ -25,21 +25,26 @@ def fit_linear(data: TrainingData, settings: TrainSettings, teacher: Teacher | N
     rows = supervise(data, settings, teacher)
     penalties = {name: getattr(settings, name) for name in PENALTIES}
     free = settings.auto
+    problem = _problem(rows, data, settings)
     if free is None:
-        solution = solve(_problem(rows, data, settings), **penalties)
-        return _fitted(solution, data)
+        return _fitted(solve(problem, **penalties), data)
+    fold_of_row = None if data.val is not None else _folds(rows, data, settings)
+    prepared = prepare(problem)
     fixed = {name: value for name, value in penalties.items() if name != free}
-    solutions = solve_path(_problem(rows, data, settings), penalty=free, **fixed)
-    if data.val is not None:
+    solutions = solve_path(problem, penalty=free, prepared=prepared, **fixed)
+    if fold_of_row is not None:
+        values = [getattr(solution, free) for solution in solutions]
+        scores = _cross_validate(rows, data, settings, fold_of_row, free=free, values=values, fixed=fixed)
+        selection = f"{int(fold_of_row.max()) + 1} folds"
+    else:
+        assert data.val is not None
         scores = [_score(solution, data.val.features, data.val.targets, data.task) for solution in solutions]
         selection = "val"
-    else:
-        values = [getattr(solution, free) for solution in solutions]
-        scores = _cross_validate(rows, data, settings, free=free, values=values, fixed=fixed)
-        selection = f"{settings.folds} folds"
     chosen = choose(scores, one_standard_error=settings.standard_error_rule)
     path = tuple(_point(s, score, i == chosen) for i, (s, score) in enumerate(zip(solutions, scores, strict=True)))
-    return _fitted(solutions[chosen], data, free=free, selection=selection, path=path)
+    # Solved again from zero and to a finer gap, so that naming the chosen value gives this very head, bit for bit.
+    solution = solve(problem, **fixed, **{free: getattr(solutions[chosen], free)}, prepared=prepared)
+    return _fitted(solution, data, free=free, selection=selection, path=path)
 
 
 def choose(scores: Sequence[Score], *, one_standard_error: bool) -> int:
@@ -84,21 +89,19 @@ def _cross_validate(
     rows: Supervision,
     data: TrainingData,
     settings: TrainSettings,
+    fold_of_row: npt.NDArray[np.int64],
     *,
-    free: str,
+    free: PenaltyName,
     values: Sequence[float],
     fixed: dict[str, Any],
 ) -> list[Score]:
     """Return each penalty's mean score over stratified folds; the standard error is that of the mean over folds."""
     train = data.train
-    fold = stratified_folds(train.indices, train.targets, task=data.task, folds=settings.folds, seed=settings.seed)
-    fold_of_row = np.full(len(rows.features), -1)
-    fold_of_row[: len(fold)] = fold  # unlabelled rows come last and are in every fold's training rows
     plain = _plain(data)
     held_out_scores: list[list[Score]] = []
-    for number in range(int(fold.max()) + 1):
+    for number in range(int(fold_of_row.max()) + 1):
         problem = _problem(rows, data, settings, fold_of_row != number)
-        held_out = np.flatnonzero(fold[:plain] == number)
+        held_out = np.flatnonzero(fold_of_row[:plain] == number)
         held_out_scores.append(
             [
                 _score(solution, train.features[held_out], train.targets[held_out], data.task)
@@ -106,6 +109,15 @@ def _cross_validate(
             ]
         )
     return [_mean_score([scores[i] for scores in held_out_scores]) for i in range(len(values))]
+
+
+def _folds(rows: Supervision, data: TrainingData, settings: TrainSettings) -> npt.NDArray[np.int64]:
+    """Return the fold of each row, -1 for the unlabelled ones, which every fold trains on."""
+    train = data.train
+    fold = stratified_folds(train.indices, train.targets, task=data.task, folds=settings.folds, seed=settings.seed)
+    fold_of_row = np.full(len(rows.features), -1)
+    fold_of_row[: len(fold)] = fold
+    return fold_of_row
 
 
 def _mean_score(scores: Sequence[Score]) -> Score:

@@ -13,7 +13,8 @@ from featcache.heads.kinds import KINDS
 from featcache.heads.unknown import SCORES
 
 Penalty = float | Literal["auto"]
-PENALTIES = ("l1", "l2", "group_l1")
+PenaltyName = Literal["l1", "l2", "group_l1"]
+PENALTIES: tuple[PenaltyName, ...] = ("l1", "l2", "group_l1")
 CLASS_WEIGHTS = ("balanced",)
 
 
@@ -123,7 +124,7 @@ class TrainSettings:
             object.__setattr__(self, name, value if value == "auto" else float(value))
 
     @property
-    def auto(self) -> str | None:
+    def auto(self) -> PenaltyName | None:
         """The penalty whose value is to be chosen, or None."""
         chosen = [name for name in PENALTIES if getattr(self, name) == "auto"]
         return chosen[0] if chosen else None

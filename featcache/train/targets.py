@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import InputError
+from featcache.heads.solvers.problem import LossName
 from featcache.train.data import Floats, TrainingData
 from featcache.train.fitted import Teacher
 from featcache.train.settings import TrainSettings
 
-LOSSES = {"classification": "softmax", "multilabel": "sigmoid", "regression": "squared"}
+LOSSES: dict[str, LossName] = {"classification": "softmax", "multilabel": "sigmoid", "regression": "squared"}
 
 
 @dataclass(frozen=True, slots=True)

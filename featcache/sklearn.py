@@ -1,0 +1,235 @@
+"""scikit-learn estimators over featcache's heads: the exact solvers behind fit, predict and predict_proba.
+
+The only module that imports scikit-learn (``pip install featcache[sklearn]``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import DependencyError
+from featcache.heads.linear import LinearHead
+from featcache.heads.prototype import PrototypeHead, fit_prototypes
+from featcache.heads.solvers import Problem, Solution, solve, solve_path
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.model_selection import check_cv
+    from sklearn.utils.class_weight import compute_class_weight
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+except ImportError as error:
+    raise DependencyError(
+        "featcache.sklearn needs scikit-learn, which is not installed: pip install scikit-learn"
+    ) from error
+
+Matrix = npt.NDArray[Any]
+
+
+def _merge_equal_rows(X: Matrix, y: Matrix, weights: Matrix | None) -> tuple[Matrix, Matrix, Matrix | None]:
+    """Return the rows sorted, equal ones (with equal targets) made one that weighs their sum, weightless ones left out.
+
+    So a row of weight two and a row given twice are one problem to the last bit, and the order of rows does not matter.
+    """
+    pairs = np.ascontiguousarray(np.concatenate([X, y.reshape(len(X), -1)], axis=1, dtype=np.float64))
+    given = np.ones(len(X)) if weights is None else weights
+    kept = np.flatnonzero(given > 0)
+    keys = (pairs[kept] + 0.0).view(np.dtype((np.void, pairs.dtype.itemsize * pairs.shape[1]))).ravel()
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    total = np.bincount(inverse, weights=given[kept], minlength=len(first))
+    at = kept[first]
+    return X[at], y[at], None if (total == 1).all() else total
+
+
+class _Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """What the classifiers share: labels of any type, the decision from a head's logits."""
+
+    def decision_function(self, X: Matrix) -> Matrix:
+        """Return the logits (n, n_classes) float64; for two classes the second's minus the first's (n,)."""
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def predict_proba(self, X: Matrix) -> Matrix:
+        """Return probabilities (n, n_classes) float64, columns in the order of ``classes_``."""
+        logits = self._logits(X)
+        logits -= logits.max(axis=1, keepdims=True)
+        np.exp(logits, out=logits)
+        return np.asarray(logits / logits.sum(axis=1, keepdims=True))
+
+    def predict(self, X: Matrix) -> Matrix:
+        """Return the likeliest class (n,) of each row."""
+        winners = self._logits(X).argmax(axis=1)
+        return np.asarray(self.classes_[winners])
+
+    def _logits(self, X: Matrix) -> Matrix:
+        """Return the logits in float64, so that a row's result does not depend on the rows beside it."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float64)
+        return np.asarray(X @ self.coef_.T.astype(np.float64) + self.intercept_)
+
+    def _check(self, X: Matrix, y: Matrix, sample_weight: Any) -> tuple[Matrix, npt.NDArray[np.int64], Matrix | None]:
+        """Return (X, class numbers, weights or None), and set ``classes_``."""
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"a classifier needs at least two classes, got one class: {self.classes_!r}")
+        weights = None
+        if sample_weight is not None:
+            weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        balance = getattr(self, "class_weight", None)
+        if balance is not None:
+            per_class = compute_class_weight(balance, classes=self.classes_, y=y, sample_weight=weights)
+            weights = per_class[labels] * (1.0 if weights is None else weights)
+        return X, labels.astype(np.int64), weights
+
+    def _problem(self, X: Matrix, labels: Matrix, weights: Matrix | None) -> Problem:
+        X, labels, weights = _merge_equal_rows(X, labels, weights)
+        return Problem(X, labels, n_classes=len(self.classes_), sample_weight=weights)
+
+    def _names(self) -> tuple[str, ...]:
+        return tuple(str(i) for i in range(len(self.classes_)))
+
+
+class LinearClassifier(_Classifier):
+    """Softmax regression with L2, L1 or group-L1 penalties, solved to a certified gap.
+
+    The objective is ``train_head``'s: the mean cross-entropy of standardised features, plus l1·‖W‖₁ + (l2/2)·‖W‖²_F +
+    group_l1·Σ_j ‖W_:,j‖₂. C of scikit-learn is 1/(n·l2), for two classes 2/(n·l2).
+
+    Attributes after ``fit``: ``classes_``; ``coef_`` (n_classes, n_features) and ``intercept_`` (n_classes,) float32 on
+    raw features; ``head_``, a `LinearHead`; ``solution_``, with objective and gap; ``n_iter_``, passes over the rows.
+    """
+
+    def __init__(
+        self,
+        *,
+        l2: float = 1e-2,
+        l1: float = 0.0,
+        group_l1: float = 0.0,
+        tol: float = 1e-6,
+        class_weight: Any = None,
+    ) -> None:
+        self.l2 = l2
+        self.l1 = l1
+        self.group_l1 = group_l1
+        self.tol = tol
+        self.class_weight = class_weight
+
+    def fit(self, X: Matrix, y: Matrix, sample_weight: Any = None) -> Self:
+        """Return self, fitted on rows X (n, n_features) and labels y (n,); a weight of w counts as w equal rows."""
+        X, labels, weights = self._check(X, y, sample_weight)
+        problem = self._problem(X, labels, weights)
+        self._keep(solve(problem, l1=self.l1, l2=self.l2, group_l1=self.group_l1, tolerance=self.tol))
+        return self
+
+    def _keep(self, solution: Solution) -> None:
+        self.solution_ = solution
+        self.coef_, self.intercept_ = solution.raw_weight(), solution.raw_bias()
+        self.head_ = LinearHead(classes=self._names(), weight=self.coef_, bias=self.intercept_)
+        self.n_iter_ = max(1, round(solution.passes))
+
+
+class LinearClassifierCV(LinearClassifier):
+    """A `LinearClassifier` whose L2 penalty is chosen by stratified folds over a warm-started path.
+
+    `cv`: a number of folds or any scikit-learn splitter. Further attributes: ``l2_``, the chosen penalty; ``l2s_``
+    (n_values,), strongest first; ``scores_`` (n_values,), the mean accuracy of the held-out folds.
+    """
+
+    def __init__(self, *, l2s: Any = None, cv: Any = 5, tol: float = 1e-6, class_weight: Any = None) -> None:
+        self.l2s = l2s
+        self.cv = cv
+        self.tol = tol
+        self.class_weight = class_weight
+
+    def fit(self, X: Matrix, y: Matrix, sample_weight: Any = None) -> Self:
+        """Return self, fitted on all rows with the penalty that did best on held-out folds."""
+        X, labels, weights = self._check(X, y, sample_weight)
+        values = None if self.l2s is None else sorted((float(value) for value in self.l2s), reverse=True)
+        path = solve_path(self._problem(X, labels, weights), penalty="l2", values=values, tolerance=self.tol)
+        self.l2s_ = np.array([solution.l2 for solution in path])
+        scores: list[list[float]] = []
+        for train, held_out in check_cv(self.cv, labels, classifier=True).split(X, labels):
+            problem = self._problem(X[train], labels[train], None if weights is None else weights[train])
+            share = None if weights is None else weights[held_out]
+            matrix = X[held_out].astype(np.float64)
+            scores.append([])
+            for solution in solve_path(problem, penalty="l2", values=self.l2s_, tolerance=self.tol):
+                logits = matrix @ solution.raw_weight().T.astype(np.float64) + solution.raw_bias()
+                right = logits.argmax(axis=1) == labels[held_out]
+                scores[-1].append(float(np.average(right, weights=share)))
+        self.scores_ = np.mean(scores, axis=0)
+        best = int(self.scores_.argmax())
+        self.l2_ = float(self.l2s_[best])
+        self._keep(path[best])
+        return self
+
+
+class PrototypeClassifier(_Classifier):
+    """The nearest class mean, by angle (``cosine``) or by distance in standardised features (``euclidean``)."""
+
+    def __init__(self, *, metric: str = "cosine", sharpness: float = 10.0) -> None:
+        self.metric = metric
+        self.sharpness = sharpness
+
+    def fit(self, X: Matrix, y: Matrix) -> Self:
+        """Return self, fitted on rows X (n, n_features) and labels y (n,)."""
+        X, labels, _ = self._check(X, y, None)
+        X, labels, weights = _merge_equal_rows(X, labels, None)
+        arrays = fit_prototypes(X, labels, n_classes=len(self.classes_), metric=self.metric, weights=weights)
+        self.head_ = PrototypeHead(classes=self._names(), sharpness=self.sharpness, **arrays)
+        return self
+
+    def _logits(self, X: Matrix) -> Matrix:
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float64)
+        head = self.head_
+        z = (X - head.center) * head.scale.astype(np.float64)
+        if head.metric == "euclidean":
+            return np.asarray(self.sharpness * (z @ head.prototypes.T - 0.5 * (head.prototypes**2).sum(axis=1)))
+        length = np.sqrt((z * z).sum(axis=1, keepdims=True))
+        return np.asarray(self.sharpness * (z / np.maximum(length, 1e-12)) @ head.prototypes.T)
+
+
+class LinearRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Least squares with L2, L1 or group-L1 penalties on standardised features, one or several targets.
+
+    The objective is mean(‖y − W·z − b‖²)/2 + l1·‖W‖₁ + (l2/2)·‖W‖²_F + group_l1·Σ_j ‖W_:,j‖₂.
+    """
+
+    def __init__(self, *, l2: float = 1e-3, l1: float = 0.0, group_l1: float = 0.0, tol: float = 1e-6) -> None:
+        self.l2 = l2
+        self.l1 = l1
+        self.group_l1 = group_l1
+        self.tol = tol
+
+    def fit(self, X: Matrix, y: Matrix, sample_weight: Any = None) -> Self:
+        """Return self, fitted on rows X (n, n_features) and targets y (n,) or (n, n_targets)."""
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], multi_output=True, y_numeric=True)
+        weights = None
+        if sample_weight is not None:
+            weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        self._flat = y.ndim == 1
+        X, targets, weights = _merge_equal_rows(X, np.asarray(y, dtype=np.float64).reshape(len(X), -1), weights)
+        problem = Problem(X, targets, loss="squared", n_classes=targets.shape[1], sample_weight=weights)
+        solution = solve(problem, l1=self.l1, l2=self.l2, group_l1=self.group_l1, tolerance=self.tol)
+        self.solution_ = solution
+        self.coef_, self.intercept_ = solution.raw_weight(), solution.raw_bias()
+        self.n_iter_ = max(1, round(solution.passes))
+        return self
+
+    def predict(self, X: Matrix) -> Matrix:
+        """Return the predicted targets, of the shape that y had."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        values = X @ self.coef_.T.astype(np.float64) + self.intercept_
+        return np.asarray(values[:, 0] if self._flat else values)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
