@@ -28,7 +28,7 @@ def _torchvision_library_loads() -> bool:
     libraries = [folder / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     for library in (path for path in libraries if path.exists()):
         try:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         except OSError:
             continue
         return True
@@ -41,7 +41,7 @@ def import_timm() -> ModuleType:
     import torch
 
     if _declared is None and not _torchvision_library_loads():
-        _declared = torch.library.Library("torchvision", "DEF")
+        _declared = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         _declared.define(f"nms{_SCHEMA}")
         _declared.define(f"qnms{_SCHEMA}")
     import timm
