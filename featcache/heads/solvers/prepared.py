@@ -1,0 +1,172 @@
+"""What every penalty shares: the standardised rows, the loss on them, their Gram matrix, the constants of the dual."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.heads.solvers.losses import Loss
+from featcache.heads.solvers.problem import Problem
+from featcache.heads.solvers.rows import Float32, Float64, StandardisedRows
+
+KEEP_BYTES = 1 << 29  # logits kept between the Newton steps of a bias
+
+
+class Prepared:
+    """A problem made ready for any number of fits; `passes` counts the sweeps over the rows so far.
+
+    Not thread-safe: the buffers are shared by every evaluation. Built by `prepare`.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        """Standardise the rows (two reads of the features in memory, one of a stream)."""
+        self.problem = problem
+        self.rows = StandardisedRows(problem)
+        self.loss = Loss(problem, self.rows.weights)
+        self.n_features, self.n_outputs = problem.n_features, problem.n_outputs
+        self.passes = 0.0
+        self._logits: Float32 | None = None
+        self._anchor: Float32 | None = None
+        self._known_mean: Float64 = np.zeros(self.n_features)
+        self._gram: Float64 | None = None
+
+    def evaluate(self, weight: NDArray[Any], bias: NDArray[Any], gradient: NDArray[Any]) -> tuple[float, Float64]:
+        """Return the data loss and its bias gradient ``(k,)``; write its weight gradient ``(k, d)`` into `gradient`.
+
+        Products are float32, sums over rows of the loss float64. One pass.
+        """
+        total, bias_gradient = 0.0, np.zeros(self.n_outputs)
+        gradient[...] = 0.0
+        for start, block in self.rows.blocks():
+            logits = self._block_logits(block, weight, bias)
+            total += self.loss.residual(logits, start)
+            bias_gradient += logits.sum(axis=0, dtype=np.float64)
+            gradient += logits.T @ block
+        self.passes += 1.0
+        return total, bias_gradient
+
+    def _block_logits(self, block: Float32, weight: NDArray[Any], bias: NDArray[Any]) -> Float32:
+        if self._logits is None or len(self._logits) < len(block):
+            self._logits = np.empty((len(block), self.n_outputs), dtype=np.float32)
+        logits = self._logits[: len(block)]
+        np.matmul(block, weight.T, out=logits)
+        logits += np.asarray(bias, dtype=np.float32)
+        return logits
+
+    def evaluate_best_bias(
+        self, weight: NDArray[Any], bias: NDArray[Any], gradient: NDArray[Any], *, exact: bool
+    ) -> tuple[float, Float64, Float64]:
+        """Return the data loss, its bias gradient and the bias float64 ``(k,)`` that is best for `weight`.
+
+        A free bias makes the dual feasible only where its gradient is zero, so a certificate needs it far better than
+        descent brings it: Newton steps on k numbers, on logits kept from one forward product (recomputed where they would
+        take over half a GiB). With `exact` the logits and the loss are float64. Writes the weight gradient.
+        """
+        kind = np.dtype(np.float64 if exact else np.float32)
+        keep = self.rows.matrix is not None and self.rows.n_rows * self.n_outputs * kind.itemsize <= KEEP_BYTES
+        kept: list[tuple[int, Float32, NDArray[Any]]] = []
+        wide = weight.astype(kind, copy=False).T
+
+        def forward() -> Iterator[tuple[int, Float32, NDArray[Any]]]:
+            if kept and kept[-1][0] + len(kept[-1][1]) == self.rows.n_rows:
+                yield from kept
+                return
+            self.passes += 0.5
+            for start, block in self.rows.blocks():
+                logits = block.astype(kind, copy=False) @ wide
+                if keep:
+                    kept.append((start, block, logits))
+                yield start, block, logits
+
+        best = np.asarray(bias, dtype=np.float64)
+        inverse: Float64 | None = None
+        for _ in range(6):
+            total, slope = 0.0, np.zeros(self.n_outputs)
+            curvature = np.zeros((self.n_outputs, self.n_outputs)) if inverse is None else None
+            for start, _block, logits in forward():
+                shifted = logits + best.astype(kind)
+                if curvature is not None:
+                    curvature += self.loss.bias_curvature(shifted.copy(), start)
+                total += self.loss.residual(shifted, start)
+                slope += shifted.sum(axis=0, dtype=np.float64)
+            if curvature is not None:
+                inverse = np.linalg.pinv(curvature, rcond=1e-9, hermitian=True)
+            assert inverse is not None
+            if float(np.abs(slope / np.maximum(self.loss.mean_target, 1e-6)).max()) < (1e-9 if exact else 1e-7):
+                break
+            step = inverse @ slope
+            if not exact and float(np.abs(step).max()) < 1e-7:
+                break
+            best = best - step / max(1.0, float(np.abs(step).max()))
+        gradient[...] = 0.0
+        total, slope = 0.0, np.zeros(self.n_outputs)
+        for start, block, logits in forward():
+            shifted = logits + best.astype(kind)
+            total += self.loss.residual(shifted, start)
+            slope += shifted.sum(axis=0, dtype=np.float64)
+            gradient += shifted.astype(np.float32, copy=False).T @ block
+        self.passes += 0.5
+        return total, slope, best
+
+    @property
+    def anchor(self) -> Float32:
+        """Return ``sum_i w_i y_i z_i'`` ``(k, d)`` (with the teacher's part): minus the gradient at zero weights."""
+        if self._anchor is None:
+            anchor = np.zeros((self.n_outputs, self.n_features), dtype=np.float32)
+            known = np.zeros(self.n_features)
+            distilled = self.problem.distillation is not None
+            for start, block in self.rows.blocks():
+                stop = start + len(block)
+                pull = self.loss.pull(start, stop) * self.rows.weights[start:stop, None]
+                anchor += pull.T @ block
+                if distilled:
+                    mask = np.asarray(self.problem.targets)[start:stop] >= 0
+                    known += (self.rows.weights[start:stop] * mask) @ block
+            self._anchor, self._known_mean = anchor, known
+            self.passes += 0.5
+        return self._anchor
+
+    def make_feasible(self, gradient: NDArray[Any], g: Float64, conjugate: float) -> tuple[NDArray[Any], float]:
+        """Return weight gradient and conjugate of a dual point that the free bias allows, near the residual's own."""
+        if self.loss.kind == "squared":  # the constraint is met by subtracting the mean, and z sums to zero
+            return gradient, conjugate - 0.5 * float(g @ g) - float(g @ self.loss.mean_target)
+        share, q, constant = self.loss.constant_dual(g)
+        away = -self.anchor
+        if self.problem.distillation is not None:  # the labelled rows alone need not average to zero
+            away = away + np.outer(q, self._known_mean)
+        mixed = (1.0 - share) * gradient + share * away
+        return mixed, (1.0 - share) * conjugate + share * constant
+
+    def null_point(self) -> tuple[Float32, Float32]:
+        """Return ``(gradient, bias)`` at zero weights and their best bias: where every path begins."""
+        bias = self.loss.initial_bias()
+        if self.problem.distillation is None or self.problem.distillation.temperature == 1.0:
+            return -self.anchor, bias
+        gradient = np.empty((self.n_outputs, self.n_features), dtype=np.float32)
+        flat = np.zeros_like(gradient)
+        for _ in range(50):  # a fixed point in k numbers: the two terms' softmaxes differ in temperature
+            _, bias_gradient = self.evaluate(flat, bias, gradient)
+            if np.abs(bias_gradient).max() < 1e-7:
+                break
+            bias = (bias - bias_gradient / np.maximum(np.exp(bias), 1e-3)).astype(np.float32)
+        return gradient, bias
+
+    @property
+    def gram(self) -> Float64:
+        """Return the weighted Gram matrix ``Z' diag(w) Z`` ``(d, d)`` float64, blocks multiplied in float32."""
+        if self._gram is None:
+            gram = np.zeros((self.n_features, self.n_features))
+            for start, block in self.rows.blocks():
+                scaled = block * np.sqrt(self.rows.weights[start : start + len(block), None])
+                gram += scaled.T @ scaled
+            self._gram = gram
+            self.passes += 1.0
+        return self._gram
+
+
+def prepare(problem: Problem) -> Prepared:
+    """Return `problem` with its rows standardised, ready to be solved for any number of penalties."""
+    return Prepared(problem)

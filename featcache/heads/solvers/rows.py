@@ -1,0 +1,161 @@
+"""Standardised rows: one pass for the mean and standard deviation, then block products that all solvers are made of.
+
+In memory the standardised matrix is kept as float32 ``(n_rows, n_features)``; a `BlockSource` is standardised block by
+block into one buffer at each pass, so memory is a few blocks whatever the number of rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import InputError
+from featcache.heads.solvers.problem import BlockSource, Problem
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+BLOCK_ROWS = 2048  # rows per product when reading from memory: large enough for GEMM, small enough for the buffers
+CHUNK_ROWS = 256  # rows per elementwise step: 256 x 200 float32 stay in a core's second-level cache
+_THREADS = max(1, min(os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0)), 8))
+_pool: ThreadPoolExecutor | None = None
+_pool_owner = 0
+
+
+def map_chunks(n_rows: int, function: Callable[[int, int], float]) -> float:
+    """Return the sum of ``function(start, stop)`` over chunks of rows, computed by threads, added in row order."""
+    global _pool, _pool_owner
+    bounds = [(start, min(start + CHUNK_ROWS, n_rows)) for start in range(0, n_rows, CHUNK_ROWS)]
+    if _THREADS == 1 or len(bounds) < 4:
+        return float(sum(function(start, stop) for start, stop in bounds))
+    if _pool is None or _pool_owner != os.getpid():  # a forked child has no threads of its parent's pool
+        _pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="featcache-solver")
+        _pool_owner = os.getpid()
+
+    def run(part: int) -> list[float]:
+        return [function(start, stop) for start, stop in bounds[part::_THREADS]]
+
+    parts = list(_pool.map(run, range(_THREADS)))
+    return float(sum(parts[index % _THREADS][index // _THREADS] for index in range(len(bounds))))
+
+
+def _check_finite(sums: Float64, first_row: int) -> None:
+    if not np.isfinite(sums).all():
+        column = int(np.flatnonzero(~np.isfinite(sums))[0])
+        raise InputError(
+            f"features must be finite, got NaN or Inf in column {column} at or after row {first_row}; "
+            "drop those rows or build the cache again"
+        )
+
+
+class StandardisedRows:
+    """The rows z = (x - mean) / std of a problem, with weights that sum to one.
+
+    `mean` and `std` are ``(n_features,)`` float64, weighted by the sample weights; a constant column has std 1, so that
+    its z is 0 and its weight stays 0. `weights` is ``(n_rows,)`` float32 and sums to 1. `effective_rows` is the sum of
+    the sample weights. Not thread-safe for a `BlockSource` (one buffer).
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        """Read the features once for their moments and, if they are in memory, once more to standardise them."""
+        self.n_rows, self.n_features = problem.n_rows, problem.n_features
+        weight = problem.sample_weight
+        raw = np.ones(self.n_rows) if weight is None else np.asarray(weight, dtype=np.float64)
+        self.effective_rows = float(raw.sum())
+        self.weights: Float32 = (raw / self.effective_rows).astype(np.float32)
+        self.uniform = weight is None
+        self._source = problem.features
+        self.passes = 0.0
+        self._measure()
+        self._matrix: Float32 | None = None
+        self._buffer: Float32 | None = None
+        if not isinstance(self._source, BlockSource) or isinstance(self._source, np.ndarray):
+            matrix = np.empty((self.n_rows, self.n_features), dtype=np.float32)
+            for start, block in self._raw_blocks():
+                self._standardise(block, matrix[start : start + len(block)])
+            self._matrix = matrix
+
+    @property
+    def matrix(self) -> Float32 | None:
+        """Return the standardised matrix, or None where the rows are streamed."""
+        return self._matrix
+
+    def _raw_blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        if isinstance(self._source, np.ndarray):
+            for start in range(0, self.n_rows, BLOCK_ROWS):
+                yield start, self._source[start : start + BLOCK_ROWS]
+            return
+        expected = 0
+        for start, block in self._source:
+            if start != expected or block.ndim != 2 or block.shape[1] != self.n_features:
+                raise InputError(
+                    f"blocks must follow each other with {self.n_features} columns, "
+                    f"got {block.shape} at row {start} where row {expected} was due"
+                )
+            expected += len(block)
+            yield start, block
+        if expected != self.n_rows:
+            raise InputError(f"blocks must cover all {self.n_rows} rows, got {expected}")
+
+    def _measure(self) -> None:
+        """Compute mean and standard deviation in one pass, shifted by the first block's mean against cancellation."""
+        d = self.n_features
+        shift: Float32 | None = None
+        first, second = np.zeros(d), np.zeros(d)
+        buffer = np.empty((CHUNK_ROWS, d), dtype=np.float32)
+        for block_start, block in self._raw_blocks():
+            for offset in range(0, len(block), CHUNK_ROWS):
+                chunk = block[offset : offset + CHUNK_ROWS]
+                start = block_start + offset
+                if shift is None:
+                    shift = chunk.mean(axis=0, dtype=np.float64).astype(np.float32)
+                    _check_finite(shift.astype(np.float64), 0)
+                centred = np.subtract(chunk, shift, out=buffer[: len(chunk)], casting="same_kind")
+                weights = self.weights[start : start + len(chunk)] * np.float32(self.n_rows)
+                part = weights @ centred
+                _check_finite(part.astype(np.float64), start)
+                first += part
+                if self.uniform:
+                    np.multiply(centred, centred, out=centred)
+                    second += np.ones(len(chunk), dtype=np.float32) @ centred
+                else:
+                    second += np.einsum("i,ij,ij->j", weights, centred, centred)
+        assert shift is not None
+        first /= self.n_rows
+        second /= self.n_rows
+        self.mean: Float64 = shift.astype(np.float64) + first
+        variance = second - first * first
+        _check_finite(variance, 0)
+        # A constant column leaves only rounding noise: of float32 arithmetic on values of the column's size.
+        scale = np.maximum(np.abs(self.mean), np.abs(first))
+        noise = (np.finfo(np.float32).eps * scale) ** 2 * 4 + 1e-14 * second
+        constant = variance <= np.maximum(noise, np.finfo(np.float32).tiny)
+        self.constant = constant
+        self.std: Float64 = np.sqrt(np.where(constant, 1.0, variance))
+        self._mean32 = np.where(constant, 0.0, self.mean).astype(np.float32)
+        self._rest32 = np.where(constant, 0.0, self.mean - self._mean32).astype(np.float32)
+        self._scale32 = np.where(constant, 0.0, 1.0 / self.std).astype(np.float32)
+
+    def _standardise(self, block: NDArray[Any], out: NDArray[Any]) -> NDArray[Any]:
+        """Write z of `block` into `out`; a constant column becomes exactly zero."""
+        np.subtract(block, self._mean32, out=out, casting="same_kind")
+        if self._rest32.any():
+            out -= self._rest32
+        out *= self._scale32
+        return out
+
+    def blocks(self) -> Iterator[tuple[int, Float32]]:
+        """Yield ``(first_row, z)`` with z ``(m, n_features)`` float32, valid until the next item."""
+        if self._matrix is not None:
+            for start in range(0, self.n_rows, BLOCK_ROWS):
+                yield start, self._matrix[start : start + BLOCK_ROWS]
+            return
+        for start, block in self._raw_blocks():
+            if self._buffer is None or len(self._buffer) < len(block):
+                self._buffer = np.empty((len(block), self.n_features), dtype=np.float32)
+            yield start, self._standardise(block, self._buffer[: len(block)])
