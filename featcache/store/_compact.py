@@ -1,0 +1,51 @@
+"""Writing the next generation of a store from some rows of the present one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from featcache.store import Rows
+from featcache.store._disk import BACKENDS, next_generation, open_generation
+from featcache.store._generation import Committed, new_generation, remove_outdated
+from featcache.store._mapping import Mapping
+from featcache.store._record import Record
+from featcache.store._writer import BlockCutter
+
+_BATCH_BYTES = 32 << 20
+
+Batch = dict[str, npt.NDArray[Any]]
+
+
+def write_next_generation(path: Path, mapping: Mapping, everything: Committed, keep: Rows) -> None:
+    """Make rows `keep` (rising) of `everything` the store at `path`; the old generation goes when nobody reads it."""
+    record = everything.record
+    arrays = {layout.name: mapping.array(layout.name, everything, record.rows) for layout in record.arrays}
+    row_bytes = sum(layout.row_bytes for layout in record.arrays)
+    step = max(1, _BATCH_BYTES // row_bytes)
+    batches = (
+        {name: array.gather(keep[first : first + step], None) for name, array in arrays.items()}
+        for first in range(0, len(keep), step)
+    )
+    replace_rows(path, mapping, record, batches)
+
+
+def replace_rows(path: Path, mapping: Mapping, record: Record, batches: Iterable[Batch]) -> None:
+    """Make the rows of `batches` the store at `path`, in the arrays of `record`."""
+    number, kind = next_generation(mapping.generation)
+    empty = record.with_rows(0, indexed_rows=0)
+    with new_generation(path, number, kind) as place:
+        BACKENDS[kind].create(place, empty)
+        generation = open_generation(place)
+        try:
+            cutter = BlockCutter(Committed(empty, {}))
+            for batch in batches:
+                generation.write(list(cutter.cut([batch], finish=False)), None)
+            generation.write(list(cutter.rest()), empty.with_rows(cutter.rows))
+        finally:
+            generation.close()
+    mapping.generation.close()
+    remove_outdated(path)

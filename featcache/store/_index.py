@@ -1,0 +1,95 @@
+"""Finding the row of a key: sorted runs of key prefixes, merged as they grow, 16 bytes of memory a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import InputError
+from featcache.store import KEY_BYTES, Keys, Rows
+
+_PREFIX_BYTES = 8
+Prefixes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    prefixes: Prefixes
+    rows: Rows
+
+
+class KeyIndex:
+    """An index over keys added in row order; it remembers 8 bytes of each and asks `fetch` for the whole of candidates.
+
+    `fetch(rows (m,) int64)` must return the keys (m, 32) of those rows.
+    """
+
+    def __init__(self, fetch: Callable[[Rows], Keys]) -> None:
+        self._fetch = fetch
+        self._runs: list[_Run] = []
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, keys: Keys) -> None:
+        """Add the keys (m, 32) of the next m rows."""
+        if not len(keys):
+            return
+        prefixes = key_prefixes(keys)
+        order = np.argsort(prefixes, kind="stable")
+        run = _Run(prefixes[order], order + self._size)
+        self._size += len(keys)
+        while self._runs and len(self._runs[-1].rows) <= 2 * len(run.rows):
+            run = _merge(self._runs.pop(), run)
+        self._runs.append(run)
+
+    def find(self, keys: Keys, *, skip: npt.NDArray[np.bool_] | None = None) -> Rows:
+        """Return the row (m,) int64 of each key (m, 32), or -1; rows marked in `skip` (n,) are passed over."""
+        keys = check_keys(keys)
+        rows = np.full(len(keys), -1, dtype=np.int64)
+        wanted = key_prefixes(keys)
+        for run in self._runs:
+            place = np.searchsorted(run.prefixes, wanted)
+            open_ = np.flatnonzero((rows < 0) & (place < len(run.rows)))
+            while len(open_):
+                at = place[open_]
+                open_ = open_[run.prefixes[at] == wanted[open_]]
+                candidates = run.rows[place[open_]]
+                equal = (self._fetch(candidates) == keys[open_]).all(axis=1)
+                if skip is not None:
+                    equal &= ~skip[candidates]
+                rows[open_[equal]] = candidates[equal]
+                open_ = open_[~equal]  # another key with the same 8 bytes: look at the next one
+                place[open_] += 1
+                open_ = open_[place[open_] < len(run.rows)]
+        return rows
+
+
+def key_prefixes(keys: Keys) -> Prefixes:
+    """Return the first 8 bytes of keys (m, 32) as numbers (m,) uint64 that sort as the keys do."""
+    return np.ascontiguousarray(keys[:, :_PREFIX_BYTES]).view(">u8").ravel().astype(np.uint64)
+
+
+def check_keys(keys: Keys) -> Keys:
+    """Return `keys` if they are (m, 32) uint8."""
+    if keys.ndim != 2 or keys.shape[1] != KEY_BYTES or keys.dtype != np.uint8:
+        raise InputError(f"keys must be (m, {KEY_BYTES}) uint8, got {keys.shape!r} {keys.dtype!s}")
+    return keys
+
+
+def first_occurrences(keys: Keys) -> npt.NDArray[np.bool_]:
+    """Return (m,) bool: whether a key (m, 32) did not occur before in the same array."""
+    _, first = np.unique(np.ascontiguousarray(keys).view(f"V{KEY_BYTES}").ravel(), return_index=True)
+    mask = np.zeros(len(keys), dtype=bool)
+    mask[first] = True
+    return mask
+
+
+def _merge(left: _Run, right: _Run) -> _Run:
+    prefixes = np.concatenate((left.prefixes, right.prefixes))
+    order = np.argsort(prefixes, kind="stable")
+    return _Run(prefixes[order], np.concatenate((left.rows, right.rows))[order])

@@ -1,0 +1,71 @@
+"""Checking an LMDB file without trusting it, and finding its blocks where its tree is damaged.
+
+LMDB follows page numbers without checking them, so a damaged tree is never given to it: the file is walked by
+`lmdb.verify`, which is Python, and blocks are then found by the mark and the name each one begins with.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import re
+from pathlib import Path
+
+import lmdb.verify
+
+from featcache.errors import CorruptError
+from featcache.store._record import Record
+
+_PAGE_HEADER_BYTES = 16
+_MARK_OFFSET = _PAGE_HEADER_BYTES + 4
+_RECORD = re.compile(rb'\{"arrays":\[[^\0]{1,65536}?"version":\d+\}')
+
+
+def tree_problems(path: Path) -> list[str]:
+    """Return one line if LMDB's own pages are not as it must have written them."""
+    try:
+        lmdb.verify.verify(str(path), subdir=False)  # type: ignore[no-untyped-call]
+    except lmdb.verify.VerifyError as error:
+        return [f"the tree of {str(path)!r} must be intact, it is not: {error}"]
+    return []
+
+
+def find_blocks(path: Path, mark: bytes, page: int) -> dict[tuple[str, int], tuple[int, int]]:
+    """Return {(array, block): (offset, bytes)} of the rows of every block whose beginning can be read.
+
+    Of several versions of a block, all of which begin with the same rows, the longest one.
+    """
+    places: dict[tuple[str, int], tuple[int, int]] = {}
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for start in range(0, len(data) - page, page):
+            at = start + _MARK_OFFSET
+            if data[at : at + len(mark)] != mark:
+                continue
+            header = bytes(data[at + len(mark) : start + page])
+            try:
+                name = json.loads(header.rstrip())
+                key, size = (str(name["array"]), int(name["block"])), int(name["bytes"])
+            except (ValueError, KeyError, TypeError):
+                continue
+            if size <= len(data) - start - page and size > places.get(key, (0, -1))[1]:
+                places[key] = (start + page, size)
+    return places
+
+
+def find_record(path: Path) -> Record:
+    """Return the commit record with the most rows that lies anywhere in the file; `CorruptError` if there is none."""
+    best: Record | None = None
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for match in _RECORD.finditer(data):
+            try:
+                record = Record.from_text(match[0], place=str(path))
+            except CorruptError:
+                continue
+            if best is None or record.rows > best.rows:
+                best = record
+    if best is None:
+        raise CorruptError(
+            f"{str(path)!r} must hold a commit record, {os.path.getsize(path)} bytes hold none: build again"
+        )
+    return best

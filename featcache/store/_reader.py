@@ -1,0 +1,106 @@
+"""`DiskReader`: a snapshot of a store on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from featcache.errors import CorruptError, InputError, StorageError
+from featcache.store import Column, Keys, Rows, StoreReader, Values
+from featcache.store._generation import Committed
+from featcache.store._mapping import MappedArray, Mapping
+from featcache.store._record import COLUMN_PREFIX, KEYS
+
+
+class DiskReader(StoreReader):
+    """The first rows of one generation. Its views need nothing but memory: they stay right even after `close`."""
+
+    def __init__(self, mapping: Mapping, committed: Committed, rows: int) -> None:
+        self._mapping = mapping
+        self._committed = committed
+        self._rows = rows
+        self._columns = committed.record.columns
+        self._arrays: dict[str, MappedArray] = {}
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return self._columns
+
+    def keys(self) -> Keys:
+        array = self._array(KEYS)
+        for block in range(array.layout.blocks(array.rows)):
+            array.prepare(block)
+        view = array.view()
+        return view if view is not None else array.gather(np.arange(array.rows), None)
+
+    def find(self, keys: Keys) -> Rows:
+        return self._mapping.find(keys, self._array(KEYS))
+
+    def blocks(self, column: str) -> Iterator[tuple[int, Values]]:
+        return self._column(column).blocks()
+
+    def read(self, column: str, start: int, stop: int, *, out: Values | None = None) -> Values:
+        if not 0 <= start <= stop <= len(self):
+            raise InputError(f"start and stop must lie within {len(self)} rows, got {start!r} and {stop!r}")
+        array = self._column(column)
+        out = self._output(array, stop - start, out)
+        size = array.layout.block_rows
+        for block in range(start // size, array.layout.blocks(stop)):
+            low, high = max(start, block * size), min(stop, (block + 1) * size)
+            out[low - start : high - start] = array.block(block)[low - block * size : high - block * size]
+        return out
+
+    def gather(self, column: str, rows: Rows, *, out: Values | None = None) -> Values:
+        rows = np.asarray(rows)
+        if rows.ndim != 1 or rows.dtype.kind not in "iu":
+            raise InputError(f"rows must be (m,) whole numbers, got {rows.shape!r} {rows.dtype!s}")
+        rows = rows.astype(np.int64, copy=False)
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
+            raise InputError(f"rows must be from 0 to {len(self) - 1}, got {int(rows.min())} to {int(rows.max())}")
+        array = self._column(column)
+        return array.gather(rows, self._output(array, len(rows), out))
+
+    def close(self) -> None:
+        self._arrays.clear()
+
+    def __reduce__(self) -> tuple[Callable[[str, int], DiskReader], tuple[str, int]]:
+        return _reopen, (str(self._mapping.generation.path), self._rows)
+
+    def _array(self, name: str) -> MappedArray:
+        if name not in self._arrays:
+            self._arrays[name] = self._mapping.array(name, self._committed, self._rows)
+        return self._arrays[name]
+
+    def _column(self, column: str) -> MappedArray:
+        if column not in {known.name for known in self.columns}:
+            raise InputError(f"column must be one of {[known.name for known in self.columns]!r}, got {column!r}")
+        return self._array(COLUMN_PREFIX + column)
+
+    def _output(self, array: MappedArray, rows: int, out: Values | None) -> Values:
+        shape = (rows, *array.layout.shape)
+        if out is None:
+            return np.empty(shape, dtype=array.layout.dtype)
+        if out.shape != shape:
+            raise InputError(f"out must have the shape {shape!r}, got {out.shape!r}")
+        return out
+
+
+def _reopen(path: str, rows: int) -> DiskReader:
+    """Return the reader of the same rows in another process; `StorageError` where they were replaced meanwhile."""
+    from featcache.store._disk import open_generation
+
+    try:
+        mapping = Mapping(open_generation(Path(path)))
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"the rows a reader was made for must still be there, {path!r} was replaced: make a new reader"
+        ) from error
+    committed = mapping.committed()
+    if committed.record.rows < rows:
+        raise CorruptError(f"{path!r} must hold the {rows} rows a reader was made for, it has {committed.record.rows}")
+    return DiskReader(mapping, committed, rows)

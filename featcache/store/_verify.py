@@ -1,0 +1,168 @@
+"""Checking every stored byte, telling damaged rows from intact ones, and writing a store of the intact ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from featcache.errors import CorruptError
+from featcache.store import KEY_BYTES, Keys, Rows, VerifyReport
+from featcache.store._generation import Generation
+from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, Layout, Record
+from featcache.store._writer import row_checksums
+
+if TYPE_CHECKING:
+    from featcache.store._disk import DiskStore
+
+_BATCH_BYTES = 32 << 20
+_SHOW_BAR_BYTES = 1 << 30
+
+
+class _Raw:
+    """Reads an array's rows as they lie on disk, intact or not; a missing block reads as None."""
+
+    def __init__(self, generation: Generation, layout: Layout, rows: int) -> None:
+        self.layout = layout
+        self.rows = rows
+        self.bad: list[int] = []
+        self.problems: list[str] = []
+        self._generation = generation
+        self._last: tuple[int, npt.NDArray[Any] | None] = (-1, None)
+
+    def check(self) -> None:
+        """Read every block; note the bad ones and what is wrong with them."""
+        blocks = self.layout.blocks(self.rows)
+        quiet = None if self.rows * self.layout.row_bytes > _SHOW_BAR_BYTES else True
+        for block in tqdm(range(blocks), desc=f"verify {self.layout.name}", unit="block", disable=quiet, leave=False):
+            self._read(block, note=True)
+
+    def rows_of(self, block: int) -> range:
+        """Return the rows in a block."""
+        first = block * self.layout.block_rows
+        return range(first, first + self.layout.rows_in(block, self.rows))
+
+    def read(self, rows: range) -> npt.NDArray[Any] | None:
+        """Return (len(rows), *shape), or None where a block of them is missing."""
+        parts = []
+        size = self.layout.block_rows
+        for block in range(rows.start // size, self.layout.blocks(rows.stop)):
+            data = self._read(block, note=False)
+            if data is None:
+                return None
+            low, high = max(rows.start, block * size), min(rows.stop, (block + 1) * size)
+            parts.append(data[low - block * size : high - block * size])
+        return np.concatenate(parts) if len(parts) != 1 else parts[0]
+
+    def _read(self, block: int, *, note: bool) -> npt.NDArray[Any] | None:
+        if self._last[0] != block or note:
+            rows = self.layout.rows_in(block, self.rows)
+            try:
+                data, intact = self._generation.read_block(self.layout, block, rows)
+                values = np.frombuffer(data, dtype=np.dtype(self.layout.dtype).newbyteorder("<"))
+                self._last = block, values.reshape(-1, *self.layout.shape)[:rows]
+                problem = "" if intact else "does not match its checksum"
+            except CorruptError as error:
+                self._last = block, None
+                problem = str(error)
+            if note and problem:
+                self.bad.append(block)
+                where = self.rows_of(block)
+                self.problems.append(
+                    f"block {block} of {self.layout.name!r} (rows {where.start} to {where.stop - 1}) in "
+                    f"{str(self._generation.path)!r} is damaged: {problem}"
+                )
+        return self._last[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What is wrong with a generation: `damaged` (n,) bool marks the rows that cannot be restored."""
+
+    record: Record
+    raw: dict[str, _Raw]
+    problems: list[str]
+    damaged: npt.NDArray[np.bool_]
+
+    def report(self) -> VerifyReport:
+        """Return it for the user."""
+        rows = np.flatnonzero(self.damaged)
+        return VerifyReport(self.record.rows - len(rows), tuple(self.problems), self._keys(rows))
+
+    def _keys(self, rows: Rows) -> Keys:
+        found = [self.raw[KEYS].read(range(int(row), int(row) + 1)) for row in rows]
+        return np.concatenate([k for k in found if k is not None] or [np.empty((0, KEY_BYTES), dtype=np.uint8)])
+
+
+def verify_generation(generation: Generation) -> Verification:
+    """Return what is wrong with `generation`; raises `CorruptError` where not even its commit record can be found."""
+    record = generation.record()
+    problems = generation.check_structure(record)
+    raw = {layout.name: _Raw(generation, layout, record.rows) for layout in record.arrays}
+    for array in raw.values():
+        array.check()
+        problems += array.problems
+    damaged = np.zeros(record.rows, dtype=bool)
+    for name, array in raw.items():
+        if name != CHECKSUMS:
+            for block in array.bad:
+                _mark_damaged(damaged, array.rows_of(block), name, raw)
+    return Verification(record, raw, problems, damaged)
+
+
+def _mark_damaged(damaged: npt.NDArray[np.bool_], rows: range, name: str, raw: dict[str, _Raw]) -> None:
+    """Mark the rows of a bad block that do not match their own checksums (which cover key and values)."""
+    columns = [array for column, array in raw.items() if column.startswith(COLUMN_PREFIX)]
+    position = 0 if name == KEYS else [array.layout.name for array in columns].index(name)
+    step = max(1, _BATCH_BYTES // columns[position].layout.row_bytes)
+    for start in range(rows.start, rows.stop, step):
+        part = range(start, min(start + step, rows.stop))
+        keys, values, sums = raw[KEYS].read(part), columns[position].read(part), raw[CHECKSUMS].read(part)
+        if keys is None or values is None or sums is None:
+            damaged[part.start : part.stop] = True
+        else:
+            damaged[part.start : part.stop] |= row_checksums(keys, [values])[:, 0] != sums[:, position]
+
+
+def repair_store(store: DiskStore) -> VerifyReport:
+    """Make a new generation of the intact rows, if anything is wrong; the caller holds the writer's lock."""
+    from featcache.store._compact import replace_rows
+
+    mapping = store.mapping()
+    found = verify_generation(mapping.generation)
+    if found.problems:
+        replace_rows(store.path, mapping, found.record, _intact(found))
+    return found.report()
+
+
+def _intact(found: Verification) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Yield the intact rows in batches, their checksums computed afresh."""
+    row_bytes = sum(array.layout.row_bytes for array in found.raw.values())
+    step = max(1, _BATCH_BYTES // row_bytes)
+    for start in range(0, found.record.rows, step):
+        part = range(start, min(start + step, found.record.rows))
+        keep = ~found.damaged[part.start : part.stop]
+        if not keep.any():
+            continue
+        batch = {}
+        for name, array in found.raw.items():
+            if name != CHECKSUMS:
+                batch[name] = _kept(array, part, keep)
+        batch[CHECKSUMS] = row_checksums(batch[KEYS], [v for name, v in batch.items() if name != KEYS])
+        yield batch
+
+
+def _kept(array: _Raw, rows: range, keep: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """Return the rows of a range to keep; a missing block holds none of them."""
+    values = array.read(rows)
+    if values is not None:
+        return values[keep]
+    found = [array.read(range(row, row + 1)) for row in rows[0] + np.flatnonzero(keep)]
+    return np.concatenate([value for value in found if value is not None])
+
+
+__all__ = ["Verification", "repair_store", "verify_generation"]

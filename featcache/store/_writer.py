@@ -1,0 +1,203 @@
+"""`DiskWriter`: buffers rows, cuts them into blocks, and publishes them at a commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from crc32c import crc32c
+
+from featcache.errors import InputError, LockedError
+from featcache.store import KEY_BYTES, Column, Keys, Rows, StoreWriter, Values
+from featcache.store._generation import Block, Committed
+from featcache.store._index import KeyIndex, check_keys, first_occurrences
+from featcache.store._lock import WriteLock
+from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS
+
+if TYPE_CHECKING:
+    from featcache.store._disk import DiskStore
+
+_PENDING_BYTES = 64 << 20
+
+
+class DiskWriter(StoreWriter):
+    """The writer of a store on disk. Rows beyond 64 MiB go to disk before the commit, where no reader sees them yet."""
+
+    def __init__(self, store: DiskStore, lock: WriteLock) -> None:
+        self._store = store
+        self._lock = lock
+        self._begin()
+        self._mapping.generation.trim(self._committed.record)
+
+    def _begin(self) -> None:
+        """Start from what is committed."""
+        self._mapping = self._store.mapping()
+        self._committed = self._mapping.committed()
+        self._base = self._committed.record.rows
+        self._stored_keys = self._mapping.array(KEYS, self._committed, self._base)
+        self._cutter = BlockCutter(self._committed)
+        self._new_keys = np.empty((0, KEY_BYTES), dtype=np.uint8)
+        self._new_index = KeyIndex(lambda rows: self._new_keys[rows])
+        self._pending: list[dict[str, npt.NDArray[Any]]] = []
+        self._pending_bytes = 0
+        self._dropped = np.zeros(0, dtype=bool)
+
+    def append(self, keys: Keys, columns: Mapping[str, Values]) -> int:
+        self._check_open()
+        keys = check_keys(np.asarray(keys))
+        values = {c.name: _check_values(c, columns.get(c.name), len(keys)) for c in self._store.columns}
+        if len(columns) != len(values):
+            raise InputError(f"columns must be exactly {sorted(values)!r}, got {sorted(columns)!r}")
+        fresh = self._find(keys) < 0
+        fresh &= first_occurrences(keys)
+        if not fresh.any():
+            return 0
+        keys = keys[fresh]  # a copy, as are the values: the caller may use its buffers again
+        new = {COLUMN_PREFIX + c.name: _convert(c, values[c.name][fresh]) for c in self._store.columns}
+        new[KEYS] = keys
+        new[CHECKSUMS] = row_checksums(keys, [new[COLUMN_PREFIX + c.name] for c in self._store.columns])
+        self._remember(keys)
+        self._pending.append(new)
+        self._pending_bytes += sum(array.nbytes for array in new.values())
+        if self._pending_bytes > _PENDING_BYTES:
+            self._write_pending(publish=False)
+        return len(keys)
+
+    def drop(self, keys: Keys) -> int:
+        self._check_open()
+        rows = np.unique(self._find(check_keys(np.asarray(keys))))
+        rows = rows[rows >= 0]
+        self._dropped = _grown(self._dropped, self._base + len(self._new_index))
+        self._dropped[rows] = True
+        return len(rows)
+
+    def find(self, keys: Keys) -> Rows:
+        rows = self._find(check_keys(np.asarray(keys)))
+        if self._dropped.any():  # rows after dropped ones move up
+            moved = np.cumsum(_grown(self._dropped, self._base + len(self._new_index)))
+            rows[rows >= 0] -= moved[rows[rows >= 0]]
+        return rows
+
+    def __len__(self) -> int:
+        return self._base + len(self._new_index) - int(self._dropped.sum())
+
+    def commit(self) -> None:
+        self._check_open()
+        if self._dropped.any():
+            self._write_pending(publish=False)
+            self._compact()
+        elif self._pending or self._cutter.rows > self._base:
+            self._write_pending(publish=True)
+        self._begin()
+
+    def close(self) -> None:
+        self._lock.release()
+        self._pending.clear()
+
+    def _check_open(self) -> None:
+        if not self._lock.held:
+            raise LockedError("a writer must be open, and is of use only to the process that made it: make another")
+
+    def _find(self, keys: Keys) -> Rows:
+        dropped = self._dropped if self._dropped.any() else None
+        rows = self._mapping.find(
+            keys, self._stored_keys, skip=None if dropped is None else _grown(dropped[: self._base], self._base)
+        )
+        skip = None if dropped is None else _grown(dropped[self._base :], len(self._new_index))
+        pending = self._new_index.find(keys, skip=skip)
+        return np.where(rows < 0, np.where(pending < 0, -1, pending + self._base), rows)
+
+    def _remember(self, keys: Keys) -> None:
+        used = len(self._new_index)
+        if used + len(keys) > len(self._new_keys):
+            grown = np.empty((max(1024, 2 * (used + len(keys))), KEY_BYTES), dtype=np.uint8)
+            grown[:used] = self._new_keys[:used]
+            self._new_keys = grown
+        self._new_keys[used : used + len(keys)] = keys
+        self._new_index.add(keys)
+
+    def _write_pending(self, *, publish: bool) -> None:
+        blocks = list(self._cutter.cut(self._pending, finish=True))
+        self._pending, self._pending_bytes = [], 0
+        record = self._committed.record.with_rows(self._cutter.rows) if publish else None
+        self._mapping.generation.write(blocks, record)
+
+    def _compact(self) -> None:
+        from featcache.store._compact import write_next_generation
+
+        everything = Committed(self._committed.record.with_rows(self._cutter.rows), self._cutter.tails())
+        keep = np.flatnonzero(~_grown(self._dropped, self._cutter.rows))
+        write_next_generation(self._store.path, self._mapping, everything, keep)
+
+
+class BlockCutter:
+    """Cuts rows into the blocks of every array, carrying the partial last ones on."""
+
+    def __init__(self, committed: Committed) -> None:
+        self._arrays = committed.record.arrays
+        self.rows = committed.record.rows
+        self._tails = {layout.name: bytearray(committed.tails.get(layout.name, b"")) for layout in self._arrays}
+
+    def cut(self, batches: Sequence[Mapping[str, npt.NDArray[Any]]], *, finish: bool) -> Iterator[Block]:
+        """Yield the blocks that the rows of `batches` fill, and, to `finish`, the partial ones that they end in."""
+        added = sum(len(batch[KEYS]) for batch in batches)
+        for layout in self._arrays:
+            tail = self._tails[layout.name]
+            block = self.rows // layout.block_rows
+            for batch in batches:
+                tail += np.ascontiguousarray(batch[layout.name]).reshape(-1).view(np.uint8).data
+            while len(tail) >= layout.block_bytes:
+                yield Block(layout, block, bytes(tail[: layout.block_bytes]))
+                del tail[: layout.block_bytes]
+                block += 1
+        self.rows += added
+        if finish and added:
+            yield from self.rest()
+
+    def rest(self) -> Iterator[Block]:
+        """Yield the partial last blocks."""
+        for layout in self._arrays:
+            if self._tails[layout.name]:
+                yield Block(layout, self.rows // layout.block_rows, bytes(self._tails[layout.name]))
+
+    def tails(self) -> dict[str, memoryview]:
+        """Return the bytes of the rows in each array's partial last block."""
+        return {name: memoryview(bytes(tail)) for name, tail in self._tails.items() if tail}
+
+
+def row_checksums(keys: Keys, values: Sequence[Values]) -> npt.NDArray[np.uint32]:
+    """Return (m, n_columns) uint32: the crc32c over a row's key and its bytes in each column."""
+    sums = np.empty((len(keys), len(values)), dtype=np.uint32)
+    starts = [crc32c(key.data) for key in keys]
+    for position, column in enumerate(values):
+        rows = np.ascontiguousarray(column).reshape(len(keys), -1).view(np.uint8)
+        for row, (start, data) in enumerate(zip(starts, rows, strict=True)):
+            sums[row, position] = crc32c(data.data, start)
+    return sums
+
+
+def _check_values(column: Column, values: Values | None, rows: int) -> Values:
+    if values is None:
+        raise InputError(f"columns must hold {column.name!r}, it is missing")
+    values = np.asarray(values)
+    if values.shape != (rows, *column.shape):
+        raise InputError(f"{column.name!r} must have the shape {(rows, *column.shape)!r}, got {values.shape!r}")
+    return values
+
+
+def _convert(column: Column, values: Values) -> Values:
+    try:
+        with np.errstate(over="raise"):
+            return values.astype(np.dtype(column.dtype).newbyteorder("<"), copy=False)
+    except FloatingPointError as error:
+        raise InputError(
+            f"{column.name!r} must fit into {column.dtype}, it holds larger values: use float32"
+        ) from error
+
+
+def _grown(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:
+    grown = np.zeros(size, dtype=bool)
+    grown[: len(mask)] = mask
+    return grown

@@ -1,0 +1,279 @@
+"""A generation as a Zarr v3 group of uncompressed chunks that any Zarr library reads and that are mapped as they are.
+
+    rows-000001.zarr/zarr.json           group; attributes.featcache is the commit record, replaced last, atomically
+    rows-000001.zarr/ARRAY/zarr.json     array; its attributes hold the same record, at most one commit older
+    rows-000001.zarr/ARRAY/c.7.0         chunk 7: rows' bytes (zeros after the last), then their crc32c: Zarr's own codec
+
+A chunk is written under a hidden name, synchronised and renamed, so every chunk file is whole at any instant. A last
+chunk that already holds rows not yet committed still begins with the committed ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from crc32c import crc32c
+
+from featcache.errors import CorruptError, FormatError, StorageError
+from featcache.files import sync_directory
+from featcache.store._generation import Block, Committed, Extent, Generation
+from featcache.store._record import COLUMN_PREFIX, KEYS, Layout, Record, index_rows
+
+_CRC_BYTES = 4
+_ATTRIBUTE = "featcache"
+_ZEROS = bytes(1 << 20)
+
+
+class ZarrGeneration(Generation):
+    """One directory that is a Zarr group."""
+
+    @classmethod
+    def create(cls, path: Path, record: Record) -> None:
+        """Make the directory `path`, holding `record`."""
+        with _storage_errors(path):
+            path.mkdir()
+            (path / COLUMN_PREFIX).mkdir()
+            _replace(path / COLUMN_PREFIX / "zarr.json", _group_text(None))
+            for layout in record.arrays:
+                _make_array(path, layout, 0, record)
+            _replace(path / "zarr.json", _group_text(record))
+            _sync_directories(path, {path, path / COLUMN_PREFIX})
+        sync_directory(path.parent)
+
+    def stamp(self) -> bytes:
+        return (self.path / "zarr.json").read_bytes()
+
+    def load(self) -> Committed:
+        record = self._read_record("zarr.json")
+        tails = {}
+        for layout, rows in _arrays(record):
+            last, whole = layout.blocks(rows) - 1, rows // layout.block_rows
+            if whole <= last:
+                tails[layout.name] = self._read_tail(layout, last, layout.rows_in(last, rows))
+        return Committed(record, tails)
+
+    def record(self) -> Record:
+        try:
+            return self._read_record("zarr.json")
+        except CorruptError as error:
+            with contextlib.suppress(CorruptError):
+                return self._read_record(f"{KEYS}/zarr.json")
+            raise error
+
+    @contextlib.contextmanager
+    def locate(self, layout: Layout, block: int) -> Iterator[Extent]:
+        path = self._chunk(layout, block)
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise _damaged(path, "is missing") from error
+        try:
+            size = os.fstat(file).st_size
+            if size != layout.block_bytes + _CRC_BYTES:
+                raise _damaged(path, f"has {size} bytes and not {layout.block_bytes + _CRC_BYTES}")
+            (stored,) = struct.unpack("<I", os.pread(file, _CRC_BYTES, layout.block_bytes))
+            yield Extent(file, 0, layout.block_bytes, stored)
+        finally:
+            os.close(file)
+
+    def write(self, blocks: Iterable[Block], record: Record | None) -> None:
+        with _storage_errors(self.path):
+            touched: set[Path] = set()
+            for block in blocks:
+                path = self._chunk(block.layout, block.index)
+                if not path.parent.exists():
+                    _make_array(self.path, block.layout, 0, self.record())
+                _write_chunk(path, block)
+                touched.add(path.parent)
+            _sync_directories(self.path, touched)
+            if record is not None:
+                self._publish(record)
+
+    def read_block(self, layout: Layout, block: int, rows: int) -> tuple[bytes, bool]:
+        with self.locate(layout, block) as extent:
+            data = os.pread(extent.file, extent.size, 0)
+        return data, crc32c(data) == extent.crc32c
+
+    def trim(self, record: Record) -> None:
+        with _storage_errors(self.path):
+            expected = {layout.name: layout.blocks(rows) for layout, rows in _arrays(record)}
+            for name, blocks in expected.items():
+                for file in os.listdir(self.path / name):
+                    part = file.split(".")
+                    if file.startswith(".") or (part[0] == "c" and int(part[1]) >= blocks):
+                        os.unlink(self.path / name / file)
+            for layout, rows in _arrays(record):
+                _replace(self.path / layout.name / "zarr.json", _array_text(layout, rows, record))
+
+    def check_structure(self, record: Record) -> list[str]:
+        problems = []
+        expected = {"zarr.json": _group_text(record), f"{COLUMN_PREFIX}zarr.json": _group_text(None)}
+        for name, text in expected.items():
+            if not _holds(self.path / name, text):
+                problems.append(f"{str(self.path / name)!r} must be what was written, it is not")
+        for layout, rows in _arrays(record):
+            path = self.path / layout.name / "zarr.json"
+            if not self._describes(path, layout, rows, record):
+                problems.append(f"{str(path)!r} must describe {rows} rows of {layout.name!r}, it does not")
+        return problems
+
+    def nbytes(self) -> int:
+        return sum(
+            os.lstat(os.path.join(folder, name)).st_blocks * 512
+            for folder, _, names in os.walk(self.path)
+            for name in names
+        )
+
+    def _describes(self, path: Path, layout: Layout, rows: int, record: Record) -> bool:
+        """Return whether an array's description is the one of this commit, or of an earlier one after a kill."""
+        try:
+            text = path.read_bytes()
+            earlier = _record_of(text, place=str(path))
+        except (OSError, CorruptError, FormatError):
+            return False
+        count = earlier.indexed_rows if layout == index_rows(earlier) else earlier.rows
+        return text == _array_text(layout, count, earlier) and earlier.arrays == record.arrays and count <= rows
+
+    def _publish(self, record: Record) -> None:
+        before = self.record()
+        _replace(self.path / "zarr.json", _group_text(record))
+        _sync_directories(self.path, {self.path})
+        # From here on it is committed. What follows keeps plain Zarr readers of single arrays up to date.
+        for layout, rows in _arrays(record):
+            _replace(self.path / layout.name / "zarr.json", _array_text(layout, rows, record))
+        old = index_rows(before)
+        if old is not None and old != index_rows(record):
+            for file in os.listdir(self.path / old.name):
+                os.unlink(self.path / old.name / file)
+            os.rmdir(self.path / old.name)
+
+    def _read_record(self, name: str) -> Record:
+        path = self.path / name
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError as error:
+            raise _damaged(path, "is missing") from error
+        return _record_of(text, place=str(path))
+
+    def _read_tail(self, layout: Layout, block: int, rows: int) -> memoryview:
+        data, intact = self.read_block(layout, block, rows)
+        if not intact:
+            raise _damaged(self._chunk(layout, block), "does not match its checksum")
+        return memoryview(data)[: rows * layout.row_bytes]
+
+    def _chunk(self, layout: Layout, block: int) -> Path:
+        return self.path / layout.name / ".".join(["c", str(block), *("0" for _ in layout.shape)])
+
+
+def _arrays(record: Record) -> list[tuple[Layout, int]]:
+    """Return every array with its number of rows."""
+    index = index_rows(record)
+    return [(layout, record.rows) for layout in record.arrays] + ([(index, record.indexed_rows)] if index else [])
+
+
+def _array_text(layout: Layout, rows: int, record: Record) -> bytes:
+    """Return an array's zarr.json."""
+    little = {} if layout.dtype == "uint8" else {"configuration": {"endian": "little"}}
+    return _json(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [rows, *layout.shape],
+            "data_type": layout.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [layout.block_rows, *layout.shape]}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "fill_value": 0.0 if np.dtype(layout.dtype).kind == "f" else 0,
+            "codecs": [{"name": "bytes", **little}, {"name": "crc32c"}],
+            "attributes": {_ATTRIBUTE: record.to_json()},
+        }
+    )
+
+
+def _group_text(record: Record | None) -> bytes:
+    """Return a group's zarr.json; the one of the store's group holds the commit record."""
+    attributes = {} if record is None else {_ATTRIBUTE: record.to_json()}
+    return _json({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, indent=1).encode()
+
+
+def _record_of(text: bytes, *, place: str) -> Record:
+    try:
+        values = json.loads(text)["attributes"][_ATTRIBUTE]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(
+            f"{place!r} must be zarr.json with a commit record, it is damaged: featcache verify --repair"
+        ) from error
+    return Record.from_json(values, place=repr(place))
+
+
+def _make_array(path: Path, layout: Layout, rows: int, record: Record) -> None:
+    (path / layout.name).mkdir()
+    _replace(path / layout.name / "zarr.json", _array_text(layout, rows, record))
+    _sync_directories(path, {path / layout.name, (path / layout.name).parent})
+
+
+def _write_chunk(path: Path, block: Block) -> None:
+    """Write a chunk file whole or not at all; the zeros after the last row are a hole and take no room on the disk."""
+    checksum = crc32c(block.payload)
+    missing = block.layout.block_bytes - len(block.payload)
+    while missing:
+        part = min(missing, len(_ZEROS))
+        checksum = crc32c(_ZEROS[:part], checksum)
+        missing -= part
+    temporary = path.with_name(f".{path.name}")
+    with open(temporary, "wb") as file:
+        file.write(block.payload)
+        file.seek(block.layout.block_bytes)
+        file.write(struct.pack("<I", checksum))
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(temporary, path)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Replace a small file atomically; its directory is synchronised by the caller."""
+    temporary = path.with_name(f".{path.name}")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(temporary, path)
+
+
+def _sync_directories(path: Path, folders: set[Path]) -> None:
+    for folder in sorted(folders):
+        sync_directory(folder)
+
+
+def _holds(path: Path, text: bytes) -> bool:
+    try:
+        return path.read_bytes() == text
+    except OSError:
+        return False
+
+
+def _damaged(path: Path, what: str) -> CorruptError:
+    return CorruptError(f"{str(path)!r} must be intact, it {what}: featcache verify --repair drops its damaged rows")
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (CorruptError, FormatError, StorageError):
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{str(path)!r} must be writable, got: {error.strerror or error}; free space or rights. "
+            "Nothing committed is lost"
+        ) from error
