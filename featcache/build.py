@@ -439,7 +439,7 @@ def _hash_known(listing: Listing, plan: _Plan, writer: StoreWriter) -> None:
         except OSError:
             del plan.todo[:done]
             return  # extraction records the reason
-        if not writer.contains(digest):
+        if digest not in writer:
             del plan.todo[:done]
             return
         plan.digests[index] = np.frombuffer(digest, dtype=np.uint8)
@@ -469,4 +469,6 @@ def _drop_unreferenced(cache: FeatureCache, writer: StoreWriter) -> int:
         keys = np.ascontiguousarray(reader.keys())
         unused = np.array([key.tobytes() not in live for key in keys], dtype=bool)
         dead = keys[unused]
-    return writer.drop(dead) if len(dead) else 0
+    dropped = writer.drop(dead)
+    writer.commit()
+    return dropped

@@ -74,3 +74,11 @@ def _remove(path: Path) -> None:
         shutil.rmtree(retired)
     else:
         path.unlink()
+
+
+def cache_home() -> Path:
+    """Return where converted networks and downloaded tools are kept: $FEATCACHE_HOME, else the user's cache folder."""
+    named = os.environ.get("FEATCACHE_HOME")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featcache"
