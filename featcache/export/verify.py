@@ -92,8 +92,8 @@ def verify_bundle(path: str | os.PathLike[str]) -> tuple[int, tuple[str, ...]]:
 def unpack(archive: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Unpack the zip of a bundle at `archive` as the directory `out`, and return it; nothing is written outside it.
 
-    Raises `InputError` for an entry with an absolute path, a ``..``, a link or a name twice, `CorruptError` for a broken
-    zip, `VerificationError` for a bundle that does not match its manifest; `out` then does not exist.
+    Raises `InputError` for an entry with an absolute path, a ``..``, a link or a name twice, `CorruptError` for a
+    broken zip, `VerificationError` for a bundle that does not match its manifest; `out` then does not exist.
     """
     target = Path(os.path.abspath(out))
     try:
