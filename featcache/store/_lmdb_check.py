@@ -15,11 +15,12 @@ from pathlib import Path
 import lmdb.verify
 
 from featcache.errors import CorruptError
+from featcache.store._lmdb_pages import PAGE_HEADER_BYTES, Place
 from featcache.store._record import Record
 
-_PAGE_HEADER_BYTES = 16
-_MARK_OFFSET = _PAGE_HEADER_BYTES + 4
-_RECORD = re.compile(rb'\{"arrays":\[[^\0]{1,65536}?"version":\d+\}')
+BLOCK_MARK = b"featcache"
+_MARK_OFFSET = PAGE_HEADER_BYTES + 4
+_RECORD = re.compile(rb'\{"arrays":\[[^\0]{1,65536}?"version":1\}')
 
 
 def tree_problems(path: Path) -> list[str]:
@@ -31,25 +32,25 @@ def tree_problems(path: Path) -> list[str]:
     return []
 
 
-def find_blocks(path: Path, mark: bytes, page: int) -> dict[tuple[str, int], tuple[int, int]]:
-    """Return {(array, block): (offset, bytes)} of the rows of every block whose beginning can be read.
+def find_blocks(path: Path, page: int) -> dict[tuple[str, int], Place]:
+    """Return {(array, block): place} of the rows of every block whose beginning can be read.
 
     Of several versions of a block, all of which begin with the same rows, the longest one.
     """
-    places: dict[tuple[str, int], tuple[int, int]] = {}
+    places: dict[tuple[str, int], Place] = {}
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for start in range(0, len(data) - page, page):
             at = start + _MARK_OFFSET
-            if data[at : at + len(mark)] != mark:
+            if data[at : at + len(BLOCK_MARK)] != BLOCK_MARK:
                 continue
-            header = bytes(data[at + len(mark) : start + page])
+            header = bytes(data[at + len(BLOCK_MARK) : start + page])
             try:
                 name = json.loads(header.rstrip())
                 key, size = (str(name["array"]), int(name["block"])), int(name["bytes"])
             except (ValueError, KeyError, TypeError):
                 continue
-            if size <= len(data) - start - page and size > places.get(key, (0, -1))[1]:
-                places[key] = (start + page, size)
+            if size <= len(data) - start - page and (key not in places or size > places[key].size):
+                places[key] = Place(start + page, size)
     return places
 
 

@@ -87,8 +87,8 @@ class Record:
         indexed = self.indexed_rows if indexed_rows is None else indexed_rows
         return dataclasses.replace(self, rows=rows, indexed_rows=indexed)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON values, with a crc32c over the canonical JSON of the rest."""
+    def to_json(self, **more: int) -> dict[str, Any]:
+        """Return the record as JSON values, and `more`, with a crc32c over the canonical JSON of all of it."""
         body: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -98,6 +98,7 @@ class Record:
                 {"name": a.name, "shape": list(a.shape), "dtype": a.dtype, "block_rows": a.block_rows}
                 for a in self.arrays
             ],
+            **more,
         }
         return {**body, "crc32c": crc32c(canonical_json(body).encode())}
 
@@ -129,9 +130,9 @@ class Record:
             raise CorruptError(f"the commit record in {place} must be JSON, it is not: it was damaged") from error
         return cls.from_json(values, place=place)
 
-    def to_text(self) -> bytes:
-        """Return the record as JSON text."""
-        return canonical_json(self.to_json()).encode()
+    def to_text(self, **more: int) -> bytes:
+        """Return the record, and `more`, as JSON text."""
+        return canonical_json(self.to_json(**more)).encode()
 
 
 def new_record(columns: tuple[Column, ...]) -> Record:

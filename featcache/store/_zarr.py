@@ -2,7 +2,7 @@
 
     rows-000001.zarr/zarr.json           group; attributes.featcache is the commit record, replaced last, atomically
     rows-000001.zarr/ARRAY/zarr.json     array; its attributes hold the same record, at most one commit older
-    rows-000001.zarr/ARRAY/c.7.0         chunk 7: rows' bytes (zeros after the last), then their crc32c: Zarr's own codec
+    rows-000001.zarr/ARRAY/c.7.0         chunk 7: rows' bytes (zeros after the last), then their crc32c (Zarr's codec)
 
 A chunk is written under a hidden name, synchronised and renamed, so every chunk file is whole at any instant. A last
 chunk that already holds rows not yet committed still begins with the committed ones.
