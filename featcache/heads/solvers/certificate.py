@@ -46,7 +46,8 @@ class Penalty:
 
 def column_norms(weight: NDArray[Any]) -> Float64:
     """Return the Euclidean norm of each column ``(n_features,)`` float64."""
-    return np.sqrt(np.einsum("ij,ij->j", weight, weight, dtype=np.float64))
+    norms: Float64 = np.sqrt(np.einsum("ij,ij->j", weight, weight, dtype=np.float64))
+    return norms
 
 
 def dual_scale_and_conjugate(gradient: NDArray[Any], penalty: Penalty) -> tuple[float, float]:

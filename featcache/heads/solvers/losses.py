@@ -137,7 +137,8 @@ class Loss:
         if self.kind == "squared":
             assert self._targets is not None
             u -= self._targets[a:b]
-            return 0.5 * np.einsum("ij,ij->i", u, u, dtype=np.float64)
+            squares: Float64 = np.einsum("ij,ij->i", u, u, dtype=np.float64)
+            return 0.5 * squares
         if self.kind == "sigmoid":
             assert self._targets is not None
             return self._sigmoid_chunk(u, self._targets[a:b])
@@ -147,12 +148,12 @@ class Loss:
             rows = np.arange(b - a)
             labels = self._labels[a:b]
             chosen = u[rows, labels].astype(np.float64)
-            losses = softmax_in_place(u) - chosen
+            losses: Float64 = softmax_in_place(u) - chosen
             u[rows, labels] -= 1.0
             return losses
         assert self._targets is not None
         targets = self._targets[a:b]
-        inner = np.einsum("ij,ij->i", u, targets, dtype=np.float64)
+        inner: Float64 = np.einsum("ij,ij->i", u, targets, dtype=np.float64)
         losses = softmax_in_place(u) - inner
         u -= targets
         return losses
@@ -181,7 +182,7 @@ class Loss:
         )
         divergence = softmax_in_place(soft) - inner - entropy
         chosen = u[known, labels[known]].astype(np.float64)
-        losses = alpha * temperature**2 * divergence
+        losses: Float64 = alpha * temperature**2 * divergence
         cross = softmax_in_place(u)
         losses[known] += (1.0 - alpha) * (cross[known] - chosen)
         u[known, labels[known]] -= 1.0
@@ -196,8 +197,8 @@ class Loss:
     def constant_dual(self, bias_gradient: Float64) -> tuple[float, Float64, float]:
         """Return (t, q, c): how a residual whose weighted sum is `bias_gradient` is mixed with a constant prediction.
 
-        ``(1 - t) r_i + t (psi'_q - y_i)`` sums to zero over the rows for the prediction q ``(k,)`` of the labelled term,
-        and c is the weighted conjugate at that constant point.
+        ``(1 - t) r_i + t (psi'_q - y_i)`` sums to zero over the rows for the prediction q ``(k,)`` of the labelled
+        term, and c is the weighted conjugate at that constant point.
         """
         if self.kind == "sigmoid":
             room = np.minimum(self.mean_target, 1.0 - self.mean_target)
@@ -222,12 +223,12 @@ class Loss:
 
     @staticmethod
     def _share(ratio: Float64) -> float:
-        """Return the least mixing share t with ``t / (1 - t)`` just above the largest of `ratio`, never exactly zero."""
+        """Return the least mixing share t with ``t / (1 - t)`` just above the largest of `ratio`, never zero."""
         odds = 1.0001 * float(ratio.max()) + 1e-14
         return odds / (1.0 + odds)
 
     def bias_curvature(self, logits: NDArray[Any], first_row: int) -> Float64:
-        """Return the Hessian ``(k, k)`` of the weighted loss of some rows with respect to the bias; overwrites `logits`."""
+        """Return the Hessian ``(k, k)`` of the weighted loss of some rows in the bias; overwrites `logits`."""
         weights = self.weights[first_row : first_row + len(logits)].astype(logits.dtype)
         if self.kind == "squared":
             return np.eye(self.n_outputs) * float(weights.sum(dtype=np.float64))
@@ -244,16 +245,18 @@ class Loss:
         return result + _softmax_curvature(logits, weights)
 
     def initial_bias(self) -> Float32:
-        """Return the bias ``(n_outputs,)`` float32 that is best when all weights are zero (near it, when distilling)."""
+        """Return the bias ``(n_outputs,)`` float32 that is best when all weights are zero (near it if distilling)."""
         if self.kind == "squared":
             return self.mean_target.astype(np.float32)
         if self.kind == "sigmoid":
-            return np.log(self.mean_target / (1.0 - self.mean_target)).astype(np.float32)
+            odds: Float32 = np.log(self.mean_target / (1.0 - self.mean_target)).astype(np.float32)
+            return odds
         mean = self.mean_target
         if self._distillation is not None:
             alpha = self._distillation.alpha
             mean = (1.0 - alpha) * mean + alpha * self._teacher_mean
-        return np.log(np.maximum(mean / mean.sum(), 1e-30)).astype(np.float32)
+        prior: Float32 = np.log(np.maximum(mean / mean.sum(), 1e-30)).astype(np.float32)
+        return prior
 
     def pull(self, start: int, stop: int) -> NDArray[Any]:
         """Return minus the residual of rows that predict zero everywhere ``(m, k)``: what the anchor is summed from."""

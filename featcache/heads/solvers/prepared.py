@@ -32,13 +32,15 @@ class Prepared:
         self._anchor: Float32 | None = None
         self._known_mean: Float64 = np.zeros(self.n_features)
         self._gram: Float64 | None = None
+        self._inverse: tuple[float, float, Float32] | None = None
 
     def evaluate(self, weight: NDArray[Any], bias: NDArray[Any], gradient: NDArray[Any]) -> tuple[float, Float64]:
         """Return the data loss and its bias gradient ``(k,)``; write its weight gradient ``(k, d)`` into `gradient`.
 
         Products are float32, sums over rows of the loss float64. One pass.
         """
-        total, bias_gradient = 0.0, np.zeros(self.n_outputs)
+        total = 0.0
+        bias_gradient: Float64 = np.zeros(self.n_outputs)
         gradient[...] = 0.0
         for start, block in self.rows.blocks():
             logits = self._block_logits(block, weight, bias)
@@ -62,8 +64,8 @@ class Prepared:
         """Return the data loss, its bias gradient and the bias float64 ``(k,)`` that is best for `weight`.
 
         A free bias makes the dual feasible only where its gradient is zero, so a certificate needs it far better than
-        descent brings it: Newton steps on k numbers, on logits kept from one forward product (recomputed where they would
-        take over half a GiB). With `exact` the logits and the loss are float64. Writes the weight gradient.
+        descent brings it: Newton steps on k numbers, on logits kept from one forward product (recomputed where they
+        would take over half a GiB). With `exact` the logits and the loss are float64. Writes the weight gradient.
         """
         kind = np.dtype(np.float64 if exact else np.float32)
         keep = self.rows.matrix is not None and self.rows.n_rows * self.n_outputs * kind.itemsize <= KEEP_BYTES
@@ -93,7 +95,7 @@ class Prepared:
                 total += self.loss.residual(shifted, start)
                 slope += shifted.sum(axis=0, dtype=np.float64)
             if curvature is not None:
-                inverse = np.linalg.pinv(curvature, rcond=1e-9, hermitian=True)
+                inverse = _pseudo_inverse(curvature)
             assert inverse is not None
             if float(np.abs(slope / np.maximum(self.loss.mean_target, 1e-6)).max()) < (1e-9 if exact else 1e-7):
                 break
@@ -134,11 +136,24 @@ class Prepared:
         if self.loss.kind == "squared":  # the constraint is met by subtracting the mean, and z sums to zero
             return gradient, conjugate - 0.5 * float(g @ g) - float(g @ self.loss.mean_target)
         share, q, constant = self.loss.constant_dual(g)
-        away = -self.anchor
+        away: NDArray[Any] = -self.anchor
         if self.problem.distillation is not None:  # the labelled rows alone need not average to zero
             away = away + np.outer(q, self._known_mean)
         mixed = (1.0 - share) * gradient + share * away
         return mixed, (1.0 - share) * conjugate + share * constant
+
+    def restrict(self, columns: NDArray[np.int64]) -> Prepared:
+        """Return the problem with only `columns` of the features: what a working set is solved on."""
+        part = Prepared.__new__(Prepared)
+        part.__dict__.update(self.__dict__)
+        part.rows = self.rows.restrict(columns)
+        part.n_features = len(columns)
+        part._anchor = np.ascontiguousarray(self.anchor[:, columns])
+        part._known_mean = self._known_mean[columns]
+        part._gram = part._inverse = None
+        part._logits = None
+        part.passes = 0.0
+        return part
 
     def null_point(self) -> tuple[Float32, Float32]:
         """Return ``(gradient, bias)`` at zero weights and their best bias: where every path begins."""
@@ -154,17 +169,36 @@ class Prepared:
             bias = (bias - bias_gradient / np.maximum(np.exp(bias), 1e-3)).astype(np.float32)
         return gradient, bias
 
+    def preconditioner(self, curvature: float, l2: float) -> Float32:
+        """Return ``(curvature * gram + l2)^-1`` ``(d, d)`` float32; the last is kept while its strengths are near."""
+        if self._inverse is not None:
+            old_curvature, old_l2, inverse = self._inverse
+            if 0.3 < curvature / old_curvature < 3.0 and 0.3 < l2 / old_l2 < 3.0:
+                return inverse
+        system = (curvature * self.gram).astype(np.float32)
+        system[np.diag_indices(self.n_features)] += np.float32(l2)
+        inverse = np.linalg.inv(system)
+        inverse += inverse.T.copy()
+        inverse *= np.float32(0.5)
+        self._inverse = (curvature, l2, inverse)
+        return inverse
+
     @property
     def gram(self) -> Float64:
         """Return the weighted Gram matrix ``Z' diag(w) Z`` ``(d, d)`` float64, blocks multiplied in float32."""
         if self._gram is None:
-            gram = np.zeros((self.n_features, self.n_features))
+            gram: Float64 = np.zeros((self.n_features, self.n_features))
             for start, block in self.rows.blocks():
                 scaled = block * np.sqrt(self.rows.weights[start : start + len(block), None])
                 gram += scaled.T @ scaled
             self._gram = gram
             self.passes += 1.0
         return self._gram
+
+
+def _pseudo_inverse(curvature: Float64) -> Float64:
+    """Return the inverse on all but the direction that moves every softmax logit alike."""
+    return np.asarray(np.linalg.pinv(curvature, rcond=1e-9, hermitian=True), dtype=np.float64)
 
 
 def prepare(problem: Problem) -> Prepared:

@@ -19,8 +19,9 @@ LOSSES: tuple[LossName, ...] = ("softmax", "sigmoid", "squared")
 class BlockSource(Protocol):
     """Rows too many for memory: an object that can be iterated again and again, always in the same order.
 
-    `shape` is ``(n_rows, n_features)``; each item is ``(first_row, block)`` with ``block`` a ``(m, n_features)`` float16,
-    float32 or float64 array that need only be valid until the next item. Blocks are consecutive and cover all rows.
+    `shape` is ``(n_rows, n_features)``; each item is ``(first_row, block)`` with ``block`` a ``(m, n_features)``
+    float16, float32 or float64 array that need only be valid until the next item. Blocks are consecutive and cover all
+    rows.
     """
 
     @property
@@ -33,8 +34,9 @@ class BlockSource(Protocol):
 class Distillation:
     """The second term of a distilled head (Hinton et al. 2015): ``alpha * T**2 * KL(teacher_T || student_T)``.
 
-    `teacher` is ``(n_rows, n_classes)`` float32, the teacher's probabilities at the temperature `temperature`; the first
-    term, the cross-entropy of the labels, is multiplied by ``1 - alpha``. Rows labelled -1 take part only in the second.
+    `teacher` is ``(n_rows, n_classes)`` float32, the teacher's probabilities at the temperature `temperature`; the
+    first term, the cross-entropy of the labels, is multiplied by ``1 - alpha``. Rows labelled -1 take part only in the
+    second.
     """
 
     teacher: NDArray[Any]
@@ -56,8 +58,8 @@ class Problem:
     `features` is ``(n_rows, n_features)`` float16, float32 or float64 as cached (standardisation happens inside), or a
     `BlockSource`. `targets` is ``(n_rows,)`` int64 class numbers or ``(n_rows, n_classes)`` float32: probabilities that
     sum to one for ``softmax``, values in [0, 1] for ``sigmoid``, any finite number for ``squared`` (half the squared
-    error). ``sigmoid`` sums its terms over the outputs. `sample_weight` is ``(n_rows,)``, not negative; a row of weight w
-    counts as w equal rows, in the standardisation too.
+    error). ``sigmoid`` sums its terms over the outputs. `sample_weight` is ``(n_rows,)``, not negative; a row of
+    weight w counts as w equal rows, in the standardisation too.
 
     Raises `InputError` for anything that does not fit together.
     """
@@ -107,20 +109,20 @@ class Problem:
             raise InputError(
                 f"class numbers must be in [{lowest}, {self.n_classes}), got {int(labels.min())} to {int(labels.max())}"
             )
-        if self.n_classes < 2:
+        if self.n_outputs < 2:
             raise InputError(f"at least two classes are needed, got {self.n_classes}")
 
     def _check_soft_targets(self, targets: NDArray[Any]) -> None:
         if self.n_classes is None:
             object.__setattr__(self, "n_classes", int(targets.shape[1]))
-        if targets.shape[1] != self.n_classes or self.n_classes < 1:
+        if targets.shape[1] != self.n_classes:
             raise InputError(f"targets must have {self.n_classes} columns, got {targets.shape[1]}")
         if targets.dtype.kind not in "fiub" or not np.isfinite(targets).all():
             raise InputError("targets must be finite numbers; drop the rows with NaN or Inf")
         if self.loss != "squared" and (targets.min() < 0 or targets.max() > 1):
             raise InputError(f"targets of {self.loss} must be in [0, 1], got {targets.min()!r} to {targets.max()!r}")
         if self.loss == "softmax":
-            if self.n_classes < 2:
+            if self.n_outputs < 2:
                 raise InputError(f"at least two classes are needed, got {self.n_classes}")
             error = float(np.abs(targets.sum(axis=1, dtype=np.float64) - 1.0).max())
             if error > 1e-3:

@@ -70,7 +70,6 @@ class StandardisedRows:
         self.weights: Float32 = (raw / self.effective_rows).astype(np.float32)
         self.uniform = weight is None
         self._source = problem.features
-        self.passes = 0.0
         self._measure()
         self._matrix: Float32 | None = None
         self._buffer: Float32 | None = None
@@ -159,3 +158,15 @@ class StandardisedRows:
             if self._buffer is None or len(self._buffer) < len(block):
                 self._buffer = np.empty((len(block), self.n_features), dtype=np.float32)
             yield start, self._standardise(block, self._buffer[: len(block)])
+
+    def restrict(self, columns: NDArray[np.int64]) -> StandardisedRows:
+        """Return the same rows with only `columns`, copied into memory: one read of the rows."""
+        part = StandardisedRows.__new__(StandardisedRows)
+        part.__dict__.update(self.__dict__)
+        part.n_features = len(columns)
+        part.mean, part.std, part.constant = self.mean[columns], self.std[columns], self.constant[columns]
+        matrix = np.empty((self.n_rows, len(columns)), dtype=np.float32)
+        for start, block in self.blocks():
+            np.take(block, columns, axis=1, out=matrix[start : start + len(block)], mode="clip")
+        part._matrix = matrix
+        return part

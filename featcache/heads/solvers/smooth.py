@@ -16,7 +16,10 @@ from featcache.heads.solvers.certificate import Penalty, duality_gap
 from featcache.heads.solvers.prepared import Prepared
 from featcache.heads.solvers.rows import Float32
 
-MEMORY = 12
+MEMORY = 20
+LONG_MEMORY = 100  # where pairs are so small that a longer memory costs less than the passes it saves
+SMALL = 1 << 16
+ROUNDING = 1e-6  # relative; below it float32 objectives do not compare, slopes do (Hager and Zhang 2005)
 
 
 class State:
@@ -63,62 +66,95 @@ def dot(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(np.vdot(a, b))
 
 
+class History:
+    """The last steps and gradient changes of limited-memory BFGS, applied to a gradient (Nocedal 1980, two loops)."""
+
+    def __init__(self, scale: float, inverse: Float32 | None = None, bias_scale: float = 1.0) -> None:
+        """Begin with the inverse Hessian `scale` times the identity, or times `inverse` ``(d, d)`` and `bias_scale`."""
+        self._scale, self._inverse, self._bias_scale = scale, inverse, np.float32(bias_scale)
+        self._pairs: list[tuple[Float32, Float32, Float32, Float32, float]] = []
+
+    def add(self, s: Float32, sb: Float32, y: Float32, yb: Float32) -> None:
+        """Remember a step ``(s, sb)`` of weights and bias with the change ``(y, yb)`` of the gradient along it."""
+        product = dot(s, y) + dot(sb, yb)
+        if product > 1e-12 * (dot(y, y) + dot(yb, yb)):
+            self._pairs.append((s, sb, y, yb, 1.0 / product))
+            base, base_bias = self._base(y, yb)
+            self._scale = product / (dot(y, base) + dot(yb, base_bias))
+            del self._pairs[: -(LONG_MEMORY if s.size <= SMALL else MEMORY)]
+
+    def _base(self, gradient: Float32, bias_gradient: Float32) -> tuple[Float32, Float32]:
+        if self._inverse is None:
+            return gradient, bias_gradient
+        return gradient @ self._inverse, bias_gradient * self._bias_scale
+
+    def direction(self, gradient: Float32, bias_gradient: Float32) -> tuple[Float32, Float32]:
+        """Return the approximate inverse Hessian times the gradient: the direction to subtract."""
+        direction, bias_direction = gradient.copy(), bias_gradient.copy()
+        coefficients: list[float] = []
+        for s, sb, y, yb, rho in reversed(self._pairs):
+            a = rho * (dot(s, direction) + dot(sb, bias_direction))
+            coefficients.append(a)
+            direction -= np.float32(a) * y
+            bias_direction -= np.float32(a) * yb
+        direction, bias_direction = self._base(direction, bias_direction)
+        direction = direction * np.float32(self._scale)
+        bias_direction = bias_direction * np.float32(self._scale)
+        for (s, sb, y, yb, rho), a in zip(self._pairs, reversed(coefficients), strict=True):
+            back = a - rho * (dot(y, direction) + dot(yb, bias_direction))
+            direction += np.float32(back) * s
+            bias_direction += np.float32(back) * sb
+        return direction, bias_direction
+
+
+def relative_gap(prepared: Prepared, state: State, penalty: Penalty) -> float:
+    """Return the duality gap over the objective; without any penalty, the largest entry of the gradient instead."""
+    if penalty == Penalty():
+        return float(max(np.abs(state.gradient).max(), np.abs(state.bias_gradient).max()))
+    return state.gap(prepared, penalty) / max(abs(state.objective(penalty)), 1e-12)
+
+
 def minimise_l2(
     prepared: Prepared, state: State, *, l2: float, tolerance: float, max_passes: int
 ) -> tuple[State, float, bool]:
     """Return ``(state, relative gap, converged)``: the minimum of data term + l2/2 |W|^2, started at `state`."""
     penalty = Penalty(l2=l2)
-    history: list[tuple[Float32, Float32, Float32, Float32, float]] = []
     objective = state.objective(penalty)
     certified = False
-    curvature = np.float32(max(1.0 / prepared.n_outputs, 1e-3) if prepared.loss.kind == "softmax" else 0.25)
-    if prepared.loss.kind == "squared":
-        curvature = np.float32(1.0)
+    k = prepared.n_outputs
+    curvature = {"softmax": (1.0 - 1.0 / k) / k, "sigmoid": 0.25, "squared": 1.0}[prepared.loss.kind]
+    if l2 > 0:
+        history = History(1.0, prepared.preconditioner(curvature, l2), 1.0 / curvature)
+    else:
+        history = History(scale=1.0 / (8.0 * curvature + l2))
     for _ in range(max_passes):
-        gap = state.gap(prepared, penalty) / max(abs(objective), 1e-12)
+        gap = relative_gap(prepared, state, penalty)
         if gap <= tolerance:
             return state, gap, True
-        slope = state.gradient + np.float32(l2) * state.weight
-        if not certified and dot(slope, slope) <= 1.8 * l2 * tolerance * abs(objective):
+        total = state.gradient + np.float32(l2) * state.weight
+        if not certified and dot(total, total) <= 1.8 * l2 * tolerance * abs(objective):
             state = State.certified(prepared, state.weight, state.bias, exact=False)
             objective = state.objective(penalty)
             certified = True
             continue
         certified = False
-        total = state.gradient + np.float32(l2) * state.weight
         bias_total = state.bias_gradient.astype(np.float32)
-        direction, bias_direction = total.copy(), bias_total.copy()
-        coefficients: list[float] = []
-        for s, sb, y, yb, rho in reversed(history):
-            a = rho * (dot(s, direction) + dot(sb, bias_direction))
-            coefficients.append(a)
-            direction -= np.float32(a) * y
-            bias_direction -= np.float32(a) * yb
-        if history:
-            s, sb, y, yb, rho = history[-1]
-            scale = 1.0 / (rho * (dot(y, y) + dot(yb, yb)))
-        else:
-            scale = 1.0 / (float(curvature) * 8.0 + l2)
-        direction *= np.float32(scale)
-        bias_direction *= np.float32(scale)
-        for (s, sb, y, yb, rho), a in zip(history, reversed(coefficients), strict=True):
-            back = a - rho * (dot(y, direction) + dot(yb, bias_direction))
-            direction += np.float32(back) * s
-            bias_direction += np.float32(back) * sb
+        direction, bias_direction = history.direction(total, bias_total)
         slope = dot(total, direction) + dot(bias_total, bias_direction)
         step = np.float32(1.0)
         while True:
             trial = State(prepared, state.weight - step * direction, state.bias - step * bias_direction)
             value = trial.objective(penalty)
-            if value <= objective - 1e-4 * float(step) * slope + 1e-7 * abs(objective) or step < 1e-6:
+            if value <= objective - 1e-4 * float(step) * slope or step < 1e-5:
+                break
+            turned = dot(trial.gradient + np.float32(l2) * trial.weight, direction)
+            turned += dot(trial.bias_gradient.astype(np.float32), bias_direction)
+            if value <= objective + ROUNDING * abs(objective) and turned >= -0.8 * slope:
                 break
             step *= np.float32(0.4)
         s, sb = trial.weight - state.weight, trial.bias - state.bias
         y = trial.gradient - state.gradient + np.float32(l2) * s
         yb = (trial.bias_gradient - state.bias_gradient).astype(np.float32)
-        product = dot(s, y) + dot(sb, yb)
-        if product > 0:
-            history.append((s, sb, y, yb, 1.0 / product))
-            del history[:-MEMORY]
+        history.add(s, sb, y, yb)
         state, objective = trial, value
-    return state, state.gap(prepared, penalty) / max(abs(objective), 1e-12), False
+    return state, relative_gap(prepared, state, penalty), False

@@ -12,8 +12,9 @@ from featcache.errors import InputError
 from featcache.heads.solvers.certificate import Penalty, column_norms
 from featcache.heads.solvers.prepared import Prepared, prepare
 from featcache.heads.solvers.problem import Problem, Solution
-from featcache.heads.solvers.smooth import State, minimise_l2
-from featcache.heads.solvers.sparse import minimise_sparse
+from featcache.heads.solvers.rows import Float32
+from featcache.heads.solvers.smooth import State, minimise_l2, relative_gap
+from featcache.heads.solvers.sparse import minimise_sparse, violation
 
 PenaltyName = Literal["l1", "l2", "group_l1"]
 
@@ -38,37 +39,63 @@ def solve(
 ) -> Solution:
     """Return the head that minimises the penalised mean loss of `problem`, to a relative gap of `tolerance`.
 
-    The objective is ``(1 / sum w) sum w_i loss_i + l1 |W|_1 + (l2 / 2) |W|_F^2 + group_l1 sum_j |W_:,j|_2`` on standardised
-    features, the bias free; scikit-learn's C is ``1 / (n * l2)``. `start` is a solution of a near penalty. `prepared`
-    (of the same problem) shares the standardised rows between calls. With `exact_objective` the objective is evaluated
-    once more with float64 logits; without, its products are float32 and its sums float64 (relative error below 1e-7).
+    The objective is ``(1 / sum w) sum w_i loss_i + l1 |W|_1 + (l2 / 2) |W|_F^2 + group_l1 sum_j |W_:,j|_2`` on
+    standardised features, the bias free; scikit-learn's C is ``1 / (n * l2)``. `start` is a solution of a near penalty.
+    `prepared` (of the same problem) shares the standardised rows between calls. With `exact_objective` the objective is
+    evaluated once more with float64 logits; without, its products are float32 and its sums float64 (relative error
+    below 1e-7).
 
     Raises `InputError` for a negative penalty or features with NaN or Inf.
     """
     penalty = Penalty(_check_penalty("l1", l1), _check_penalty("l2", l2), _check_penalty("group_l1", group_l1))
     prepared = prepare(problem) if prepared is None else prepared
-    before = prepared.passes
+    weight, bias = _starting_point(prepared, start)
+    return _fit(
+        prepared,
+        penalty,
+        weight,
+        bias,
+        tolerance=tolerance,
+        max_passes=max_passes,
+        screen=None,
+        exact=exact_objective,
+    )[0]
+
+
+def _starting_point(prepared: Prepared, start: Solution | None) -> tuple[Float32, Float32]:
+    shape = (prepared.n_outputs, prepared.n_features)
     if start is None:
-        weight = np.zeros((prepared.n_outputs, prepared.n_features), dtype=np.float32)
-        bias = prepared.null_point()[1]
-    else:
-        weight, bias = start.weight.copy(), start.bias.copy()
-        if weight.shape != (prepared.n_outputs, prepared.n_features):
-            raise InputError(f"start must have weights {(prepared.n_outputs, prepared.n_features)}, got {weight.shape}")
-    state = State(prepared, weight, bias)
+        return np.zeros(shape, dtype=np.float32), prepared.null_point()[1]
+    if start.weight.shape != shape:
+        raise InputError(f"start must have weights of shape {shape}, got {start.weight.shape}")
+    return start.weight.copy(), start.bias.copy()
+
+
+def _fit(
+    prepared: Prepared,
+    penalty: Penalty,
+    weight: Float32,
+    bias: Float32,
+    *,
+    tolerance: float,
+    max_passes: int,
+    screen: NDArray[np.bool_] | None,
+    exact: bool,
+) -> tuple[Solution, State]:
+    """Return the solution and the state it was certified at (over all columns)."""
+    before = prepared.passes
     if penalty.l1 or penalty.group_l1:
         state, gap, converged = minimise_sparse(
-            prepared, state, penalty=penalty, tolerance=tolerance, max_passes=max_passes
+            prepared, weight, bias, penalty=penalty, tolerance=tolerance, max_passes=max_passes, screen=screen
         )
     else:
         state, gap, converged = minimise_l2(
-            prepared, state, l2=penalty.l2, tolerance=tolerance, max_passes=max_passes
+            prepared, State(prepared, weight, bias), l2=penalty.l2, tolerance=tolerance, max_passes=max_passes
         )
-    if exact_objective:
+    if exact:
         state = State.certified(prepared, state.weight, state.bias, exact=True)
-        gap = state.gap(prepared, penalty) / max(abs(state.objective(penalty)), 1e-12)
-    objective = state.objective(penalty)
-    return Solution(
+        gap = relative_gap(prepared, state, penalty)
+    solution = Solution(
         weight=state.weight,
         bias=state.bias,
         mean=prepared.rows.mean,
@@ -76,25 +103,28 @@ def solve(
         l1=penalty.l1,
         l2=penalty.l2,
         group_l1=penalty.group_l1,
-        objective=objective,
+        objective=state.objective(penalty),
         gap=gap,
         gap_kind="duality" if penalty != Penalty() else "gradient",
         passes=prepared.passes - before,
         converged=converged,
     )
+    return solution, state
 
 
-def penalty_grid(prepared: Prepared, *, penalty: PenaltyName = "l2", n_values: int | None = None) -> NDArray[np.float64]:
+def penalty_grid(
+    prepared: Prepared, *, penalty: PenaltyName = "l2", n_values: int | None = None
+) -> NDArray[np.float64]:
     """Return penalties from the strongest that matters to the weakest, evenly spaced in their logarithm.
 
-    For L1 and group L1 the first is the least at which every weight is zero, and the last 0.01 of it (50 values); for L2
-    45 values from 10 to 1e-4 times the mean curvature of the loss.
+    For L1 and group L1 the first is the least at which every weight is zero, and the last 0.01 of it (50 values); for
+    L2 45 values from 10 to 1e-4.
     """
     if penalty == "l2":
         return np.logspace(1.0, -4.0, 45 if n_values is None else n_values)
     gradient = prepared.null_point()[0]
     largest = float(np.abs(gradient).max()) if penalty == "l1" else float(column_norms(gradient).max())
-    return largest * np.logspace(0.0, -2.0, 50 if n_values is None else n_values)
+    return largest * (1.0 + 1e-6) * np.logspace(0.0, -2.0, 50 if n_values is None else n_values)
 
 
 def solve_path(
@@ -113,24 +143,42 @@ def solve_path(
 ) -> list[Solution]:
     """Return one solution for each value of `penalty`, strongest first, each started from the one before.
 
-    `values` are sorted from the strongest; None means `penalty_grid`. The other penalties stay fixed at the values given.
+    `values` are sorted from the strongest; None means `penalty_grid`. The other penalties stay fixed.
     """
     if penalty not in ("l1", "l2", "group_l1"):
         raise InputError(f"penalty must be 'l1', 'l2' or 'group_l1', got {penalty!r}")
+    fixed = {name: _check_penalty(name, value) for name, value in (("l1", l1), ("l2", l2), ("group_l1", group_l1))}
     prepared = prepare(problem) if prepared is None else prepared
     grid = penalty_grid(prepared, penalty=penalty, n_values=n_values) if values is None else np.asarray(values)
     solutions: list[Solution] = []
-    for value in sorted((float(v) for v in grid), reverse=True):
-        strengths = {"l1": l1, "l2": l2, "group_l1": group_l1, penalty: value}
-        solutions.append(
-            solve(
-                problem,
-                **strengths,
-                start=solutions[-1] if solutions else None,
-                tolerance=tolerance,
-                max_passes=max_passes,
-                prepared=prepared,
-                exact_objective=exact_objective,
-            )
+    weight, bias = _starting_point(prepared, None)
+    gradient: Float32 | None = prepared.null_point()[0] if penalty != "l2" else None
+    previous: Penalty | None = None
+    for value in sorted((_check_penalty(penalty, float(v)) for v in grid), reverse=True):
+        strengths = Penalty(**{**fixed, penalty: value})
+        screen = None
+        if gradient is not None and penalty != "l2":
+            screen = violation(gradient, _strong_rule(strengths, previous)) > 0
+        solution, state = _fit(
+            prepared,
+            strengths,
+            weight,
+            bias,
+            tolerance=tolerance,
+            max_passes=max_passes,
+            screen=screen,
+            exact=exact_objective,
         )
+        solutions.append(solution)
+        weight, bias, gradient, previous = state.weight, state.bias, state.gradient, strengths
     return solutions
+
+
+def _strong_rule(strengths: Penalty, previous: Penalty | None) -> Penalty:
+    """Return the threshold of the sequential strong rule, ``2 new - previous`` (Tibshirani et al. 2012)."""
+    if previous is None:
+        return strengths
+    return Penalty(
+        l1=max(2.0 * strengths.l1 - previous.l1, 0.0),
+        group_l1=max(2.0 * strengths.group_l1 - previous.group_l1, 0.0),
+    )

@@ -1,0 +1,332 @@
+"""The exact solvers: optimality proved without the solver's own words, on problems with every kind of degeneracy."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from featcache.errors import InputError
+from featcache.heads.solvers import Distillation, Problem, prepare, solve, solve_path
+
+
+def draw(n=80, d=12, k=4, seed=0, informative=1.5):
+    generator = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(k), generator.integers(0, k, n - k)])
+    centres = generator.normal(size=(k, d)) * informative
+    features = (centres[labels] + generator.normal(size=(n, d)) * 2 + 3).astype(np.float32)
+    return features, labels
+
+
+def standardise(features, solution):
+    return (features.astype(np.float64) - solution.mean) / solution.std
+
+
+def one_hot(labels, k):
+    return np.eye(k)[labels]
+
+
+def data_term(problem, z, weight, bias):
+    """Return value and gradients of the data term in float64, written out independently of the solver."""
+    w = np.ones(len(z)) if problem.sample_weight is None else np.asarray(problem.sample_weight, dtype=float)
+    w = w / w.sum()
+    u = z @ weight.T.astype(float) + bias.astype(float)
+    y = problem.targets if np.ndim(problem.targets) == 2 else one_hot(problem.targets, problem.n_classes)
+    if problem.loss == "softmax":
+        top = u.max(axis=1, keepdims=True)
+        lse = top[:, 0] + np.log(np.exp(u - top).sum(axis=1))
+        residual = np.exp(u - lse[:, None]) - y
+        value = w @ (lse - (u * y).sum(axis=1))
+    elif problem.loss == "sigmoid":
+        residual = 1 / (1 + np.exp(-u)) - y
+        value = w @ (np.logaddexp(0, u) - u * y).sum(axis=1)
+    else:
+        residual = u - y
+        value = w @ (0.5 * residual**2).sum(axis=1)
+    weighted = residual * w[:, None]
+    return value, weighted.T @ z, weighted.sum(axis=0)
+
+
+def objective(problem, z, s):
+    weight = s.weight.astype(float)
+    value = data_term(problem, z, weight, s.bias)[0]
+    value += s.l1 * np.abs(weight).sum() + 0.5 * s.l2 * (weight**2).sum()
+    return value + s.group_l1 * np.linalg.norm(weight, axis=0).sum()
+
+
+def check_optimality(problem, s, tolerance):
+    """Assert the KKT conditions of every weight, with exact zeros where the penalty says so."""
+    z = standardise(problem.features, s)
+    _, gradient, bias_gradient = data_term(problem, z, s.weight, s.bias)
+    smooth = gradient + s.l2 * s.weight
+    assert np.abs(bias_gradient).max() < tolerance
+    if s.group_l1:
+        norms = np.linalg.norm(s.weight.astype(float), axis=0)
+        used = norms > 0
+        assert (np.linalg.norm(gradient[:, ~used], axis=0) <= s.group_l1 + tolerance).all()
+        assert np.abs(smooth[:, used] + s.group_l1 * s.weight[:, used] / norms[used]).max(initial=0) < tolerance
+    else:
+        used = s.weight != 0
+        assert (np.abs(gradient[~used]) <= s.l1 + tolerance).all()
+        assert np.abs(smooth + s.l1 * np.sign(s.weight))[used].max(initial=0) < tolerance
+
+
+PENALTIES = {
+    "l2": {"l2": 0.05},
+    "weak l2": {"l2": 1e-3},
+    "l1": {"l1": 0.03},
+    "elastic net": {"l1": 0.02, "l2": 0.05},
+    "group l1": {"group_l1": 0.05},
+    "group l1 and l2": {"group_l1": 0.05, "l2": 0.02},
+}
+
+
+def problem_of(loss, **changes):
+    features, labels = draw()
+    if loss == "softmax":
+        return Problem(features=features, targets=labels, **changes)
+    if loss == "sigmoid":
+        targets = (np.random.default_rng(1).random((80, 3)) < [0.3, 0.5, 0.8]).astype(np.float32)
+        return Problem(features=features, targets=targets, loss="sigmoid", **changes)
+    targets = (features[:, :3] * 0.5 + np.random.default_rng(1).normal(size=(80, 3))).astype(np.float32)
+    return Problem(features=features, targets=targets, loss="squared", **changes)
+
+
+@pytest.mark.parametrize("penalties", PENALTIES.values(), ids=PENALTIES.keys())
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid", "squared"])
+def test_solution_is_optimal_and_its_certificate_holds(loss, penalties):
+    problem = problem_of(loss)
+    solution = solve(problem, **penalties, tolerance=1e-6)
+    assert solution.converged
+    check_optimality(problem, solution, 2e-3)
+    z = standardise(problem.features, solution)
+    assert solution.objective == pytest.approx(objective(problem, z, solution), rel=1e-6)
+    better = solve(problem, **penalties, tolerance=1e-8, start=solution)
+    assert (solution.objective - better.objective) / solution.objective <= max(solution.gap, 1e-6)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid", "squared"])
+def test_gap_bounds_the_distance_to_the_optimum_far_from_it_too(loss):
+    problem = problem_of(loss)
+    for penalties in PENALTIES.values():
+        best = solve(problem, **penalties, tolerance=1e-7)
+        for passes in (1, 3, 6):
+            rough = solve(problem, **penalties, tolerance=1e-12, max_passes=passes)
+            distance = (rough.objective - best.objective) / rough.objective
+            assert distance <= rough.gap + 1e-6
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid", "squared"])
+def test_gradient_matches_finite_differences(loss):
+    prepared = prepare(problem_of(loss))
+    generator = np.random.default_rng(3)
+    weight = generator.normal(size=(prepared.n_outputs, 12)).astype(np.float32) * np.float32(0.3)
+    bias = generator.normal(size=prepared.n_outputs).astype(np.float32)
+    gradient = np.empty_like(weight)
+    _, bias_gradient = prepared.evaluate(weight, bias, gradient)
+    z = prepared.rows.matrix
+    for _ in range(5):
+        step = generator.normal(size=weight.shape)
+        plus = data_term(prepared.problem, z, weight + 1e-4 * step, bias)[0]
+        minus = data_term(prepared.problem, z, weight - 1e-4 * step, bias)[0]
+        assert (plus - minus) / 2e-4 == pytest.approx(float((gradient * step).sum()), rel=1e-3, abs=1e-5)
+    moved = generator.normal(size=bias.shape)
+    plus = data_term(prepared.problem, z, weight, bias + 1e-4 * moved)[0]
+    minus = data_term(prepared.problem, z, weight, bias - 1e-4 * moved)[0]
+    assert (plus - minus) / 2e-4 == pytest.approx(float(bias_gradient @ moved), rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("k", [2, 5])
+def test_l2_equals_scikit_learn(k):
+    features, labels = draw(n=150, k=k)
+    solution = solve(Problem(features=features, targets=labels), l2=0.02, tolerance=1e-9)
+    z = standardise(features, solution)
+    # of two classes scikit-learn fits one row w, whose penalty is twice that of the two rows +-w/2
+    strength = 1 / (150 * 0.02) * (2 if k == 2 else 1)
+    peer = LogisticRegression(C=strength, tol=1e-10, max_iter=5000).fit(z, labels)
+    weight = solution.weight[1:] - solution.weight[:1] if k == 2 else solution.weight
+    np.testing.assert_allclose(weight, peer.coef_, atol=2e-4)
+    raw = features @ solution.raw_weight().T + solution.raw_bias()
+    np.testing.assert_allclose(
+        np.exp(raw - raw.max(1, keepdims=True)) / np.exp(raw - raw.max(1, keepdims=True)).sum(1, keepdims=True),
+        peer.predict_proba(z),
+        atol=2e-4,
+    )
+
+
+def test_squared_loss_equals_ridge():
+    problem = problem_of("squared")
+    solution = solve(problem, l2=0.1, tolerance=1e-9)
+    peer = Ridge(alpha=0.1 * 80).fit(standardise(problem.features, solution), problem.targets)
+    np.testing.assert_allclose(solution.weight, peer.coef_, atol=2e-4)
+
+
+def test_weights_count_as_repeated_rows():
+    # an odd number of classes: adding a constant to a column changes no probability, and its L1 optimum is a median
+    features, labels = draw(k=5)
+    weight = np.random.default_rng(2).integers(0, 3, len(labels))
+    weight[:5] = 1
+    repeated = np.repeat(np.arange(len(labels)), weight)
+    for penalties in ({"l2": 0.05}, {"l1": 0.03}):
+        a = solve(Problem(features=features, targets=labels, sample_weight=weight), **penalties, tolerance=1e-8)
+        b = solve(Problem(features=features[repeated], targets=labels[repeated]), **penalties, tolerance=1e-8)
+        np.testing.assert_allclose(a.mean, b.mean, rtol=1e-5)
+        np.testing.assert_allclose(a.weight, b.weight, atol=1e-3)
+        assert a.objective == pytest.approx(b.objective, rel=1e-6)
+
+
+def test_soft_targets_that_are_one_hot_equal_labels():
+    features, labels = draw()
+    hard = solve(Problem(features=features, targets=labels), l2=0.05)
+    soft = solve(Problem(features=features, targets=one_hot(labels, 4).astype(np.float32)), l2=0.05)
+    assert soft.objective == pytest.approx(hard.objective, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_distillation_is_the_stated_objective_and_minimal(temperature):
+    features, labels = draw()
+    labels = labels.copy()
+    labels[10:30] = -1
+    logits = np.random.default_rng(5).normal(size=(80, 4)) * 2
+    teacher = np.exp(logits / temperature)
+    teacher = (teacher / teacher.sum(axis=1, keepdims=True)).astype(np.float32)
+    distillation = Distillation(teacher=teacher, alpha=0.6, temperature=temperature)
+    problem = Problem(features=features, targets=labels, n_classes=4, distillation=distillation)
+    solution = solve(problem, l2=0.05, tolerance=1e-7)
+    assert solution.converged
+    z = standardise(features, solution)
+
+    def value(weight, bias):
+        u = z @ weight.T + bias
+        cross = np.log(np.exp(u).sum(axis=1)) - u[np.arange(80), labels]
+        soft = u / temperature - np.log(np.exp(u / temperature).sum(axis=1, keepdims=True))
+        divergence = (teacher * (np.log(teacher) - soft)).sum(axis=1)
+        rows = 0.4 * np.where(labels >= 0, cross, 0.0) + 0.6 * temperature**2 * divergence
+        return rows.mean() + 0.025 * (weight**2).sum()
+
+    weight, bias = solution.weight.astype(float), solution.bias.astype(float)
+    assert solution.objective == pytest.approx(value(weight, bias), rel=1e-6)
+    generator = np.random.default_rng(6)
+    for _ in range(20):
+        other = value(weight + 0.01 * generator.normal(size=weight.shape), bias + 0.01 * generator.normal(size=4))
+        assert other > solution.objective * (1 - solution.gap)
+
+
+class Blocks:
+    """The rows of an array in uneven blocks, as a source that cannot be indexed."""
+
+    def __init__(self, features, sizes):
+        self.features, self.sizes = features, sizes
+        self.shape = features.shape
+
+    def __iter__(self):
+        start = 0
+        for size in itertools.cycle(self.sizes):
+            if start >= len(self.features):
+                return
+            yield start, self.features[start : start + size]
+            start += size
+
+
+@pytest.mark.parametrize("penalties", [{"l2": 0.05}, {"l1": 0.03}, {"group_l1": 0.05}], ids=str)
+def test_streamed_rows_give_the_same_answer(penalties):
+    features, labels = draw(n=300, d=20, k=5)
+    memory = solve(Problem(features=features, targets=labels), **penalties, tolerance=1e-7)
+    source = Blocks(features.astype(np.float16), (7, 64, 31))
+    streamed = solve(Problem(features=source, targets=labels), **penalties, tolerance=1e-7)
+    rounded = solve(Problem(features=features.astype(np.float16), targets=labels), **penalties, tolerance=1e-7)
+    assert streamed.objective == pytest.approx(rounded.objective, rel=1e-6)
+    assert streamed.objective == pytest.approx(memory.objective, rel=1e-2)
+    np.testing.assert_allclose(streamed.weight, rounded.weight, atol=1e-3)
+
+
+def test_blocks_that_do_not_cover_the_rows_are_refused():
+    features, labels = draw()
+
+    class Short(Blocks):
+        def __iter__(self):
+            yield 0, self.features[:10]
+
+    with pytest.raises(InputError, match="cover all 80 rows"):
+        solve(Problem(features=Short(features, ()), targets=labels), l2=0.1)
+
+
+@pytest.mark.parametrize("penalty", ["l2", "l1", "group_l1"])
+def test_path_equals_cold_solves(penalty):
+    problem = problem_of("softmax")
+    path = solve_path(problem, penalty=penalty, n_values=8, tolerance=1e-7)
+    assert [getattr(s, penalty) for s in path] == sorted((getattr(s, penalty) for s in path), reverse=True)
+    for solution in path[::3]:
+        cold = solve(problem, **{penalty: getattr(solution, penalty)}, tolerance=1e-7)
+        assert solution.objective == pytest.approx(cold.objective, rel=2e-6)
+    if penalty != "l2":
+        assert path[0].features_used == 0
+        assert 0 < path[2].nonzero_fraction < 1
+        assert path[-1].features_used >= path[2].features_used
+
+
+def test_two_fits_are_bit_identical():
+    problem = problem_of("softmax")
+    for penalties in ({"l2": 0.01}, {"l1": 0.02}):
+        a, b = solve(problem, **penalties), solve(problem, **penalties)
+        assert a.weight.tobytes() == b.weight.tobytes() and a.bias.tobytes() == b.bias.tobytes()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(4, 40),
+    d=st.integers(1, 30),
+    k=st.integers(2, 4),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+    kind=st.sampled_from(["plain", "constant", "duplicate", "separable"]),
+    penalties=st.sampled_from([{"l2": 0.1}, {"l1": 0.05}, {"group_l1": 0.05}, {"l1": 0.02, "l2": 0.1}]),
+)
+def test_degenerate_problems_are_solved(seed, n, d, k, scale, kind, penalties):
+    generator = np.random.default_rng(seed)
+    n = max(n, k)
+    labels = np.concatenate([np.arange(k), generator.integers(0, k, n - k)])
+    features = generator.normal(size=(n, d)) + 2
+    if kind == "constant":
+        features[:, 0] = 7.3
+    elif kind == "duplicate":
+        features[:, -1] = features[:, 0]
+    elif kind == "separable":
+        features[:, 0] = labels * 10
+    features = (features * scale).astype(np.float32)
+    problem = Problem(features=features, targets=labels)
+    solution = solve(problem, **penalties, tolerance=1e-5)
+    assert np.isfinite(solution.weight).all() and np.isfinite(solution.bias).all()
+    assert solution.gap < 1e-4
+    if kind == "constant":
+        assert not solution.weight[:, 0].any()
+    check_optimality(problem, solution, 1e-2)
+
+
+def test_bad_input_says_what_must_hold():
+    features, labels = draw()
+    problem = Problem(features=features, targets=labels)
+    for name in ("l1", "l2", "group_l1"):
+        for value in (-1.0, float("nan"), float("inf")):
+            with pytest.raises(InputError, match=f"{name} must be a finite number"):
+                solve(problem, **{name: value})
+    for value in (np.nan, np.inf):
+        broken = features.copy()
+        broken[70, 3] = value
+        with pytest.raises(InputError, match="NaN or Inf in column 3"):
+            solve(dataclasses.replace(problem, features=broken), l2=0.1)
+    with pytest.raises(InputError, match="one entry per row"):
+        Problem(features=features, targets=labels[:-1])
+    with pytest.raises(InputError, match="two classes"):
+        Problem(features=features, targets=np.zeros(80, dtype=np.int64))
+    with pytest.raises(InputError, match="sum to 1"):
+        Problem(features=features, targets=np.full((80, 3), 0.5, dtype=np.float32))
+    with pytest.raises(InputError, match="not negative"):
+        Problem(features=features, targets=labels, sample_weight=-np.ones(80))
+    with pytest.raises(InputError, match="class 4 has none"):
+        solve(Problem(features=features, targets=labels, n_classes=5), l2=0.1)
