@@ -250,6 +250,7 @@ def wrap_network(network: nn.Module, recipe: Recipe, *, outputs: Sequence[str]) 
         preprocessing=recipe.preprocessing,
         weights_label=recipe.weights,
         outputs=outputs,
+        weights_sha256=recipe.weights_sha256,
         model_digest=recipe.model_digest,
     )
 
