@@ -23,7 +23,9 @@ Batch = dict[str, npt.NDArray[Any]]
 def write_next_generation(path: Path, mapping: Mapping, everything: Committed, keep: Rows) -> None:
     """Make rows `keep` (rising) of `everything` the store at `path`; the old generation goes when nobody reads it."""
     record = everything.record
-    arrays = {layout.name: mapping.array(layout.name, everything, record.rows) for layout in record.arrays}
+    # Rows never committed may be among them: mapped apart, so that no reader meets them if this fails.
+    apart = Mapping(open_generation(mapping.generation.path))
+    arrays = {layout.name: apart.array(layout.name, everything, record.rows) for layout in record.arrays}
     row_bytes = sum(layout.row_bytes for layout in record.arrays)
     step = max(1, _BATCH_BYTES // row_bytes)
     batches = (
@@ -31,6 +33,8 @@ def write_next_generation(path: Path, mapping: Mapping, everything: Committed, k
         for first in range(0, len(keep), step)
     )
     replace_rows(path, mapping, record, batches)
+    apart.generation.close()
+    remove_outdated(path)
 
 
 def replace_rows(path: Path, mapping: Mapping, record: Record, batches: Iterable[Batch]) -> None:

@@ -6,7 +6,7 @@ import os
 import threading
 from pathlib import Path
 
-from featcache.errors import CorruptError, ExistsError, InputError, StorageError
+from featcache.errors import ExistsError, FeatcacheError, InputError, StorageError
 from featcache.files import sync_directory
 from featcache.store import Column, FeatureStore, StoreReader, StoreWriter, VerifyReport
 from featcache.store._generation import Generation, list_generations, new_generation, remove_outdated
@@ -46,13 +46,14 @@ class DiskStore(FeatureStore):
         """Make an empty store; raises `ExistsError` where `path` is anything but an empty or missing directory."""
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if os.listdir(path):
-                raise ExistsError(f"{str(path)!r} must be empty to become a store, it is not: name another place")
             sync_directory(path.parent)
+            taken = bool(os.listdir(path))
         except FileExistsError as error:
             raise ExistsError(f"{str(path)!r} must be a directory to become a store, it is a file") from error
         except OSError as error:
             raise StorageError(f"{str(path)!r} must be a place to write, got: {error.strerror}") from error
+        if taken:
+            raise ExistsError(f"{str(path)!r} must be empty to become a store, it is not: name another place")
         with new_generation(path, 1, kind) as place:
             BACKENDS[kind].create(place, new_record(columns))
         return cls.open(path)
@@ -119,7 +120,7 @@ def _open_newest(path: Path) -> Mapping:
         except (FileNotFoundError, BlockingIOError):
             continue  # replaced and removed since it was listed
         except OSError as error:
-            if isinstance(error, (CorruptError, StorageError)):
+            if isinstance(error, FeatcacheError):
                 raise
             raise StorageError(f"{str(newest)!r} must be readable, got: {error.strerror or error}") from error
     raise StorageError(f"{str(path)!r} must hold a generation that stays, it was replaced 100 times")

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.errors import FormatError, MissingError, StorageError
+from featcache.errors import FeatcacheError, FormatError, MissingError, StorageError
 from featcache.files import sync_directory
 from featcache.store._record import Layout, Record
 
@@ -138,10 +138,11 @@ def new_generation(path: Path, number: int, kind: str) -> Iterator[Path]:
         os.rename(temporary, final)
         sync_directory(path)
         remove(temporary)  # what LMDB leaves beside it
+    except FeatcacheError:
+        remove(temporary)
+        raise
     except OSError as error:
         remove(temporary)
-        if isinstance(error, StorageError):
-            raise
         raise StorageError(f"{str(path)!r} must be writable, got: {error.strerror or error}") from error
     except BaseException:
         remove(temporary)

@@ -96,8 +96,9 @@ class LmdbGeneration(Generation):
     @contextlib.contextmanager
     def locate(self, layout: Layout, block: int) -> Iterator[Extent]:
         place = self._places.get((layout.name, block))
-        if place is None or place.size != layout.block_bytes:
-            raise self._damaged(layout, block, "is missing")
+        if place is None:  # written, not committed: asked for by the writer itself
+            with self._snapshot() as (pages, metas):
+                place = self._rows_of(pages.values(metas[-1]), layout, block)
         (stored,) = struct.unpack("<I", os.pread(self._file, 4, place.offset - self._header_bytes))
         yield Extent(self._file, place.offset, layout.block_bytes, stored)
 
@@ -243,10 +244,17 @@ def _environment(path: Path, *, incoming: int, write: bool) -> Iterator[lmdb.Env
         except lmdb.VersionMismatchError as error:
             raise FormatError(f"{str(path)!r} must be of LMDB's data version 1, got: {error}") from error
         except (lmdb.Error, OSError) as error:
+            reason = "No space left on device" if _disk_is_full(path, incoming) else str(error)
             raise StorageError(
-                f"{str(path)!r} must be readable, and writable to build, got: {error}; free space or rights. "
+                f"{str(path)!r} must be readable, and writable to build, got: {reason}; free space or rights. "
                 "Nothing committed is lost"
             ) from error
+
+
+def _disk_is_full(path: Path, incoming: int) -> bool:
+    """Return whether that is why LMDB, which reports any short write as an input/output error, could not commit."""
+    room = os.statvfs(path.parent)
+    return room.f_bavail * room.f_frsize < max(incoming, room.f_frsize)
 
 
 def _open(path: Path, *, map_size: int, write: bool) -> lmdb.Environment:

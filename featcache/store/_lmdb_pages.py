@@ -1,9 +1,9 @@
 """Reading LMDB's pages without LMDB: where each value lies in the file, every number checked before it is followed.
 
 LMDB itself follows the numbers in its pages unchecked, so a flipped bit could end the process; and it does not tell
-where in the file a value lies, which is what is mapped. The format (data version 1, LMDB 0.9; Chu,
-"MDB: A Memory-Mapped Database and Backend for OpenLDAP", 2011): pages 0 and 1 are meta pages, of which the one with the higher transaction
-number counts; each names the root of a B+ tree; a large value has pages of its own.
+where in the file a value lies, which is what is mapped. The format (data version 1, LMDB 0.9) is that of Chu, "MDB: A
+Memory-Mapped Database and Backend for OpenLDAP", 2011: pages 0 and 1 are meta pages, of which the one with the higher
+transaction number counts; each names the root of a B+ tree; a large value has pages of its own.
 """
 
 from __future__ import annotations

@@ -134,9 +134,10 @@ def repair_store(store: DiskStore) -> VerifyReport:
 
     mapping = store.mapping()
     found = verify_generation(mapping.generation)
+    report = found.report()
     if found.problems:
         replace_rows(store.path, mapping, found.record, _intact(found))
-    return found.report()
+    return report
 
 
 def _intact(found: Verification) -> Iterator[dict[str, npt.NDArray[Any]]]:
