@@ -203,6 +203,36 @@ def test_views_become_training_rows_and_outputs_stand_side_by_side():
     assert np.allclose(train_head(by_hand, l2=0.1).head.weight, result.head.weight, rtol=2e-3, atol=2e-4)
 
 
+def test_block_scales_make_an_output_count_more():
+    generator = np.random.default_rng(0)
+    base = blobs(spread=2.0)
+    plain = base._columns["features"]
+    cache = MemoryCache(
+        {"features": plain, "layer": generator.normal(size=(240, 4)).astype(np.float32)}, base.samples()
+    )
+    penalty, scales = 0.05, np.repeat([3.0, 0.5], [4, 16])
+    result = train_head(cache, l2=penalty, outputs=["layer", "features"], block_scales=[3.0, 0.5])
+    # the same by hand: one more factor on standardised features is a factor on their weights in the penalty
+    x = cache.gather(cache.select(split="train").rows, output=["layer", "features"]).astype(np.float64)
+    labels = cache.select(split="train").labels
+    z = (x - x.mean(axis=0)) / x.std(axis=0) * scales
+    weight = result.head.weight.astype(np.float64) * x.std(axis=0) / scales
+    bias = result.head.bias + result.head.weight.astype(np.float64) @ x.mean(axis=0)
+    logits = z @ weight.T + bias
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    gradient = (p - np.eye(4)[labels]).T @ z / len(z) + penalty * weight
+    assert np.abs(gradient).max() < 1e-3
+    assert np.abs(gradient - penalty * weight).max() > 1e-2
+    same = train_head(cache, l2=penalty, outputs=["layer", "features"], block_scales=[1.0, 1.0])
+    assert np.array_equal(same.head.weight, train_head(cache, l2=penalty, outputs=["layer", "features"]).head.weight)
+    auto = train_head(cache, l2=penalty, outputs=["layer", "features"], block_scales="auto")
+    by_width = train_head(cache, l2=penalty, outputs=["layer", "features"], block_scales=[4**0.25, 1.0])
+    assert np.allclose(auto.head.weight, by_width.head.weight, atol=1e-5)
+    assert auto.settings["block_scales"] == "auto"
+    refuse(cache, "one number per output", l2=1.0, block_scales=[1.0, 2.0])
+
+
 def test_class_weights_count_rows_as_that_many():
     cache = blobs(spread=2.5)
     samples = cache.samples()
@@ -432,6 +462,9 @@ def test_no_labels_are_refused():
         ({"unknown": "entropy"}, "unknown must be"),
         ({"class_weight": "heavy"}, "class_weight must be"),
         ({"views": ()}, "views must be"),
+        ({"block_scales": [0.0]}, "block_scales must be"),
+        ({"block_scales": "equal"}, "block_scales must be"),
+        ({"block_scales": "auto", "kind": "mlp"}, "block_scales needs kind"),
         ({"teacher_head": "x"}, "teacher_head needs a teacher"),
         ({"unlabelled": "x"}, "unlabelled needs a teacher"),
     ],

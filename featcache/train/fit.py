@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def train_head(
     l2: Penalty | None = None,
     group_l1: Penalty | None = None,
     outputs: str | Sequence[str] | None = None,
-    block_scales: Sequence[float] | None = None,
+    block_scales: Sequence[float] | Literal["auto"] | None = None,
     views: int | Sequence[int] = 0,
     class_weight: str | None = None,
     drop_duplicates: bool = False,
@@ -71,9 +71,10 @@ def train_head(
 
     Data. `cache`: an open cache or its path. `dataset`: needed where the cache holds several. `outputs`: stored outputs
     laid side by side (default: the first); `block_scales` multiplies each one's standardised features (larger: less
-    penalised). `views`: the stored views that become training rows; val and test see the plain view only.
-    `drop_duplicates`: leave out training images that also stand in val or test or under another label.
-    `class_weight`: ``balanced`` weighs rows by n / (n_classes · n_of_the_class).
+    penalised), ``"auto"`` by (widest / width)^¼, half way between all features and all outputs counting alike. `views`:
+    the stored views that become training rows; val and test see the plain view only. `drop_duplicates`: leave out
+    training images that also stand in val or test or under another label. `class_weight`: ``balanced`` weighs rows by
+    n / (n_classes · n_of_the_class).
 
     Penalties. Each of `l1`, `l2`, `group_l1` is a number ≥ 0 or ``"auto"``: a warm-started path, the value with the
     best val score (accuracy; mean average precision for multi-label; R² for regression) being taken, or, without a val
@@ -107,7 +108,7 @@ def train_head(
         l2=l2,
         group_l1=group_l1,
         outputs=None if outputs is None else (outputs,) if isinstance(outputs, str) else tuple(outputs),
-        block_scales=None if block_scales is None else tuple(float(scale) for scale in block_scales),
+        block_scales=block_scales if block_scales is None or isinstance(block_scales, str) else tuple(block_scales),
         views=(views,) if isinstance(views, int) else tuple(views),
         class_weight=class_weight,
         drop_duplicates=drop_duplicates,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from featcache.errors import InputError
 from featcache.heads.linear import LinearHead
-from featcache.heads.solvers import Distillation, Problem, Solution, prepare, solve, solve_path
+from featcache.heads.solvers import Distillation, Prepared, Problem, Solution, prepare, solve, solve_path
 from featcache.train.data import TrainingData
 from featcache.train.fitted import Certificate, Fitted, Teacher
 from featcache.train.folds import stratified_folds
@@ -26,11 +26,11 @@ def fit_linear(data: TrainingData, settings: TrainSettings, teacher: Teacher | N
     penalties = {name: getattr(settings, name) for name in PENALTIES}
     free = settings.auto
     problem = _problem(rows, data, settings)
+    fold_of_row = None if data.val is not None or free is None else _folds(rows, data, settings)
+    prepared = _prepare(problem, data, settings)
     if free is None:
-        return _fitted(solve(problem, **penalties), data)
-    fold_of_row = None if data.val is not None else _folds(rows, data, settings)
-    prepared = prepare(problem)
-    fixed = {name: value for name, value in penalties.items() if name != free}
+        return _fitted(solve(problem, **penalties, prepared=prepared), data)
+    fixed = {str(name): value for name, value in penalties.items() if name != free}
     solutions = solve_path(problem, penalty=free, prepared=prepared, **fixed)
     if fold_of_row is not None:
         values = [getattr(solution, free) for solution in solutions]
@@ -85,6 +85,29 @@ def _problem(
     )
 
 
+def _prepare(problem: Problem, data: TrainingData, settings: TrainSettings) -> Prepared:
+    """Return the problem standardised, each output's features then multiplied by its scale of ``block_scales``.
+
+    The penalties so weigh on the features of a block by one over its scale. The scale is folded into ``std``, through
+    which a solution is brought back to raw features.
+    """
+    prepared = prepare(problem)
+    if settings.block_scales is None:
+        return prepared
+    widths = data.block_widths
+    scales = [(max(widths) / width) ** 0.25 for width in widths]
+    if settings.block_scales != "auto":
+        scales = [float(scale) for scale in settings.block_scales]
+    if len(scales) != len(widths):
+        raise InputError(f"block_scales must have one number per output {list(data.columns)!r}, got {scales!r}")
+    matrix = prepared.rows.matrix
+    assert matrix is not None  # features of a cache are gathered into memory
+    of_feature = np.repeat(np.array(scales), widths)
+    matrix *= of_feature.astype(np.float32)
+    prepared.rows.std = prepared.rows.std / of_feature
+    return prepared
+
+
 def _cross_validate(
     rows: Supervision,
     data: TrainingData,
@@ -93,7 +116,7 @@ def _cross_validate(
     *,
     free: PenaltyName,
     values: Sequence[float],
-    fixed: dict[str, Any],
+    fixed: Mapping[str, Any],
 ) -> list[Score]:
     """Return each penalty's mean score over stratified folds; the standard error is that of the mean over folds."""
     train = data.train
@@ -101,11 +124,12 @@ def _cross_validate(
     held_out_scores: list[list[Score]] = []
     for number in range(int(fold_of_row.max()) + 1):
         problem = _problem(rows, data, settings, fold_of_row != number)
+        prepared = _prepare(problem, data, settings)
         held_out = np.flatnonzero(fold_of_row[:plain] == number)
         held_out_scores.append(
             [
                 _score(solution, train.features[held_out], train.targets[held_out], data.task)
-                for solution in solve_path(problem, penalty=free, values=values, **fixed)
+                for solution in solve_path(problem, penalty=free, values=values, prepared=prepared, **fixed)
             ]
         )
     return [_mean_score([scores[i] for scores in held_out_scores]) for i in range(len(values))]

@@ -28,7 +28,7 @@ class TrainSettings:
     l2: Penalty | None = None
     group_l1: Penalty | None = None
     outputs: tuple[str, ...] | None = None
-    block_scales: tuple[float, ...] | None = None
+    block_scales: tuple[float, ...] | Literal["auto"] | None = None
     views: tuple[int, ...] = (0,)
     class_weight: str | None = None
     drop_duplicates: bool = False
@@ -79,14 +79,18 @@ class TrainSettings:
             raise InputError(f"views must be one or more view numbers, got {self.views!r}")
         if not self.hidden or min(self.hidden) < 1:
             raise InputError(f"hidden must be one or more layer widths of at least 1, got {self.hidden!r}")
-        if self.block_scales is not None and not all(0 < s < math.inf for s in self.block_scales):
+        if isinstance(self.block_scales, tuple) and not all(0 < s < math.inf for s in self.block_scales):
             raise InputError(f"block_scales must be numbers above 0, got {self.block_scales!r}")
+        if isinstance(self.block_scales, str) and self.block_scales != "auto":
+            raise InputError(f"block_scales must be 'auto' or numbers above 0, got {self.block_scales!r}")
 
     def _refuse_combinations(self) -> None:
         """Raise `InputError` for settings that the kind of head would have to ignore."""
         for name, wanted in (("label_smoothing", 0.0), ("mixup", 0.0), ("class_weight", None), ("teacher", None)):
             if self.kind in ("prototype", "knn") and getattr(self, name) != wanted:
                 raise InputError(f"{name} needs kind 'linear' or 'mlp', got kind {self.kind!r}")
+        if self.kind != "linear" and self.block_scales is not None:
+            raise InputError(f"block_scales needs kind 'linear', got kind {self.kind!r}")
         for name, kinds in (("metric", ("prototype",)), ("sharpness", ("prototype", "knn")), ("neighbors", ("knn",))):
             if self.kind not in kinds and getattr(self, name) is not None:
                 raise InputError(f"{name} needs kind {' or '.join(map(repr, kinds))}, got kind {self.kind!r}")
@@ -130,9 +134,14 @@ class TrainSettings:
         return chosen[0] if chosen else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the keyword arguments that differ from ``train_head``'s defaults, as JSON values."""
+        """Return the keyword arguments that differ from ``train_head``'s defaults, as JSON values, but for `dataset`.
+
+        They say how a head is made; of which data set is for the caller to say, who may have it in another cache.
+        """
         values = {}
         for field in dataclasses.fields(self):
+            if field.name == "dataset":
+                continue
             value = getattr(self, field.name)
             if value != field.default:
                 values[field.name] = list(value) if isinstance(value, tuple) else value

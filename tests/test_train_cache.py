@@ -1,0 +1,106 @@
+"""Training from a cache on disk: the same head as from memory, from the path alone, quick to start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from memory_cache import MemoryCache, blobs, make_samples
+
+from featcache.cache import create_cache, open_cache
+from featcache.errors import InputError
+from featcache.heads import load_head
+from featcache.recipe import Preprocessing, Recipe
+from featcache.train import train_head
+
+
+def write_cache(path: Path, memory: MemoryCache, *, store: str = "lmdb", model: str = "toy.model") -> Path:
+    """Write what `memory` holds as a cache at `path`."""
+    recipe = Recipe(
+        model=model,
+        model_kwargs={},
+        model_digest=None,
+        weights_sha256="0" * 64,
+        outputs=memory.recipe.outputs,
+        preprocessing=Preprocessing(8, 8, 8, "bicubic", "center", (0.5,) * 3, (0.5,) * 3),
+        decoder="fast",
+        dct_scaling=False,
+        orientation="exif",
+        views=memory.recipe.views,
+        view_seed=0,
+        engine="torch",
+        engine_version="2",
+        precision="fp32",
+        dtype="float32",
+        weights="toy",
+    )
+    shapes = {column.name: column.shape for column in memory.columns if "@" not in column.name}
+    samples = memory.samples()
+    with create_cache(path, recipe, shapes=shapes, store=store, request={}) as cache:
+        with cache.store.writer() as writer:
+            writer.append(samples.digests, memory._columns)
+            writer.commit()
+        cache.replace_samples(samples)
+    return path
+
+
+@pytest.mark.parametrize("store", ["lmdb", "zarr"])
+def test_a_cache_on_disk_gives_the_head_of_the_same_rows_in_memory(store, tmp_path):
+    plain = blobs()
+    columns = {"features": plain._columns["features"], "features@1": plain._columns["features"] + 0.5}
+    memory = MemoryCache(columns, plain.samples())
+    path = write_cache(tmp_path / "cache", memory, store=store)
+    settings = {"l2": 0.05, "views": [0, 1]}
+    from_path, from_memory = train_head(path, **settings), train_head(memory, **settings)
+    assert np.array_equal(from_path.head.weight, from_memory.head.weight)
+    assert from_path.test_accuracy == from_memory.test_accuracy
+    with open_cache(path) as cache:
+        assert from_path.fingerprint == from_path.head.fingerprint == cache.fingerprint
+        assert np.array_equal(train_head(cache, **settings).head.weight, from_path.head.weight)
+
+
+def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path):
+    path = write_cache(tmp_path / "cache", blobs(n=1500, d=40, k=10))
+    code = (
+        "import sys; from featcache.train import train_head;"
+        "from featcache.heads import save_head;"
+        "save_head(train_head(sys.argv[1], mixup=0.3, seed=4).head, sys.argv[2])"
+    )
+    for name in ("a", "b"):
+        subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / name)], check=True)
+    for name in ("head.json", "head.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_teacher_named_by_path_is_found_again_by_the_settings(tmp_path):
+    student, master = blobs(spread=3.0), blobs(spread=1.0)
+    path = write_cache(tmp_path / "student", student)
+    teacher = write_cache(tmp_path / "teacher", master, model="teacher.model")
+    head = train_head(teacher, l2=0.1).save(tmp_path / "head")
+    first = train_head(path, teacher=teacher, teacher_head=head, l2=0.05)
+    again = train_head(path, **first.settings)
+    assert np.array_equal(first.head.weight, again.head.weight)
+    assert first.details["teacher"]["head"] == "given"
+    in_memory = train_head(path, teacher=teacher, teacher_head=load_head(head), l2=0.05)
+    assert np.array_equal(train_head(path, **in_memory.settings).head.weight, first.head.weight)
+
+
+def test_several_data_sets_must_be_told_apart(tmp_path):
+    memory = blobs()
+    path = write_cache(tmp_path / "cache", memory)
+    with open_cache(path) as cache:
+        samples = memory.samples()
+        splits = ["test" if code == 2 else "train" for code in samples.splits]
+        cache.replace_samples(
+            make_samples(samples.labels % 2, splits, digests=samples.digests, dataset="parity", classes=("even", "odd"))
+        )
+        with pytest.raises(InputError, match=r"--dataset must name one of \['parity', 'toy'\]"):
+            train_head(cache)
+        result = train_head(cache, dataset="parity")
+        assert result.classes == ("even", "odd")
+        assert result.val_accuracy is None
+        again = train_head(cache, dataset="parity", **result.settings)
+        assert np.array_equal(result.head.weight, again.head.weight)
