@@ -158,8 +158,8 @@ def build_cache(
     """Bring the cache at `cache` (default ``cache_store/NAME``) up to date with `images`; return what was done.
 
     The cache is created on the first build; later builds adopt its Recipe and are refused where they ask for another
-    (`RecipeMismatchError` lists every differing field). Killed at any instant, a build loses nothing that was committed,
-    and the next one carries on. See `Request` for the arguments up to `dtype`.
+    (`RecipeMismatchError` lists every differing field). Killed at any instant, a build loses nothing that was
+    committed, and the next one carries on. See `Request` for the arguments up to `dtype`.
 
     `images`: a folder or CSV (`featcache.scan.scan`), or the `Samples` of another cache. `store`: ``lmdb`` or ``zarr``,
     for a new cache. `dataset`: its name, default the folder's. `split_seed`: seeds the drawn splits.
@@ -254,7 +254,7 @@ def _with_environment(request: Request, recipe: Recipe) -> dict[str, Any]:
 
 
 def open_extractor(request: Request, *, adopt: Recipe | None = None) -> Extractor:
-    """Return the engine and Recipe of what is asked for; `adopt`: a Recipe whose engine, precision, … to keep if open."""
+    """Return the engine and Recipe of what is asked for; `adopt`: whose engine, precision, … to keep if left open."""
     from featcache.backbone import load_backbone
     from featcache.engines import open_engine
 

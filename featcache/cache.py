@@ -360,7 +360,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Return the checked manifest of the cache at `path`; raises as `open_cache`."""
     if not path.exists():
         raise MissingError(
-            f"CACHE must be an existing cache, {str(path)!r} does not exist: featcache build IMAGES makes one"
+            f"CACHE must be an existing cache, {str(path)!r} does not exist: make one with featcache build"
         )
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
@@ -386,7 +386,7 @@ def create_cache(
 ) -> FeatureCache:
     """Return a new, empty cache at `path`, which must not exist; it appears whole or not at all.
 
-    `shapes`: the shape of one row of each output. `store`: ``lmdb`` or ``zarr``. `request`: what was asked for, as JSON.
+    `shapes`: the shape of one row of each output. `store`: ``lmdb`` or ``zarr``. `request`: what was asked, as JSON.
     """
     with new_directory(path) as place:
         create_store(place / "store", kind=store, columns=recipe_columns(recipe, shapes)).close()

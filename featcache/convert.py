@@ -34,8 +34,8 @@ class ConvertReport:
 def convert(cache: FeatureCache | str | Path, *, out: str | Path, store: str, overwrite: bool = False) -> ConvertReport:
     """Write a copy of `cache` at `out` with its rows in a `store` of kind ``lmdb`` or ``zarr``; return what was made.
 
-    Recipe, samples and rows are the same, so both caches serve and extend alike. Raises `ExistsError` where `out` exists
-    and `overwrite` is false, `VerificationError` where the copy's content is not the original's.
+    Recipe, samples and rows are the same, so both caches serve and extend alike. Raises `ExistsError` where `out`
+    exists and `overwrite` is false, `VerificationError` where the copy's content is not the original's.
     """
     source = cache if isinstance(cache, FeatureCache) else open_cache(cache)
     try:
@@ -48,7 +48,7 @@ def convert(cache: FeatureCache | str | Path, *, out: str | Path, store: str, ov
                 digest = copy.content_digest()
                 if digest != source.content_digest():
                     raise VerificationError(
-                        f"the copy of {str(source.path)!r} must have its content digest, got another: run featcache verify"
+                        f"the copy of {str(source.path)!r} must have its content digest, got another: run verify"
                     )
                 with copy.reader() as reader:
                     rows = len(reader)

@@ -1,8 +1,8 @@
 """`extract`: images become committed rows. The only meeting of images, engine and store.
 
-Worker threads read, hash, decode and resize straight into the slots of a batch; this thread runs the network and hands
-the rows to the writer. Decoding and the network release the GIL, so they overlap. Batches have a fixed shape and rows are
-computed one image each, so a row does not depend on its neighbours, on the order, or on an interruption.
+Worker threads read, hash, decode and resize; this thread runs the network and hands the rows to the writer. Decoding
+and the network release the GIL, so they overlap. Batches have a fixed shape and rows are computed one image each, so a
+row does not depend on its neighbours, on the order, or on an interruption.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from featcache.cache import column_name
 from featcache.engines import Engine
-from featcache.engines.precision import usable_cores
 from featcache.errors import ImageError, InputError
 from featcache.images import decode, resize_crop
 from featcache.recipe import Preprocessing, Recipe
@@ -48,9 +47,9 @@ class Extraction:
     """What became of n images, in the order of their paths.
 
     `digests` (n, 32) uint8: sha256 of the bytes, zeros where they could not be read. `stats` (n, 4) int64: size,
-    mtime_ns, ctime_ns, inode of the very file that was read. `failures`: index → reason. `extracted`: rows computed (of
-    the target with the most). `reused`: images whose row was there or came with an equal image. `extract_seconds`: first
-    file opened to last commit fsynced. `seconds_by_stage`: busy time of ``read``, ``decode``, ``resize`` (summed over
+    mtime_ns, ctime_ns, inode of the file that was read. `failures`: index → reason. `extracted`: rows computed (of
+    the target with the most). `reused`: images whose row was there or came with an equal image. `extract_seconds`: the
+    first file opened to last commit fsynced. `seconds_by_stage`: busy time of ``read``, ``decode``, ``resize`` (of all
     threads), ``network``, ``write``, and ``wait``: the network idle for lack of images.
     """
 
@@ -193,6 +192,11 @@ def extract(paths: Sequence[str], targets: Sequence[Target], *, workers: int | N
     )
 
 
+def usable_cores() -> int:
+    """Return the processor cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _shape(recipe: Recipe) -> _Shape:
     return _Shape(recipe.preprocessing, recipe.decoder, recipe.dct_scaling, recipe.views, recipe.view_seed)
 
@@ -289,8 +293,8 @@ def _flush(batch: _Batch, clock: _Clock, claims: _Claims | None) -> int:
         rows = np.concatenate([part[position] for part in parts])[: count * views].reshape(count, views, *shape)
         if recipe.dtype == "float16" and not np.abs(rows).max() <= _LARGEST_FLOAT16:
             raise InputError(
-                f"output {name!r} must fit into float16 (up to {_LARGEST_FLOAT16:g}), got {np.abs(rows).max():g}: build "
-                "another cache with --dtype float32"
+                f"output {name!r} must fit into float16 (at most {_LARGEST_FLOAT16:g}), got {np.abs(rows).max():g}: "
+                "build another cache with --dtype float32"
             )
         for view in range(views):
             columns[column_name(name, view)] = rows[:, view].astype(recipe.dtype)

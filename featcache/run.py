@@ -117,8 +117,8 @@ def run(
         else:
             lost = "could not be measured" if drop is None else f"was {100 * drop:.1f} points"
             notes.append(
-                f"the loss of pruning on val {lost}, more than the {100 * max_drop:.1f} allowed: the INT8 model is made "
-                "of the unpruned one"
+                f"the loss of pruning on val {lost}, more than the {100 * max_drop:.1f} allowed: the INT8 model is "
+                "made of the unpruned one"
             )
 
     say("quantize: INT8 scales from training images, then the head refitted")
@@ -145,7 +145,7 @@ def run(
         described = opened.info()["datasets"]
     final = exported["int8"]
     document = json.loads((place / "bundle" / "report.json").read_text(encoding="utf-8"))
-    steps = {
+    steps: dict[str, Any] = {
         "build": built.to_json(),
         "train": head.to_json(),
         "merge": merged.to_json(),

@@ -253,7 +253,7 @@ def save_samples(samples: Samples, path: Path) -> None:
 
 
 def load_samples(path: Path) -> Samples:
-    """Return the samples that `save_samples` wrote; `FormatError` / `CorruptError` where the file is not such a file."""
+    """Return the samples that `save_samples` wrote; `FormatError` or `CorruptError` for another file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -261,9 +261,7 @@ def load_samples(path: Path) -> Samples:
             header = json.loads((file.metadata() or {}).get("featcache", "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptError(
-            f"{str(path)!r} must be a sample list, got unreadable bytes ({error}): build again"
-        ) from error
+        raise CorruptError(f"{str(path)!r} must be a sample list, got other bytes ({error}): build again") from error
     if header.get("version") != SAMPLES_VERSION:
         raise FormatError(
             f"{str(path)!r} must be a sample list of version {SAMPLES_VERSION}, got {header.get('version')!r}: "

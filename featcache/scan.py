@@ -46,7 +46,7 @@ def scan(images: str | os.PathLike[str], *, task: Task | None = None) -> Listing
         raise InputError(f"IMAGES must be a folder of images or a .csv file, got the file {os.fspath(images)!r}")
     if not listing.paths:
         raise InputError(
-            f"IMAGES must hold at least one image ({', '.join(sorted(IMAGE_EXTENSIONS)[:6])}, …); {os.fspath(images)!r} "
+            f"IMAGES must hold at least one image (.jpg, .png, .webp, …); {os.fspath(images)!r} "
             f"has none among {listing.ignored} other files: name the folder above the class folders"
         )
     return listing
