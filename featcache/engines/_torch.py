@@ -1,49 +1,172 @@
-"""torch: the engine of CUDA devices, and the reference on a CPU."""
+"""torch: the engine of GPUs, and the reference on a processor.
+
+On a GPU the whole graph is captured once for the fixed batch shape (a CUDA graph) in each of two slots with pinned
+host buffers of their own, so that one batch travels while the other is computed.
+"""
 
 from __future__ import annotations
 
+import copy
+import logging
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from featcache.backbone import Backbone, ImageNetwork
-from featcache.engines import Engine
-from featcache.engines.precision import choose_precision
-from featcache.recipe import Precision
+from featcache.engines import Engine, Features, Images, processor_count
+from featcache.engines._precision import (
+    MIN_COSINE,
+    check_images,
+    lowest_cosine,
+    processor_has_bf16,
+    reference_rows,
+    refuse_precision,
+)
+
+DEFAULT_BATCH_SIZE = 16
+DEFAULT_CUDA_BATCH_SIZE = 128
+_SLOTS = 2
+_WARM_UPS = 3
+_logger = logging.getLogger(__name__)
 
 
 class TorchEngine(Engine):
-    """The module itself, channels last; bf16 where the device computes in it."""
+    """The module itself on the processor, channels last, one thread per call."""
 
     name = "torch"
 
-    def __init__(self, backbone: Backbone, *, precision: str, batch_size: int) -> None:
+    def __init__(self, backbone: Backbone, *, precision: Any, batch_size: int) -> None:
         self.version = torch.__version__.partition(".")[0]
+        self.precision = precision
         self.batch_size = batch_size
+        self.height, self.width = backbone.preprocessing.height, backbone.preprocessing.width
         self.columns = tuple(zip(backbone.outputs, backbone.output_shapes, strict=True))
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._network = ImageNetwork(backbone).to(self._device, memory_format=torch.channels_last)
-        size = backbone.preprocessing
-        has_bf16 = self._device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.precision, _ = choose_precision(
-            precision,
-            available=("fp32", "bf16") if has_bf16 or self._device.type == "cpu" else ("fp32",),
-            open_network=lambda chosen: chosen,
-            run=self._run,
-            shape=(batch_size, size.height, size.width, 3),
-            engine=f"torch on {self._device.type}",
-        )
+        self.workers = processor_count()
+        self._network = _prepared(backbone, torch.device("cpu"))
 
-    def run(self, batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:
-        """Return the outputs of one full batch."""
-        return self._run(self.precision, batch)
-
-    def _run(self, precision: Precision, batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:
-        images = torch.from_numpy(batch).to(self._device)
-        with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=precision == "bf16"):
-            outputs = self._network(images)
-        return tuple(output.float().cpu().numpy() for output in outputs)
+    def _infer(self, batch: Images) -> tuple[Features, ...]:
+        with _one_thread(), torch.inference_mode(), _autocast("cpu", self.precision):
+            outputs = self._network(torch.from_numpy(batch))
+        return tuple(output.float().numpy() for output in outputs)
 
     def close(self) -> None:
         """Release the network."""
         del self._network
+
+
+class CudaEngine(Engine):
+    """The module on the current CUDA device, channels last, replayed as a CUDA graph."""
+
+    name = "torch"
+    on_device = True
+
+    def __init__(self, backbone: Backbone, *, precision: Any, batch_size: int) -> None:
+        self.version = torch.__version__.partition(".")[0]
+        self.precision = precision
+        self.batch_size = batch_size
+        self.height, self.width = backbone.preprocessing.height, backbone.preprocessing.width
+        self.columns = tuple(zip(backbone.outputs, backbone.output_shapes, strict=True))
+        self.workers = _SLOTS
+        self._network = _prepared(backbone, torch.device("cuda"))
+        self._slots: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
+        for _ in range(_SLOTS):
+            self._slots.put(_Slot(self._network, (batch_size, self.height, self.width, 3), precision))
+
+    def _infer(self, batch: Images) -> tuple[Features, ...]:
+        slot = self._slots.get()
+        try:
+            return slot.run(batch)
+        finally:
+            self._slots.put(slot)
+
+    def close(self) -> None:
+        """Release the network and its graphs."""
+        self._slots = queue.SimpleQueue()
+        del self._network
+
+
+class _Slot:
+    """One captured graph with its input and outputs, on the device and, pinned, on the host."""
+
+    def __init__(self, network: ImageNetwork, shape: tuple[int, ...], precision: str) -> None:
+        self._stream = torch.cuda.Stream()
+        self._host_input = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        with torch.cuda.stream(self._stream), torch.inference_mode(), _autocast("cuda", precision):
+            self._input = torch.zeros(shape, dtype=torch.uint8, device="cuda")
+            for _ in range(_WARM_UPS):  # libraries choose their kernels and workspaces before the capture
+                network(self._input)
+        self._stream.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        with (
+            torch.inference_mode(),
+            # Weights cast by autocast must not be shared between two captures.
+            torch.autocast("cuda", dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False),
+            torch.cuda.graph(self._graph, stream=self._stream),
+        ):
+            self._outputs = tuple(output.float() for output in network(self._input))
+        self._host_outputs = tuple(torch.empty(output.shape, pin_memory=True) for output in self._outputs)
+
+    def run(self, batch: Images) -> tuple[Features, ...]:
+        self._host_input.numpy()[...] = batch
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            self._input.copy_(self._host_input, non_blocking=True)
+            self._graph.replay()
+            for host, output in zip(self._host_outputs, self._outputs, strict=True):
+                host.copy_(output, non_blocking=True)
+        self._stream.synchronize()
+        return tuple(np.array(host.numpy()) for host in self._host_outputs)
+
+
+def open_backbone(backbone: Backbone, *, precision: str, batch_size: int | None) -> Engine:
+    """Return `backbone` on the CUDA device where there is one, else on the processor."""
+    cuda = torch.cuda.is_available()
+    engine_class = CudaEngine if cuda else TorchEngine
+    size = batch_size or (DEFAULT_CUDA_BATCH_SIZE if cuda else DEFAULT_BATCH_SIZE)
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else processor_has_bf16()
+    if precision == "int8":
+        raise refuse_precision(precision, engine="torch", why="a float backbone is not quantized")
+    if precision == "bf16" and not has_bf16:
+        raise refuse_precision(precision, engine="torch", why="it has no bf16 arithmetic")
+    if precision != "auto":
+        return engine_class(backbone, precision=precision, batch_size=size)
+    if has_bf16:
+        engine = engine_class(backbone, precision="bf16", batch_size=size)
+        images = check_images(engine.height, engine.width)
+        cosine = lowest_cosine(engine.run(images), reference_rows(backbone, images))
+        if cosine >= MIN_COSINE:
+            return engine
+        _logger.info("bf16 keeps a cosine of %.5f only, below %s: fp32 it is", cosine, MIN_COSINE)
+        engine.close()
+    return engine_class(backbone, precision="fp32", batch_size=size)
+
+
+def _prepared(backbone: Backbone, device: torch.device) -> ImageNetwork:
+    """Return a copy of the whole graph on `device`, its weights channels last."""
+    network = ImageNetwork(copy.deepcopy(backbone)).to(device)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network
+
+
+def _autocast(device: str, precision: str) -> Any:
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on the calling thread alone: results do not depend on how a sum was shared out."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

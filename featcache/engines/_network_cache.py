@@ -1,0 +1,91 @@
+"""Keep compiled networks in the user's cache directory, so that the next start needs neither weights nor compiler.
+
+A file is ``header length (8 bytes) | header (JSON) | payload``; the header holds the payload's sha256. A damaged or
+foreign file counts as absent and is replaced. It is written aside and renamed, so that no reader ever sees half of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from featcache.recipe import canonical_json
+
+ENVIRONMENT = "FEATCACHE_NETWORK_CACHE"
+MAX_BYTES = 2 << 30
+_FORMAT = 1
+_logger = logging.getLogger(__name__)
+
+
+def cache_directory() -> Path:
+    """Return the directory of compiled networks: ``$FEATCACHE_NETWORK_CACHE``, or one in the user's cache directory."""
+    if chosen := os.environ.get(ENVIRONMENT):
+        return Path(chosen)
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "featcache" / "networks"
+
+
+def entry_path(identity: Mapping[str, Any]) -> Path:
+    """Return the file of the network that `identity` (JSON values) describes in full."""
+    key = hashlib.sha256(canonical_json({"format": _FORMAT, **identity}).encode()).hexdigest()
+    return cache_directory() / f"{key[:40]}.network"
+
+
+def load_entry(path: Path) -> tuple[dict[str, Any], bytes] | None:
+    """Return (header, payload) of an intact file, None where there is none."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    size = int.from_bytes(data[:8], "little")
+    try:
+        header = json.loads(data[8 : 8 + size])
+        payload = data[8 + size :]
+        intact = header["sha256"] == hashlib.sha256(payload).hexdigest()
+    except (ValueError, KeyError, TypeError, OverflowError):
+        intact = False
+    if not intact:
+        _logger.warning("the compiled network %s is damaged; it is compiled again", path)
+        return None
+    try:
+        os.utime(path)  # the least recently used are removed first
+    except OSError:
+        _logger.debug("the time of %s cannot be set", path)
+    return header, payload
+
+
+def save_entry(path: Path, header: Mapping[str, Any], payload: bytes) -> None:
+    """Store a network; where the directory cannot be written to, the next start is slower and nothing else changes."""
+    text = json.dumps({**header, "sha256": hashlib.sha256(payload).hexdigest()}).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text)
+                file.write(payload)
+            os.replace(name, path)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise
+        _remove_oldest(path.parent, keep=path)
+    except OSError as error:
+        _logger.warning("the compiled network cannot be kept in %s (%s); set %s", path.parent, error, ENVIRONMENT)
+
+
+def _remove_oldest(directory: Path, *, keep: Path) -> None:
+    entries = sorted(
+        ((status.st_mtime, status.st_size, path) for path in directory.glob("*.network") for status in [path.stat()]),
+        reverse=True,
+    )
+    total = 0
+    for _, size, path in entries:
+        total += size
+        if total > MAX_BYTES and path != keep:
+            path.unlink(missing_ok=True)
