@@ -38,7 +38,8 @@ td small { font-weight: 400; color: var(--soft); } td.name, th.name { font-weigh
 .matrix { width: auto; } .matrix th, .matrix td { border: 0; padding: 0; }
 .matrix td { width: 38px; height: 32px; text-align: center; vertical-align: middle; font-size: 12.5px;
   border: 1px solid var(--card); border-radius: 5px; background: rgb(var(--bad) / var(--a, 0)); }
-.matrix td.right { background: rgb(var(--good) / var(--a, 0)); } .matrix td.strong { color: var(--strong); font-weight: 600; }
+.matrix td.right { background: rgb(var(--good) / var(--a, 0)); }
+.matrix td.strong { color: var(--strong); font-weight: 600; }
 .matrix td.none { color: var(--soft); opacity: .45; }
 .matrix th.row { text-align: right; padding-right: 10px; vertical-align: middle; white-space: nowrap; max-width: 190px;
   overflow: hidden; text-overflow: ellipsis; font-weight: 500; }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from featcache.errors import CorruptError, ExistsError, FormatError, InputError,
 from featcache.export import export, unpack, verify_bundle
 from featcache.export._onnx import OnnxTarget
 from featcache.export.base import Runner
-from featcache.runtime import open_bundle
+from featcache.runtime import evaluate, open_bundle
 from featcache.verify import verify
 
 
@@ -272,3 +273,28 @@ def test_unpack_refuses_links_and_changed_bundles(bundle: Path, tmp_path: Path) 
     with pytest.raises(VerificationError, match=r"labels\.txt"):
         unpack(zipped(bundle, tmp_path / "changed.zip"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+def test_real_photos_get_torchs_classes_from_every_format(
+    clothing10: Path, shared_weights: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from featcache.build import build_cache
+    from featcache.merge import merge
+    from featcache.train import train_head
+
+    weights = shared_weights("mobilenetv2_100.tf_float_headless")
+    build_cache(clothing10, tmp_path / "cache", backbone="mobilenetv2_100", weights=weights)
+    train_head(tmp_path / "cache", l2=0.05).save(tmp_path / "head")
+    merge(tmp_path / "head", tmp_path / "cache", out=tmp_path / "model")
+    report = export(tmp_path / "model", out=tmp_path / "bundle", formats=("onnx", "openvino"), images=clothing10)
+    for entry in report.formats.values():
+        assert entry.n_compared == 372
+        assert entry.max_abs_diff is not None
+        assert entry.max_abs_diff <= 1e-4
+        assert entry.top1_agreement is not None
+        assert entry.top1_agreement >= 0.997
+        assert entry.accuracy is not None
+        assert entry.accuracy >= 0.85
+    assert evaluate(tmp_path / "bundle", clothing10).accuracy == report.formats["onnx"].accuracy

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,12 +14,14 @@ import onnxruntime
 import pytest
 import torch
 from export_models import small_model
+from onnx import numpy_helper
 
 from featcache.errors import InputError, VerificationError
 from featcache.export import find_target, target_names, write_onnx
 from featcache.export.base import ModelFacts
 from featcache.export.measure import compare
 from featcache.model import MergedModel
+from featcache.structure import resize_layers
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +96,71 @@ def test_features_can_be_the_only_output(model: MergedModel, tmp_path: Path) -> 
         expected = model.features(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(features, expected, atol=1e-4 * max(1.0, float(np.abs(expected).max())))
     np.testing.assert_allclose(model.fitted.predict_logits(features), logits_of(model, images), atol=1e-3)
+
+
+def quantization_of(model: MergedModel, path: Path) -> dict[str, Any]:
+    """Return stored scales for one convolution of `model`: its input, output and weight."""
+    graph = onnx.load(write_onnx(model, path)).graph
+    node = next(node for node in graph.node if node.name == "backbone.network.conv_stem/Conv")
+    weight = numpy_helper.to_array(next(t for t in graph.initializer if t.name == node.input[1]))
+    scale = np.maximum(np.abs(weight).max(axis=(1, 2, 3)), 1e-6) / 127
+    activation = {"scale": 0.05, "zero_point": 128, "signed": False, "axis": None}
+    return {
+        "nodes": [node.name],
+        "activations": {node.input[0]: activation, node.output[0]: activation},
+        "weights": {
+            node.input[1]: {"scale": scale.tolist(), "zero_point": [0] * len(scale), "signed": True, "axis": 0}
+        },
+    }
+
+
+def test_stored_scales_become_quantized_nodes(model: MergedModel, tmp_path: Path) -> None:
+    quantized = model.copy(quantization=quantization_of(model, tmp_path / "float.onnx"))
+    path = write_onnx(quantized, tmp_path / "int8.onnx")
+    assert write_onnx(quantized, tmp_path / "again.onnx").read_bytes() == path.read_bytes()
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert kinds.count("QuantizeLinear") == 2
+    images = pixels(3, model)
+    logits = onnxruntime.InferenceSession(path).run(["logits"], {"image": images})[0]
+    difference = np.abs(logits - logits_of(model, images)).max()
+    assert 0 < difference < 0.5, "rounding must be there, and small"
+    features = onnx.load(write_onnx(quantized, tmp_path / "features.onnx", outputs=("features",)))
+    assert [node.op_type for node in features.graph.node].count("QuantizeLinear") == 2
+    plain = write_onnx(quantized, tmp_path / "plain.onnx", quantized=False)
+    assert plain.read_bytes() == (tmp_path / "float.onnx").read_bytes()
+
+
+def test_equal_weights_of_two_layers_stay_two_tensors(tmp_path: Path) -> None:
+    model = small_model()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.bias.zero_()
+            module.running_mean.zero_()
+    graph = onnx.load(write_onnx(model, tmp_path / "model.onnx")).graph
+    names = [name for node in graph.node if node.op_type == "Conv" for name in node.input[1:]]
+    assert len(names) == len(set(names))
+
+
+def test_pruned_widths_export(tmp_path: Path) -> None:
+    model = small_model()
+    stem = model.backbone.network.conv_head if hasattr(model.backbone.network, "conv_head") else None
+    assert stem is not None
+    width = stem.out_channels
+    resize_layers(
+        model.backbone.network,
+        {
+            "conv_head": {"in": stem.in_channels, "out": width - 3, "groups": 1},
+            "bn2": {"out": width - 3},
+        },
+    )
+    torch.nn.init.normal_(stem.weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.ones_(model.backbone.network.bn2.weight)
+    head = dataclasses.replace(model.fitted, weight=np.ascontiguousarray(model.fitted.weight[:, : width - 3]))
+    pruned = model.with_head(head)
+    session = onnxruntime.InferenceSession(write_onnx(pruned, tmp_path / "pruned.onnx"))
+    images = pixels(3, pruned)
+    expected = logits_of(pruned, images)
+    np.testing.assert_allclose(session.run(["logits"], {"image": images})[0], expected, atol=1e-4, rtol=1e-5)
 
 
 def test_unknown_outputs_are_refused(model: MergedModel, tmp_path: Path) -> None:

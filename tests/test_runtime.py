@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import write_photo
 from export_models import saved_model, small_model
 
+from featcache.cache import open_cache
 from featcache.errors import InputError, MissingError
 from featcache.export import export
+from featcache.heads import save_head
 from featcache.images import load_image
 from featcache.model import load_model
 from featcache.runtime import bench, evaluate, open_bundle, predict
@@ -159,3 +162,35 @@ def test_a_bundle_is_used_without_torch(bundle: Path, photos: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_stored_features_answer_for_known_images(photos: Path, tmp_path: Path) -> None:
+    from featcache.build import build_cache
+    from featcache.heads.linear import LinearHead
+    from featcache.merge import merge
+
+    build_cache(photos, tmp_path / "cache", backbone="test_efficientnet", weights="random:0", precision="fp32")
+    with open_cache(tmp_path / "cache") as cache:
+        weight = np.random.default_rng(0).standard_normal((2, cache.num_features)).astype(np.float32) * 200
+        head = LinearHead(
+            classes=("cat", "dog"), weight=weight, bias=np.zeros(2, np.float32), fingerprint=cache.fingerprint
+        )
+    save_head(head, tmp_path / "head")
+    merge(tmp_path / "head", tmp_path / "cache", out=tmp_path / "model", golden="none")
+    computed = predict(tmp_path / "model", photos)
+    write_photo(photos / "cat" / "new.jpg", seed=999)
+    (photos / "dog" / "00.jpg").rename(photos / "dog" / "moved.jpg")
+    by_model = {entry.path: entry for entry in predict(tmp_path / "model", photos, cache=tmp_path / "cache")}
+    by_head = {entry.path: entry for entry in predict(tmp_path / "head", photos, cache=tmp_path / "cache")}
+    for entry in computed:
+        name = "dog/moved.jpg" if entry.path == "dog/00.jpg" else entry.path
+        for found in (by_model[name], by_head[name]):
+            assert found.probability == pytest.approx(entry.probability, abs=0.05)
+    assert by_model["cat/new.jpg"].label is not None
+    assert by_head["cat/new.jpg"].label is None
+    assert "not in the cache" in str(by_head["cat/new.jpg"].reason)
+
+
+def test_a_bundle_takes_no_cache(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a MODEL or a HEAD"):
+        predict(bundle, photos, cache=tmp_path)

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import InputError
+from featcache.errors import BackboneError, InputError
 from featcache.export.base import ModelFacts, Runner, Target, classifier_tensors
-from featcache.export.graph import check, describe, rename, simplify
+from featcache.export.graph import check, describe, rename, simplify, unshare
 from featcache.files import write_atomically
 from featcache.recipe import canonical_json
 
@@ -61,6 +61,7 @@ def write_onnx(
     if unknown or not outputs:
         raise InputError(f"outputs must be among logits, probabilities, features; got {tuple(outputs)!r}")
     proto = simplify(_trace(model, tuple(outputs)))
+    unshare(proto)
     rename(proto, prefix=_WRAPPED, modules=[name for name, _ in model.named_modules()])
     if quantized and model.quantization is not None:
         from featcache.compress.qdq import apply_quantization
@@ -148,16 +149,22 @@ def _trace(model: MergedModel, outputs: tuple[str, ...]) -> onnx.ModelProto:
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*TorchScript-based ONNX export.*")
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
-        torch.onnx.export(
-            _wrapper(model, outputs),
-            (image,),
-            path,
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=["image"],
-            output_names=list(outputs),
-            dynamic_axes={name: {0: "N"} for name in ("image", *outputs)},
-        )
+        try:
+            torch.onnx.export(
+                _wrapper(model, outputs),
+                (image,),
+                path,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=list(outputs),
+                dynamic_axes={name: {0: "N"} for name in ("image", *outputs)},
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise BackboneError(
+                f"the backbone {model.recipe.model!r} must be made of operations that ONNX has, got: "
+                f"{str(error).splitlines()[0]}; choose another backbone to export"
+            ) from error
         return onnx.load(path)
 
 

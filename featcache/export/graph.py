@@ -11,7 +11,8 @@ from featcache.errors import VerificationError
 if TYPE_CHECKING:
     import onnx
 
-_ROLES = {1: "weight", 2: "bias"}  # of the inputs of Conv and Gemm
+_ROLES = {1: "weight", 2: "bias"}  # of the inputs of these operations
+_WITH_ROLES = ("Conv", "Gemm", "LayerNormalization")
 
 
 def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -20,6 +21,31 @@ def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     slim: onnx.ModelProto = onnxslim.slim(proto)
     return slim
+
+
+def unshare(proto: onnx.ModelProto) -> None:
+    """Give each layer, in place, a weight and a bias of its own where the exporter merged equal ones.
+
+    It merges tensors whose values happen to be equal (biases of zeros), which would make names depend on values and
+    leave no room for a scale per layer.
+    """
+    import onnx
+
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    seen: set[str] = set()
+    for node in proto.graph.node:
+        for position in _ROLES if node.op_type in _WITH_ROLES else ():
+            if position >= len(node.input) or node.input[position] not in tensors:
+                continue
+            name = node.input[position]
+            if name in seen:
+                own = onnx.TensorProto()
+                own.CopyFrom(tensors[name])
+                own.name = f"onnx::own_{len(tensors)}"
+                proto.graph.initializer.append(own)
+                tensors[own.name] = own
+                node.input[position] = own.name
+            seen.add(name)
 
 
 def rename(proto: onnx.ModelProto, *, prefix: str, modules: Sequence[str]) -> None:
@@ -51,7 +77,7 @@ def rename(proto: onnx.ModelProto, *, prefix: str, modules: Sequence[str]) -> No
         module = node.name.rpartition("/")[0]
         for position, name in enumerate(node.input):
             if name in state and name not in names:
-                named = node.op_type in ("Conv", "Gemm") and module and position in _ROLES
+                named = node.op_type in _WITH_ROLES and module and position in _ROLES
                 take(name, f"{module}.{_ROLES[position]}" if named else f"{node.name}.{position}")
         for position, name in enumerate(node.output):
             if name not in kept:

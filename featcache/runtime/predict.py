@@ -17,7 +17,7 @@ from featcache.errors import InputError, MissingError
 from featcache.heads.base import sigmoid, softmax
 from featcache.heads.unknown import UnknownRule
 from featcache.runtime.bundle import is_bundle
-from featcache.runtime.sources import open_classifier
+from featcache.runtime.sources import Classifier, is_model, open_classifier
 from featcache.runtime.stream import read_file, stream
 from featcache.samples import printable
 from featcache.scan import IMAGE_EXTENSIONS, scan
@@ -56,43 +56,71 @@ class Prediction:
 
 def predict(
     bundle_or_model: str | os.PathLike[str],
-    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     top: int = 5,
     format: str | None = None,
     cache: str | os.PathLike[str] | None = None,
-    dataset: str | None = None,
-    split: str = "test",
     threads: int | None = None,
 ) -> list[Prediction]:
     """Return one prediction per image, in the order of the images.
 
     `images`: an image file, a folder, a CSV, or several image files. A BUNDLE runs without torch, from the files' bytes
-    through its own preprocessing. With a HEAD, `cache` names the cache it was trained on and nothing is decoded: the
-    stored features of `split` are used. `top`: how many classes to list.
+    through its own preprocessing. With a MODEL or a HEAD, `cache` is the cache the head was trained on: images whose
+    bytes it knows are answered from their stored features and never decoded; a MODEL computes the others, a HEAD, which
+    has no backbone, gives a reason. `top`: how many classes to list.
     """
     if top < 1:
         raise InputError(f"top must be at least 1, got {top!r}")
-    if cache is not None and not is_bundle(bundle_or_model):
-        return _from_cache(bundle_or_model, cache, top=top, dataset=dataset, split=split)
-    if images is None:
-        raise InputError("images must be given: a file, a folder or a CSV")
     paths, names = _image_files(images)
-    with open_classifier(bundle_or_model, format=format, threads=threads) as classifier:
-        failures: dict[int, str] = {}
-        found: dict[int, Prediction] = {}
-        sources = [partial(read_file, path) for path in paths]
-        with tqdm(total=len(paths), desc="predict", unit="image", disable=None) as bar:
-            for batch in stream(sources, classifier.preprocessing, failures=failures):
-                logits = classifier.runner.run(batch.pixels)
-                indices = batch.indices.tolist()
-                made = describe([names[i] for i in indices], logits, classifier.classes, classifier.task,
-                                top=top, unknown=classifier.unknown)  # fmt: skip
-                found.update(zip(indices, made, strict=True))
-                bar.update(len(indices))
-    for index, reason in failures.items():
-        found[index] = Prediction(names[index], None, None, (), reason=reason)
+    found: dict[int, Prediction] = {}
+    missing = list(range(len(paths)))
+    if cache is not None:
+        if is_bundle(bundle_or_model):
+            raise InputError(
+                f"a cache can only serve a MODEL or a HEAD; {os.fspath(bundle_or_model)!r} is a bundle, which computes "
+                "from pixels: leave the cache out, or name the model it was exported from"
+            )
+        from featcache.runtime.cached import cached_logits, load_fitted
+
+        fitted = load_fitted(bundle_or_model)
+        known, logits = cached_logits(fitted, paths, cache)
+        made = describe([names[i] for i in known], logits, fitted.classes, fitted.task, top=top, unknown=fitted.unknown)
+        found.update(zip(known, made, strict=True))
+        missing = [index for index in missing if index not in found]
+        if not is_model(bundle_or_model):
+            reason = "not in the cache, and a head has no backbone to compute its features"
+            found.update({index: Prediction(names[index], None, None, (), reason=reason) for index in missing})
+            missing = []
+    if missing:
+        with open_classifier(bundle_or_model, format=format, threads=threads) as classifier:
+            found.update(_computed(classifier, paths, names, missing, top=top))
     return [found[index] for index in range(len(paths))]
+
+
+def _computed(
+    classifier: Classifier, paths: list[str], names: list[str], wanted: list[int], *, top: int
+) -> dict[int, Prediction]:
+    """Return the predictions of the images at `wanted`, run through the model."""
+    failures: dict[int, str] = {}
+    found: dict[int, Prediction] = {}
+    sources = [partial(read_file, paths[index]) for index in wanted]
+    with tqdm(total=len(wanted), desc="predict", unit="image", disable=None) as bar:
+        for batch in stream(sources, classifier.preprocessing, failures=failures):
+            indices = [wanted[position] for position in batch.indices.tolist()]
+            made = describe(
+                [names[index] for index in indices],
+                classifier.runner.run(batch.pixels),
+                classifier.classes,
+                classifier.task,
+                top=top,
+                unknown=classifier.unknown,
+            )
+            found.update(zip(indices, made, strict=True))
+            bar.update(len(indices))
+    for position, reason in failures.items():
+        found[wanted[position]] = Prediction(names[wanted[position]], None, None, (), reason=reason)
+    return found
 
 
 def describe(
@@ -136,32 +164,3 @@ def _image_files(
     if Path(path).suffix.lower().removeprefix(".") not in IMAGE_EXTENSIONS:
         raise InputError(f"images must be an image file, a folder or a .csv file, got {path!r}")
     return [path], [printable(path)]
-
-
-def _from_cache(
-    head: str | os.PathLike[str],
-    cache: str | os.PathLike[str],
-    *,
-    top: int,
-    dataset: str | None,
-    split: str,
-) -> list[Prediction]:
-    """Return predictions of a HEAD on stored features; no image is read and no backbone run."""
-    from featcache.cache import open_cache
-    from featcache.heads import load_head
-
-    fitted = load_head(head)
-    with open_cache(Path(cache)) as opened:
-        if fitted.fingerprint not in (None, opened.fingerprint):
-            raise InputError(
-                f"the head must have been trained on the cache {os.fspath(cache)!r}; their fingerprints differ: "
-                "name the cache it was trained on"
-            )
-        selection = opened.select(split=split, dataset=dataset, labelled=False)
-        if not len(selection.rows):
-            raise InputError(f"the cache {os.fspath(cache)!r} must have rows of the split {split!r}, it has none")
-        samples = opened.samples(dataset)
-        names = [printable(samples.paths[i]) for i in selection.indices.tolist()]
-        outputs = list(dict.fromkeys(column.partition("@")[0] for column in fitted.columns))
-        logits = fitted.predict_logits(opened.gather(selection.rows, output=outputs))
-    return describe(names, logits, fitted.classes, fitted.task, top=top, unknown=fitted.unknown)

@@ -39,6 +39,11 @@ class Classifier:
         self.runner.close()
 
 
+def is_model(path: str | os.PathLike[str]) -> bool:
+    """Return whether `path` is a MODEL directory."""
+    return (Path(path) / _MODEL_FILE).is_file()
+
+
 def open_classifier(
     path: str | os.PathLike[str], *, format: str | None = None, threads: int | None = None
 ) -> Classifier:
@@ -48,7 +53,7 @@ def open_classifier(
         named = bundle.format_named(format)
         runner = bundle.open(named, threads=threads)
         return Classifier(runner, named, bundle.classes, bundle.task, bundle.unknown, bundle.preprocessing)
-    if (Path(path) / _MODEL_FILE).is_file():
+    if is_model(path):
         if format not in (None, "torch"):
             raise InputError(f"a MODEL is run by torch, got the format {format!r}: export it, then name the bundle")
         return _open_model(path)

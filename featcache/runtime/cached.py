@@ -1,0 +1,56 @@
+"""Predictions from stored features: the images a cache knows need no decoding and no backbone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.cache import open_cache
+from featcache.errors import ImageError, InputError
+from featcache.heads import Head, load_head
+from featcache.runtime.sources import is_model
+from featcache.runtime.stream import read_file
+
+
+def load_fitted(path: str | os.PathLike[str]) -> Head:
+    """Return the head of the MODEL or HEAD at `path`."""
+    if is_model(path):
+        from featcache.model import load_model
+
+        return load_model(path).fitted
+    return load_head(path)
+
+
+def cached_logits(
+    fitted: Head, paths: list[str], cache: str | os.PathLike[str]
+) -> tuple[list[int], npt.NDArray[np.float32]]:
+    """Return the positions in `paths` of the images whose bytes the cache knows, and their logits (n, n_classes).
+
+    Raises `InputError` where the head was trained on another cache.
+    """
+    with open_cache(Path(cache)) as opened:
+        if fitted.fingerprint not in (None, opened.fingerprint):
+            raise InputError(
+                f"the head must have been trained on the cache {os.fspath(cache)!r}; their fingerprints differ: "
+                "name the cache it was trained on, or leave it out"
+            )
+        digests = np.zeros((len(paths), 32), dtype=np.uint8)
+        readable = np.zeros(len(paths), dtype=bool)
+        for index, path in enumerate(paths):
+            try:
+                digest = hashlib.sha256(read_file(path)).digest()
+            except ImageError:
+                continue
+            digests[index], readable[index] = np.frombuffer(digest, dtype=np.uint8), True
+        with opened.reader() as reader:
+            rows = np.asarray(reader.find(digests))
+        known = np.flatnonzero(readable & (rows >= 0))
+        if not len(known):
+            return [], np.zeros((0, len(fitted.classes)), dtype=np.float32)
+        outputs = list(dict.fromkeys(column.partition("@")[0] for column in fitted.columns))
+        features = opened.gather(rows[known], output=outputs)
+    return known.tolist(), fitted.predict_logits(features)
