@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from memory_cache import MemoryCache, blobs, digests_of, make_samples
 
 from featcache.errors import InputError
 from featcache.heads import load_fit, load_head
 from featcache.train import compare, train_head
-from featcache.train.linear import choose
 from featcache.train.score import Score, average_precisions, score_logits
+from featcache.train.search import choose, search
 
 TRAIN_KEYS = {
     *("kind", "l1", "l2", "objective", "gap", "nonzero_fraction", "features_used", "n_train", "n_classes"),
@@ -103,17 +105,39 @@ def test_without_test_the_test_figures_are_null():
     assert train_head(cache, l2=1.0).test_accuracy is None
 
 
+def curve(*pairs):
+    return {10.0**-i: Score(value, 0.02, value, loss, 100) for i, (value, loss) in enumerate(pairs)}
+
+
 def test_the_one_standard_error_rule_takes_a_stronger_penalty_within_the_error():
-    scores = [Score(value, 0.02, value, 1 - value, 100) for value in (0.5, 0.87, 0.885, 0.9, 0.88)]
-    assert choose(scores, one_standard_error=False) == 3
-    assert choose(scores, one_standard_error=True) == 2
+    scores = curve((0.5, 1), (0.87, 1), (0.885, 1), (0.9, 1), (0.88, 1))
+    assert choose(scores, one_standard_error=False) == 1e-3
+    assert choose(scores, one_standard_error=True) == 1e-2
     cache = blobs(spread=2.5)
     assert train_head(cache, standard_error_rule=True).l2 >= train_head(cache).l2
 
 
 def test_equal_scores_go_to_the_smaller_loss_then_to_the_stronger_penalty():
-    assert choose([Score(0.9, 0, 0.9, loss, 9) for loss in (0.5, 0.3, 0.4)], one_standard_error=False) == 1
-    assert choose([Score(0.9, 0, 0.9, 0.3, 9)] * 3, one_standard_error=False) == 0
+    assert choose(curve((0.9, 0.5), (0.9, 0.3), (0.9, 0.4)), one_standard_error=False) == 0.1
+    assert choose(curve((0.9, 0.3), (0.9, 0.3)), one_standard_error=False) == 1.0
+
+
+@given(peak=st.integers(0, 44), width=st.floats(2, 30))
+def test_the_search_finds_the_best_of_the_grid_where_there_is_one_peak(peak, width):
+    grid = np.logspace(1, -4, 45).tolist()
+    looked = []
+
+    def score(value):
+        looked.append(value)
+        distance = abs(grid.index(value) - peak)
+        return Score(1 - distance / 100, 0.01, None, (distance / width) ** 2, 50)
+
+    scores, chosen = search(grid, score, one_standard_error=False)
+    assert chosen == grid[peak]
+    assert len(looked) == len(set(looked)) == len(scores) <= peak // 4 + 11
+    assert list(scores) == sorted(scores, reverse=True)
+    _, careful = search(grid, score, one_standard_error=True)
+    assert careful == grid[max(peak - 1, 0)]
 
 
 KINDS = [

@@ -34,6 +34,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.features)
 
+    def subset(self, kept: npt.NDArray[np.bool_]) -> Rows:
+        """Return the rows where `kept` (n,) is true."""
+        return Rows(self.features[kept], self.targets[kept], self.indices[kept])
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
@@ -55,6 +59,16 @@ class TrainingData:
     samples: Samples
     unlabelled_samples: Samples | None
     notes: tuple[str, ...]
+
+    @property
+    def n_images(self) -> int:
+        """Return how many images the train rows are views of."""
+        return len(np.unique(self.train.indices))
+
+    def first_view(self) -> Rows:
+        """Return the train rows of the first view: one per image."""
+        n = self.n_images
+        return Rows(self.train.features[:n], self.train.targets[:n], self.train.indices[:n])
 
 
 def load_training_data(

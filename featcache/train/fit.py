@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from featcache.errors import InputError
 from featcache.heads.base import Head
 from featcache.heads.io import load_head
@@ -175,9 +173,7 @@ def _train(
     if settings.unknown is not None:
         plain = dataclasses.replace(resolved, calibrate=False, unknown=None)
         head = add_unknown_rule(head, data, settings, lambda part: _fit(part, plain, None).head)
-    first_view = len(np.unique(data.train.indices))
-    train = Rows(data.train.features[:first_view], data.train.targets[:first_view], data.train.indices[:first_view])
-    scores = [_score(head, rows, data.task) for rows in (train, data.val, data.test)]
+    scores = [_score(head, rows, data.task) for rows in (data.first_view(), data.val, data.test)]
     accuracies = [None if score is None else score.accuracy for score in scores]
     values = [None if score is None else score.value for score in scores]
     certificate = fitted.certificate

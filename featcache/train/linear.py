@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,62 +11,75 @@ import numpy.typing as npt
 
 from featcache.errors import InputError
 from featcache.heads.linear import LinearHead
-from featcache.heads.solvers import Distillation, Prepared, Problem, Solution, prepare, solve, solve_path
+from featcache.heads.solvers import Distillation, Prepared, Problem, Solution, penalty_grid, prepare, solve
 from featcache.train.data import TrainingData
 from featcache.train.fitted import Certificate, Fitted, Teacher
 from featcache.train.folds import stratified_folds
 from featcache.train.result import PathPoint
-from featcache.train.score import Score, score_logits
-from featcache.train.settings import PENALTIES, PenaltyName, TrainSettings
+from featcache.train.score import Score
+from featcache.train.search import Trial, search
+from featcache.train.settings import PENALTIES, TrainSettings
 from featcache.train.targets import LOSSES, Supervision, mix, supervise
 
 
 def fit_linear(data: TrainingData, settings: TrainSettings, teacher: Teacher | None) -> Fitted:
     """Return the linear head of `settings` on the train rows of `data`, with its certificate and its path."""
     rows = supervise(data, settings, teacher)
-    penalties = {name: getattr(settings, name) for name in PENALTIES}
+    penalties: dict[str, Any] = {name: getattr(settings, name) for name in PENALTIES}
     free = settings.auto
-    problem = _problem(rows, data, settings)
-    fold_of_row = None if data.val is not None or free is None else _folds(rows, data, settings)
-    prepared = _prepare(problem, data, settings)
     if free is None:
-        return _fitted(solve(problem, **penalties, prepared=prepared), data)
-    fixed = {str(name): value for name, value in penalties.items() if name != free}
-    solutions = solve_path(problem, penalty=free, prepared=prepared, **fixed)
+        prepared = _prepare(rows, data, settings)
+        return _fitted(solve(prepared.problem, **penalties, prepared=prepared), data)
+    fold_of_row = _folds(rows, data, settings) if data.val is None else None  # refused before the long work
+    fixed = {name: value for name, value in penalties.items() if name != free}
+    prepared = _prepare(rows, data, settings)
+    whole = Trial(prepared, free=free, fixed=fixed, held_out=data.val, task=data.task)
+    score, selection = whole.score, "val"
     if fold_of_row is not None:
-        values = [getattr(solution, free) for solution in solutions]
-        scores = _cross_validate(rows, data, settings, fold_of_row, free=free, values=values, fixed=fixed)
-        selection = f"{int(fold_of_row.max()) + 1} folds"
-    else:
-        assert data.val is not None
-        scores = [_score(solution, data.val.features, data.val.targets, data.task) for solution in solutions]
-        selection = "val"
-    chosen = choose(scores, one_standard_error=settings.standard_error_rule)
-    path = tuple(_point(s, score, i == chosen) for i, (s, score) in enumerate(zip(solutions, scores, strict=True)))
-    # Solved again from zero and to a finer gap, so that naming the chosen value gives this very head, bit for bit.
-    solution = solve(problem, **fixed, **{free: getattr(solutions[chosen], free)}, prepared=prepared)
+        trials = [
+            Trial(
+                _prepare(rows.subset(fold_of_row != number), data, settings),
+                free=free,
+                fixed=fixed,
+                held_out=data.first_view().subset(fold_of_row[: data.n_images] == number),
+                task=data.task,
+            )
+            for number in range(int(fold_of_row.max()) + 1)
+        ]
+        score, selection = partial(_mean_score, trials), f"{len(trials)} folds"
+    grid = penalty_grid(prepared, penalty=free).tolist()
+    scores, chosen = search(grid, score, one_standard_error=settings.standard_error_rule)
+    path = tuple(_point(whole.solution(value), scores[value], value == chosen) for value in scores)
+    # Solved again from nothing, to a finer gap, so that naming the chosen value gives this very head, bit for bit.
+    prepared = _prepare(rows, data, settings)
+    solution = solve(prepared.problem, **{**penalties, free: chosen}, prepared=prepared)
     return _fitted(solution, data, free=free, selection=selection, path=path)
 
 
-def choose(scores: Sequence[Score], *, one_standard_error: bool) -> int:
-    """Return the position of the best score; among equals the one of the least loss, then the strongest penalty.
+def _prepare(rows: Supervision, data: TrainingData, settings: TrainSettings) -> Prepared:
+    """Return the problem of `rows`, standardised, each output's features then multiplied by its ``block_scales``.
 
-    `scores` go from the strongest penalty to the weakest. With `one_standard_error` it is the strongest penalty whose
-    score is within one standard error of the best (Breiman et al., CART, 1984).
+    The penalties so weigh on the features of a block by one over its scale. The scale is folded into ``std``, through
+    which a solution is brought back to raw features.
     """
-    best = max(range(len(scores)), key=lambda i: (scores[i].value, -scores[i].loss, -i))
-    if not one_standard_error:
-        return best
-    least = scores[best].value - scores[best].standard_error
-    return next(i for i, score in enumerate(scores) if score.value >= least)
+    prepared = prepare(_problem(rows, data, settings))
+    if settings.block_scales is None:
+        return prepared
+    widths = data.block_widths
+    scales = [(max(widths) / width) ** 0.25 for width in widths]
+    if settings.block_scales != "auto":
+        scales = [float(scale) for scale in settings.block_scales]
+    if len(scales) != len(widths):
+        raise InputError(f"block_scales must have one number per output {list(data.columns)!r}, got {scales!r}")
+    matrix = prepared.rows.matrix
+    assert matrix is not None  # features of a cache are gathered into memory
+    of_feature = np.repeat(np.array(scales), widths)
+    matrix *= of_feature.astype(np.float32)
+    prepared.rows.std = prepared.rows.std / of_feature
+    return prepared
 
 
-def _problem(
-    rows: Supervision, data: TrainingData, settings: TrainSettings, kept: npt.NDArray[np.bool_] | None = None
-) -> Problem:
-    """Return the solver's problem of the rows `kept` (all for None)."""
-    if kept is not None:
-        rows = rows.subset(kept)
+def _problem(rows: Supervision, data: TrainingData, settings: TrainSettings) -> Problem:
     if settings.mixup > 0:
         rows = mix(
             rows, n_classes=len(data.classes), amount=settings.mixup, copies=settings.mixup_copies, seed=settings.seed
@@ -85,56 +99,6 @@ def _problem(
     )
 
 
-def _prepare(problem: Problem, data: TrainingData, settings: TrainSettings) -> Prepared:
-    """Return the problem standardised, each output's features then multiplied by its scale of ``block_scales``.
-
-    The penalties so weigh on the features of a block by one over its scale. The scale is folded into ``std``, through
-    which a solution is brought back to raw features.
-    """
-    prepared = prepare(problem)
-    if settings.block_scales is None:
-        return prepared
-    widths = data.block_widths
-    scales = [(max(widths) / width) ** 0.25 for width in widths]
-    if settings.block_scales != "auto":
-        scales = [float(scale) for scale in settings.block_scales]
-    if len(scales) != len(widths):
-        raise InputError(f"block_scales must have one number per output {list(data.columns)!r}, got {scales!r}")
-    matrix = prepared.rows.matrix
-    assert matrix is not None  # features of a cache are gathered into memory
-    of_feature = np.repeat(np.array(scales), widths)
-    matrix *= of_feature.astype(np.float32)
-    prepared.rows.std = prepared.rows.std / of_feature
-    return prepared
-
-
-def _cross_validate(
-    rows: Supervision,
-    data: TrainingData,
-    settings: TrainSettings,
-    fold_of_row: npt.NDArray[np.int64],
-    *,
-    free: PenaltyName,
-    values: Sequence[float],
-    fixed: Mapping[str, Any],
-) -> list[Score]:
-    """Return each penalty's mean score over stratified folds; the standard error is that of the mean over folds."""
-    train = data.train
-    plain = _plain(data)
-    held_out_scores: list[list[Score]] = []
-    for number in range(int(fold_of_row.max()) + 1):
-        problem = _problem(rows, data, settings, fold_of_row != number)
-        prepared = _prepare(problem, data, settings)
-        held_out = np.flatnonzero(fold_of_row[:plain] == number)
-        held_out_scores.append(
-            [
-                _score(solution, train.features[held_out], train.targets[held_out], data.task)
-                for solution in solve_path(problem, penalty=free, values=values, prepared=prepared, **fixed)
-            ]
-        )
-    return [_mean_score([scores[i] for scores in held_out_scores]) for i in range(len(values))]
-
-
 def _folds(rows: Supervision, data: TrainingData, settings: TrainSettings) -> npt.NDArray[np.int64]:
     """Return the fold of each row, -1 for the unlabelled ones, which every fold trains on."""
     train = data.train
@@ -144,21 +108,13 @@ def _folds(rows: Supervision, data: TrainingData, settings: TrainSettings) -> np
     return fold_of_row
 
 
-def _mean_score(scores: Sequence[Score]) -> Score:
+def _mean_score(trials: Sequence[Trial], value: float) -> Score:
+    """Return the mean score of penalty `value` over the folds; the standard error is that of this mean."""
+    scores = [trial.score(value) for trial in trials]
     values = np.array([score.value for score in scores])
     error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
     loss = float(np.mean([score.loss for score in scores]))
     return Score(float(values.mean()), error, None, loss, sum(score.n for score in scores))
-
-
-def _plain(data: TrainingData) -> int:
-    """Return how many train rows are of the first view."""
-    return len(np.unique(data.train.indices))
-
-
-def _score(solution: Solution, features: npt.NDArray[Any], targets: npt.NDArray[Any], task: str) -> Score:
-    logits = features @ solution.raw_weight().T + solution.raw_bias()
-    return score_logits(logits, targets, task=task)
 
 
 def _point(solution: Solution, score: Score, chosen: bool) -> PathPoint:

@@ -158,9 +158,8 @@ def _held_out(data: TrainingData, settings: TrainSettings) -> tuple[Mask | None,
         return None, data.val.features, data.val.targets, "val"
     train = data.train
     fold = stratified_folds(train.indices, train.targets, task=data.task, folds=settings.folds, seed=settings.seed)
-    first_view = np.arange(len(train)) < len(np.unique(train.indices))
-    chosen = (fold == 0) & first_view
-    return fold != 0, train.features[chosen], train.targets[chosen], f"1 of {settings.folds} folds"
+    held_out = data.first_view().subset(fold[: data.n_images] == 0)
+    return fold != 0, held_out.features, held_out.targets, f"1 of {settings.folds} folds"
 
 
 def _best(scores: list[Score]) -> int:

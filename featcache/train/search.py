@@ -1,0 +1,109 @@
+"""Choose a penalty: a coarse walk from the strongest value, then every value of the grid around the best one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from featcache.heads.solvers import Prepared, Solution, solve
+from featcache.train.data import Rows
+from featcache.train.score import Score, score_logits
+from featcache.train.settings import PenaltyName
+
+STRIDE = 4  # of the grid's values is one looked at in the walk
+PATIENCE = 2  # looks in a row that are worse in score and in loss end the walk
+TOLERANCE = 1e-4  # relative gap along the way; the chosen value is solved again
+
+
+class Trial:
+    """One problem, solved at any penalty it is asked for, and the held-out rows it is scored on.
+
+    Each fit starts from the solution of the nearest stronger penalty; the columns that are zero there and keep their
+    optimality condition stay out of the fit until they break it (screening with a check).
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        *,
+        free: PenaltyName,
+        fixed: Mapping[str, float],
+        held_out: Rows | None,
+        task: str,
+    ) -> None:
+        self._prepared = prepared
+        self._free, self._fixed = free, dict(fixed)
+        self._held_out, self._task = held_out, task
+        self._solutions: dict[float, Solution] = {}
+
+    def solution(self, value: float) -> Solution:
+        """Return the solution at penalty `value`, to a relative gap of 1e-4."""
+        if value not in self._solutions:
+            stronger = [other for other in self._solutions if other > value]
+            penalties: dict[str, Any] = {**self._fixed, self._free: value}
+            self._solutions[value] = solve(
+                self._prepared.problem,
+                **penalties,
+                start=self._solutions[min(stronger)] if stronger else None,
+                tolerance=TOLERANCE,
+                prepared=self._prepared,
+                exact_objective=False,
+            )
+        return self._solutions[value]
+
+    def score(self, value: float) -> Score:
+        """Return how the head of penalty `value` does on the held-out rows."""
+        solution, rows = self.solution(value), self._held_out
+        assert rows is not None
+        logits = rows.features @ solution.raw_weight().T + solution.raw_bias()
+        return score_logits(logits, rows.targets, task=self._task)
+
+
+def search(
+    values: Sequence[float], score: Callable[[float], Score], *, one_standard_error: bool
+) -> tuple[dict[float, Score], float]:
+    """Return the scores of the values looked at, strongest first, and the chosen value.
+
+    `values`: the grid, strongest first. Weak penalties cost most and, past the best one, only get worse, so the walk
+    ends after two looks without a better score or loss; then the values between the best look and its neighbours are
+    tried. `one_standard_error`: the strongest value within one standard error of the best is chosen.
+    """
+    grid = [float(value) for value in values]
+    scores: dict[float, Score] = {}
+    best, least, worse = -np.inf, np.inf, 0
+    for value in grid[::STRIDE]:
+        found = scores[value] = score(value)
+        worse = worse + 1 if found.value <= best and found.loss >= least else 0
+        best, least = max(best, found.value), min(least, found.loss)
+        if worse >= PATIENCE:
+            break
+    _fill(grid, scores, score, around=choose(scores, one_standard_error=False))
+    chosen = choose(scores, one_standard_error=one_standard_error)
+    if one_standard_error:
+        _fill(grid, scores, score, around=chosen)
+        chosen = choose(scores, one_standard_error=True)
+    return {value: scores[value] for value in sorted(scores, reverse=True)}, chosen
+
+
+def choose(scores: Mapping[float, Score], *, one_standard_error: bool) -> float:
+    """Return the penalty with the best score; among equals that of the least loss, then the strongest.
+
+    With `one_standard_error` it is the strongest penalty whose score is within one standard error of the best (Breiman
+    et al., CART, 1984).
+    """
+    best = max(scores, key=lambda value: (scores[value].value, -scores[value].loss, value))
+    if not one_standard_error:
+        return best
+    least = scores[best].value - scores[best].standard_error
+    return max(value for value, score in scores.items() if score.value >= least)
+
+
+def _fill(grid: Sequence[float], scores: dict[float, Score], score: Callable[[float], Score], *, around: float) -> None:
+    """Try the values of `grid` between `around` and the values nearest to it that have been tried."""
+    stronger = min((value for value in scores if value > around), default=np.inf)
+    weaker = max((value for value in scores if value < around), default=-np.inf)
+    for value in grid:
+        if weaker < value < stronger and value not in scores:
+            scores[value] = score(value)
