@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -275,7 +275,8 @@ def test_many_blocks_and_growth_of_the_map(kind: str, tmp_path: Path) -> None:
         assert writer.drop(keys[2000:]) == 20_000
         writer.commit()
     assert np.array_equal(old[-1][1].gather("wide", rows), expected["wide"][rows])  # a reader of the old rows
-    del reader, old
+    for _, reader in old:
+        reader.close()
     with store.writer():
         pass
     assert store.nbytes() <= 0.15 * raw
@@ -385,9 +386,23 @@ class AgainstMemory(RuleBasedStateMachine):
 
 
 AgainstMemory.TestCase.settings = settings(
-    max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=15,
+    stateful_step_count=20,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # each step is printed; shrinking would take minutes
+    suppress_health_check=list(HealthCheck),
 )
 test_any_sequence_answers_as_memory_does = AgainstMemory.TestCase
+
+
+def test_verify_between_commits_disturbs_no_reader(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featcache.store._record._SMALL_ARRAY_BLOCK_ROWS", 128)
+    store = create_store(tmp_path / "store", kind=kind, columns=COLUMNS)
+    keys = make_keys(128)
+    append(store, keys[:98])
+    assert store.verify().ok
+    append(store, keys[98:])
+    assert_holds(store, keys)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from featcache.store import Rows
 from featcache.store._disk import BACKENDS, next_generation, open_generation
-from featcache.store._generation import Committed, new_generation, remove_outdated
+from featcache.store._generation import Committed, new_generation
 from featcache.store._mapping import Mapping
 from featcache.store._record import Record
 from featcache.store._writer import BlockCutter
@@ -33,14 +33,12 @@ def write_next_generation(path: Path, mapping: Mapping, everything: Committed, k
         for first in range(0, len(keep), step)
     )
     replace_rows(path, mapping, record, batches)
-    apart.generation.close()
-    remove_outdated(path)
 
 
 def replace_rows(path: Path, mapping: Mapping, record: Record, batches: Iterable[Batch]) -> None:
     """Make the rows of `batches` the store at `path`, in the arrays of `record`."""
     number, kind = next_generation(mapping.generation)
-    empty = record.with_rows(0, indexed_rows=0)
+    empty = record.with_rows(0)
     with new_generation(path, number, kind) as place:
         BACKENDS[kind].create(place, empty)
         generation = open_generation(place)
@@ -51,5 +49,3 @@ def replace_rows(path: Path, mapping: Mapping, record: Record, batches: Iterable
             generation.write(list(cutter.rest()), empty.with_rows(cutter.rows))
         finally:
             generation.close()
-    mapping.generation.close()
-    remove_outdated(path)

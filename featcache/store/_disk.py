@@ -100,7 +100,7 @@ class DiskStore(FeatureStore):
                 return repair_store(self)
             finally:
                 lock.release()
-        return verify_generation(self.mapping().generation).report()
+        return verify_generation(open_generation(self.mapping().generation.path)).report()
 
     def nbytes(self) -> int:
         return sum(open_generation(path).nbytes() for _, path in list_generations(self.path))

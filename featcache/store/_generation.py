@@ -55,6 +55,8 @@ class Committed:
 class Generation(ABC):
     """One generation, open in this process. Its readers hold it; writers hold the store's lock as well."""
 
+    _hold = -1
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._hold = _hold_shared(path)

@@ -1,4 +1,4 @@
-"""Finding the row of a key: sorted runs of key prefixes, merged as they grow, 16 bytes of memory a row."""
+"""Finding the row of a key: sorted runs of key prefixes, merged as they grow, 8 bytes of memory a row."""
 
 from __future__ import annotations
 
@@ -11,24 +11,20 @@ import numpy.typing as npt
 from featcache.errors import InputError
 from featcache.store import KEY_BYTES, Keys, Rows
 
-_PREFIX_BYTES = 8
-Prefixes = npt.NDArray[np.uint64]
+_PREFIX_BYTES = 4
+Prefixes = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
     prefixes: Prefixes
-    rows: Rows
+    rows: npt.NDArray[np.uint32]
 
 
 class KeyIndex:
-    """An index over keys added in row order; it remembers 8 bytes of each and asks `fetch` for the whole of candidates.
+    """An index over keys added in row order: the first 4 bytes of each, and its row. Keys are digests: they spread."""
 
-    `fetch(rows (m,) int64)` must return the keys (m, 32) of those rows.
-    """
-
-    def __init__(self, fetch: Callable[[Rows], Keys]) -> None:
-        self._fetch = fetch
+    def __init__(self) -> None:
         self._runs: list[_Run] = []
         self._size = 0
 
@@ -41,37 +37,43 @@ class KeyIndex:
             return
         prefixes = key_prefixes(keys)
         order = np.argsort(prefixes, kind="stable")
-        run = _Run(prefixes[order], order + self._size)
+        run = _Run(prefixes[order], (order + self._size).astype(np.uint32))
         self._size += len(keys)
         while self._runs and len(self._runs[-1].rows) <= 2 * len(run.rows):
             run = _merge(self._runs.pop(), run)
         self._runs.append(run)
 
-    def find(self, keys: Keys, *, skip: npt.NDArray[np.bool_] | None = None) -> Rows:
-        """Return the row (m,) int64 of each key (m, 32), or -1; rows marked in `skip` (n,) are passed over."""
+    def find(
+        self, keys: Keys, fetch: Callable[[Rows], Keys], *, rows: int, skip: npt.NDArray[np.bool_] | None = None
+    ) -> Rows:
+        """Return the row (m,) int64 of each key (m, 32) among the first `rows` rows, or -1.
+
+        `fetch(rows (k,) int64)` must return the keys (k, 32) of candidates. Rows marked in `skip` are passed over.
+        """
         keys = check_keys(keys)
-        rows = np.full(len(keys), -1, dtype=np.int64)
+        found = np.full(len(keys), -1, dtype=np.int64)
         wanted = key_prefixes(keys)
         for run in self._runs:
             place = np.searchsorted(run.prefixes, wanted)
-            open_ = np.flatnonzero((rows < 0) & (place < len(run.rows)))
+            open_ = np.flatnonzero((found < 0) & (place < len(run.rows)))
             while len(open_):
                 at = place[open_]
                 open_ = open_[run.prefixes[at] == wanted[open_]]
-                candidates = run.rows[place[open_]]
-                equal = (self._fetch(candidates) == keys[open_]).all(axis=1)
+                candidates = run.rows[place[open_]].astype(np.int64)
+                equal = candidates < rows
+                equal[equal] = (fetch(candidates[equal]) == keys[open_[equal]]).all(axis=1)
                 if skip is not None:
-                    equal &= ~skip[candidates]
-                rows[open_[equal]] = candidates[equal]
-                open_ = open_[~equal]  # another key with the same 8 bytes: look at the next one
+                    equal[equal] = ~skip[candidates[equal]]
+                found[open_[equal]] = candidates[equal]
+                open_ = open_[~equal]  # another key with the same 4 bytes: look at the next one
                 place[open_] += 1
                 open_ = open_[place[open_] < len(run.rows)]
-        return rows
+        return found
 
 
 def key_prefixes(keys: Keys) -> Prefixes:
-    """Return the first 8 bytes of keys (m, 32) as numbers (m,) uint64 that sort as the keys do."""
-    return np.ascontiguousarray(keys[:, :_PREFIX_BYTES]).view(">u8").ravel().astype(np.uint64)
+    """Return the first 4 bytes of keys (m, 32) as numbers (m,) uint32 that sort as the keys do."""
+    return np.ascontiguousarray(keys[:, :_PREFIX_BYTES]).view(">u4").ravel().astype(np.uint32)
 
 
 def check_keys(keys: Keys) -> Keys:

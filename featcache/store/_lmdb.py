@@ -48,6 +48,8 @@ os.register_at_fork(
 class LmdbGeneration(Generation):
     """One LMDB file."""
 
+    _file = -1
+
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._file = os.open(path, os.O_RDONLY)
@@ -152,7 +154,7 @@ class LmdbGeneration(Generation):
         return self.path.stat().st_blocks * 512
 
     def close(self) -> None:
-        if getattr(self, "_file", -1) >= 0:
+        if self._file >= 0:
             os.close(self._file)
             self._file = -1
         super().close()

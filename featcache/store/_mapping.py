@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,9 @@ from featcache.store._record import Layout
 from featcache.store._region import Region
 
 _SMALLEST_CAPACITY = 16
+_SPARSE = 16  # a block is checked whole if at least one row in so many is wanted, else row by row
+_WORTH_A_THREAD = 4
+_BLOCKS_AHEAD = 2
 
 
 class Mapping:
@@ -32,8 +37,7 @@ class Mapping:
         self._stamp = b""
         self._committed: Committed | None = None
         self._regions: dict[str, Region] = {}
-        self._index: KeyIndex | None = None
-        self._newest_keys: MappedArray | None = None
+        self._index = KeyIndex()
         _open_mappings.add(self)
 
     def committed(self) -> Committed:
@@ -60,25 +64,11 @@ class Mapping:
         return MappedArray(self, layout, rows, region, full_blocks=stored // layout.block_rows)
 
     def find(self, keys: Keys, stored: MappedArray, *, skip: npt.NDArray[np.bool_] | None = None) -> Rows:
-        """Return the row of each of `keys` among the `stored` ones, or -1."""
+        """Return the row of each of `keys` among the `stored` ones, or -1; those marked in `skip` are passed over."""
         with self.lock:
-            if self._index is None:
-                self._index = KeyIndex(self._fetch_keys)
-            if len(self._index) < stored.rows:
-                self._newest_keys = stored
-                for first, block in stored.blocks(start=len(self._index)):
-                    del first
-                    self._index.add(block)
-            if skip is not None and len(skip) < len(self._index):
-                skip = np.concatenate((skip, np.zeros(len(self._index) - len(skip), dtype=bool)))
-            rows = self._index.find(keys, skip=skip)
-        rows[rows >= stored.rows] = -1
-        return rows
-
-    def _fetch_keys(self, rows: Rows) -> Keys:
-        if self._newest_keys is None:
-            raise AssertionError("an index must have been filled before it asks for keys")
-        return self._newest_keys.gather(rows, None)
+            for _, block in stored.blocks(start=len(self._index)):
+                self._index.add(block)
+            return self._index.find(keys, lambda rows: stored.gather(rows, None), rows=stored.rows, skip=skip)
 
     def check(self, layout: Layout, region: Region, block: int) -> None:
         """Check a mapped block once in this process; raises `CorruptError`."""
@@ -103,17 +93,45 @@ class MappedArray:
         self._full_blocks = full_blocks
 
     def blocks(self, *, start: int = 0) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """Yield (first row, checked view) block by block, from row `start` on."""
+        """Yield (first row, checked view) block by block, from row `start` on; the next ones are checked meanwhile."""
         size = self.layout.block_rows
-        for block in range(start // size, self.layout.blocks(self.rows)):
-            self.prepare(block)
-            skipped = max(0, start - block * size)
-            view = self._region.block(block, self.layout.rows_in(block, self.rows))
-            yield block * size + skipped, view[skipped:]
+        numbers = range(start // size, self.layout.blocks(self.rows))
+        ahead = self._check_ahead(numbers)
+        try:
+            for block in numbers:
+                if ahead is not None:
+                    next(ahead)
+                self.prepare(block)
+                skipped = max(0, start - block * size)
+                view = self._region.block(block, self.layout.rows_in(block, self.rows))
+                yield block * size + skipped, view[skipped:]
+        finally:
+            if ahead is not None:
+                ahead.close()
 
-    def block(self, block: int) -> npt.NDArray[Any]:
-        """Return the checked view of one block."""
-        self.prepare(block)
+    def _check_ahead(self, numbers: range) -> Generator[None] | None:
+        """Return what at each step waits for the check of the next block; None if too few are unchecked."""
+        if int((~self._region.checked[numbers.start : numbers.stop]).sum()) < _WORTH_A_THREAD:
+            return None
+
+        def steps() -> Generator[None]:
+            with ThreadPoolExecutor(1) as pool:
+                waiting: deque[Future[None]] = deque()
+                try:
+                    for block in numbers:
+                        while len(waiting) <= _BLOCKS_AHEAD and block + len(waiting) < numbers.stop:
+                            waiting.append(pool.submit(self.prepare, block + len(waiting)))
+                        waiting.popleft().result()
+                        yield
+                finally:
+                    for future in waiting:
+                        future.cancel()
+
+        return steps()
+
+    def block(self, block: int, *, check: bool = True) -> npt.NDArray[Any]:
+        """Return the view of one block, checked once."""
+        self.prepare(block, check=check)
         return self._region.block(block, self.layout.rows_in(block, self.rows))
 
     def prepare(self, block: int, *, check: bool = True) -> None:
@@ -133,15 +151,38 @@ class MappedArray:
         """Return all rows as one mapped array, (rows, *shape), or None where blocks are not whole pages."""
         return self._region.all(self.rows) if self._region.contiguous else None
 
+    def unchecked(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Return (m,) bool: which of `rows` lie in blocks of which so few are wanted that checking them whole is waste.
+
+        Every other block of `rows` is mapped and checked.
+        """
+        size = self.layout.block_rows
+        blocks = rows // size
+        counts = np.bincount(blocks, minlength=self.layout.blocks(self.rows))
+        sparse = np.zeros(len(counts), dtype=bool)
+        for block in np.flatnonzero(counts):
+            done = self._region.checked[block] or block >= self._full_blocks
+            sparse[block] = not done and counts[block] * _SPARSE < size
+            self.prepare(int(block), check=not sparse[block])
+        return sparse[blocks] if sparse.any() else np.zeros(len(rows), dtype=bool)
+
     def gather(self, rows: Rows, out: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
-        """Return a copy of `rows`, which must lie within the array."""
+        """Return a checked copy of `rows`, which must lie within the array."""
+        for block in np.flatnonzero(np.bincount(rows // self.layout.block_rows)):
+            self.prepare(int(block))
+        return self.copy(rows, out)
+
+    def copy(self, rows: Rows, out: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+        """Return a copy of `rows`, whose blocks are mapped."""
         if out is None:
             out = np.empty((len(rows), *self.layout.shape), dtype=self.layout.dtype)
-        wanted = np.unique(rows // self.layout.block_rows) if len(rows) else ()
-        for block in wanted:
-            self.prepare(int(block))
         gather_rows(self, rows, out)
         return out
+
+    def check_blocks(self, rows: Rows) -> None:
+        """Check the blocks of `rows` whole; raises `CorruptError`."""
+        for block in np.unique(rows // self.layout.block_rows):
+            self.prepare(int(block))
 
 
 def _renew_locks() -> None:

@@ -11,15 +11,16 @@ from featcache.errors import CorruptError, InputError, StorageError
 from featcache.store import Column, Keys, Rows, StoreReader, Values
 from featcache.store._generation import Committed
 from featcache.store._mapping import MappedArray, Mapping
-from featcache.store._record import COLUMN_PREFIX, KEYS
+from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, row_checksums
+
+_BATCH_BYTES = 8 << 20
 
 
 class DiskReader(StoreReader):
     """The first rows of one generation. Its views need nothing but memory: they stay right even after `close`."""
 
     def __init__(self, mapping: Mapping, committed: Committed, rows: int) -> None:
-        self._mapping = mapping
-        self._committed = committed
+        self._source: tuple[Mapping, Committed] | None = (mapping, committed)
         self._rows = rows
         self._columns = committed.record.columns
         self._arrays: dict[str, MappedArray] = {}
@@ -39,7 +40,7 @@ class DiskReader(StoreReader):
         return view if view is not None else array.gather(np.arange(array.rows), None)
 
     def find(self, keys: Keys) -> Rows:
-        return self._mapping.find(keys, self._array(KEYS))
+        return self._open()[0].find(keys, self._array(KEYS))
 
     def blocks(self, column: str) -> Iterator[tuple[int, Values]]:
         return self._column(column).blocks()
@@ -63,23 +64,54 @@ class DiskReader(StoreReader):
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
             raise InputError(f"rows must be from 0 to {len(self) - 1}, got {int(rows.min())} to {int(rows.max())}")
         array = self._column(column)
-        return array.gather(rows, self._output(array, len(rows), out))
+        out = self._output(array, len(rows), out)
+        alone = array.unchecked(rows)
+        array.copy(rows, out)
+        if alone.any():
+            self._check_rows(column, rows[alone])
+        return out
 
     def close(self) -> None:
         self._arrays.clear()
+        self._source = None
 
     def __reduce__(self) -> tuple[Callable[[str, int], DiskReader], tuple[str, int]]:
-        return _reopen, (str(self._mapping.generation.path), self._rows)
+        return _reopen, (str(self._open()[0].generation.path), self._rows)
+
+    def _open(self) -> tuple[Mapping, Committed]:
+        if self._source is None:
+            raise InputError("a reader must be open, this one was closed: use it inside its with block")
+        return self._source
 
     def _array(self, name: str) -> MappedArray:
         if name not in self._arrays:
-            self._arrays[name] = self._mapping.array(name, self._committed, self._rows)
+            mapping, committed = self._open()
+            self._arrays[name] = mapping.array(name, committed, self._rows)
         return self._arrays[name]
 
     def _column(self, column: str) -> MappedArray:
         if column not in {known.name for known in self.columns}:
             raise InputError(f"column must be one of {[known.name for known in self.columns]!r}, got {column!r}")
         return self._array(COLUMN_PREFIX + column)
+
+    def _check_rows(self, column: str, rows: Rows) -> None:
+        """Check rows one by one: of a huge store, a few rows are read without reading the blocks around them."""
+        position = [known.name for known in self._columns].index(column)
+        arrays = [self._array(KEYS), self._column(column), self._array(CHECKSUMS)]
+        step = max(1, _BATCH_BYTES // arrays[1].layout.row_bytes)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            for array in (arrays[0], arrays[2]):
+                array.unchecked(part)
+            keys, values, sums = (array.copy(part, None) for array in arrays)
+            wrong = row_checksums(keys, [values])[:, 0] != sums[:, position]
+            if wrong.any():
+                for array in arrays:
+                    array.check_blocks(part[wrong])
+                raise CorruptError(
+                    f"row {int(part[wrong][0])} of {column!r} in {str(self._open()[0].generation.path)!r} must match "
+                    "its checksum, it does not: featcache verify --repair drops it"
+                )
 
     def _output(self, array: MappedArray, rows: int, out: Values | None) -> Values:
         shape = (rows, *array.layout.shape)

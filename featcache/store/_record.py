@@ -9,22 +9,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from crc32c import crc32c
 
 from featcache.errors import CorruptError, FormatError
 from featcache.recipe import canonical_json
-from featcache.store import KEY_BYTES, Column
+from featcache.store import KEY_BYTES, Column, Keys, Values
 
 FORMAT = "featcache-store"
 VERSION = 1
 KEYS = "keys"
 CHECKSUMS = "row_crc32c"
 COLUMN_PREFIX = "columns/"
-INDEX = "sorted_rows"
 
 _BLOCK_BYTES = 4 << 20
 _LARGEST_BLOCK_BYTES = 16 << 20
@@ -63,11 +64,10 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is committed: the first `rows` rows of every array, and an index over the first `indexed_rows` keys."""
+    """What is committed: the first `rows` rows of every array."""
 
     arrays: tuple[Layout, ...]
     rows: int
-    indexed_rows: int = 0
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -82,10 +82,9 @@ class Record:
         """Return the layout of array `name`."""
         return next(layout for layout in self.arrays if layout.name == name)
 
-    def with_rows(self, rows: int, *, indexed_rows: int | None = None) -> Record:
+    def with_rows(self, rows: int) -> Record:
         """Return the record of the same arrays with another number of rows."""
-        indexed = self.indexed_rows if indexed_rows is None else indexed_rows
-        return dataclasses.replace(self, rows=rows, indexed_rows=indexed)
+        return dataclasses.replace(self, rows=rows)
 
     def to_json(self, **more: int) -> dict[str, Any]:
         """Return the record as JSON values, and `more`, with a crc32c over the canonical JSON of all of it."""
@@ -93,7 +92,6 @@ class Record:
             "format": FORMAT,
             "version": VERSION,
             "rows": self.rows,
-            "indexed_rows": self.indexed_rows,
             "arrays": [
                 {"name": a.name, "shape": list(a.shape), "dtype": a.dtype, "block_rows": a.block_rows}
                 for a in self.arrays
@@ -119,7 +117,7 @@ class Record:
         if values.get("crc32c") != crc32c(canonical_json(body).encode()):
             raise CorruptError(f"the commit record in {place} must match its checksum, it does not: it was damaged")
         arrays = tuple(Layout(a["name"], tuple(a["shape"]), a["dtype"], a["block_rows"]) for a in values["arrays"])
-        return cls(arrays, values["rows"], values["indexed_rows"])
+        return cls(arrays, values["rows"])
 
     @classmethod
     def from_text(cls, text: bytes, *, place: str) -> Record:
@@ -145,14 +143,15 @@ def new_record(columns: tuple[Column, ...]) -> Record:
     return Record(arrays, 0)
 
 
-def index_layout(rows: int) -> Layout:
-    """Return the layout of the index over the first `rows` keys: row numbers in the order of their keys."""
-    return Layout(f"{INDEX}_{rows}", (), "uint32", 1 << 20)
-
-
-def index_rows(record: Record) -> Layout | None:
-    """Return the layout of the record's index, None where it has none."""
-    return index_layout(record.indexed_rows) if record.indexed_rows else None
+def row_checksums(keys: Keys, values: Sequence[Values]) -> npt.NDArray[np.uint32]:
+    """Return (m, n_columns) uint32: the crc32c over a row's key and its bytes in each column."""
+    sums = np.empty((len(keys), len(values)), dtype=np.uint32)
+    starts = [crc32c(key.data) for key in keys]
+    for position, column in enumerate(values):
+        rows = np.ascontiguousarray(column).reshape(len(keys), -1).view(np.uint8)
+        for row, (start, data) in enumerate(zip(starts, rows, strict=True)):
+            sums[row, position] = crc32c(data.data, start)
+    return sums
 
 
 def _choose_block_rows(row_bytes: int) -> int:

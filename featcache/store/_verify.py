@@ -12,9 +12,8 @@ from tqdm import tqdm
 
 from featcache.errors import CorruptError
 from featcache.store import KEY_BYTES, Keys, Rows, VerifyReport
-from featcache.store._generation import Generation
-from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, Layout, Record
-from featcache.store._writer import row_checksums
+from featcache.store._generation import Generation, remove_outdated
+from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, Layout, Record, row_checksums
 
 if TYPE_CHECKING:
     from featcache.store._disk import DiskStore
@@ -99,7 +98,10 @@ class Verification:
 
 
 def verify_generation(generation: Generation) -> Verification:
-    """Return what is wrong with `generation`; raises `CorruptError` where not even its commit record can be found."""
+    """Return what is wrong with `generation`, which is opened for this alone.
+
+    Raises `CorruptError` where not even its commit record can be found.
+    """
     record = generation.record()
     problems = generation.check_structure(record)
     raw = {layout.name: _Raw(generation, layout, record.rows) for layout in record.arrays}
@@ -131,12 +133,16 @@ def _mark_damaged(damaged: npt.NDArray[np.bool_], rows: range, name: str, raw: d
 def repair_store(store: DiskStore) -> VerifyReport:
     """Make a new generation of the intact rows, if anything is wrong; the caller holds the writer's lock."""
     from featcache.store._compact import replace_rows
+    from featcache.store._disk import open_generation
 
     mapping = store.mapping()
-    found = verify_generation(mapping.generation)
+    found = verify_generation(open_generation(mapping.generation.path))
     report = found.report()
     if found.problems:
         replace_rows(store.path, mapping, found.record, _intact(found))
+        store.mapping()  # the new one, so that the old one can go
+        del mapping, found
+        remove_outdated(store.path)
     return report
 
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from crc32c import crc32c
 
 from featcache.errors import InputError, LockedError
 from featcache.store import KEY_BYTES, Column, Keys, Rows, StoreWriter, Values
-from featcache.store._generation import Block, Committed
+from featcache.store._generation import Block, Committed, remove_outdated
 from featcache.store._index import KeyIndex, check_keys, first_occurrences
 from featcache.store._lock import WriteLock
-from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS
+from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, row_checksums
 
 if TYPE_CHECKING:
     from featcache.store._disk import DiskStore
@@ -39,7 +38,7 @@ class DiskWriter(StoreWriter):
         self._stored_keys = self._mapping.array(KEYS, self._committed, self._base)
         self._cutter = BlockCutter(self._committed)
         self._new_keys = np.empty((0, KEY_BYTES), dtype=np.uint8)
-        self._new_index = KeyIndex(lambda rows: self._new_keys[rows])
+        self._new_index = KeyIndex()
         self._pending: list[dict[str, npt.NDArray[Any]]] = []
         self._pending_bytes = 0
         self._dropped = np.zeros(0, dtype=bool)
@@ -91,6 +90,7 @@ class DiskWriter(StoreWriter):
         elif self._pending or self._cutter.rows > self._base:
             self._write_pending(publish=True)
         self._begin()
+        remove_outdated(self._store.path)
 
     def close(self) -> None:
         self._lock.release()
@@ -106,7 +106,7 @@ class DiskWriter(StoreWriter):
             keys, self._stored_keys, skip=None if dropped is None else _grown(dropped[: self._base], self._base)
         )
         skip = None if dropped is None else _grown(dropped[self._base :], len(self._new_index))
-        pending = self._new_index.find(keys, skip=skip)
+        pending = self._new_index.find(keys, self._new_keys.__getitem__, rows=len(self._new_index), skip=skip)
         return np.where(rows < 0, np.where(pending < 0, -1, pending + self._base), rows)
 
     def _remember(self, keys: Keys) -> None:
@@ -165,17 +165,6 @@ class BlockCutter:
     def tails(self) -> dict[str, memoryview]:
         """Return the bytes of the rows in each array's partial last block."""
         return {name: memoryview(bytes(tail)) for name, tail in self._tails.items() if tail}
-
-
-def row_checksums(keys: Keys, values: Sequence[Values]) -> npt.NDArray[np.uint32]:
-    """Return (m, n_columns) uint32: the crc32c over a row's key and its bytes in each column."""
-    sums = np.empty((len(keys), len(values)), dtype=np.uint32)
-    starts = [crc32c(key.data) for key in keys]
-    for position, column in enumerate(values):
-        rows = np.ascontiguousarray(column).reshape(len(keys), -1).view(np.uint8)
-        for row, (start, data) in enumerate(zip(starts, rows, strict=True)):
-            sums[row, position] = crc32c(data.data, start)
-    return sums
 
 
 def _check_values(column: Column, values: Values | None, rows: int) -> Values:

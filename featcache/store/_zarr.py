@@ -24,7 +24,7 @@ from crc32c import crc32c
 from featcache.errors import CorruptError, FormatError, StorageError
 from featcache.files import sync_directory
 from featcache.store._generation import Block, Committed, Extent, Generation
-from featcache.store._record import COLUMN_PREFIX, KEYS, Layout, Record, index_rows
+from featcache.store._record import COLUMN_PREFIX, KEYS, Layout, Record
 
 _CRC_BYTES = 4
 _ATTRIBUTE = "featcache"
@@ -42,7 +42,7 @@ class ZarrGeneration(Generation):
             (path / COLUMN_PREFIX).mkdir()
             _replace(path / COLUMN_PREFIX / "zarr.json", _group_text(None))
             for layout in record.arrays:
-                _make_array(path, layout, 0, record)
+                _make_array(path, layout, record)
             _replace(path / "zarr.json", _group_text(record))
             _sync_directories(path, {path, path / COLUMN_PREFIX})
         sync_directory(path.parent)
@@ -53,10 +53,10 @@ class ZarrGeneration(Generation):
     def load(self) -> Committed:
         record = self._read_record("zarr.json")
         tails = {}
-        for layout, rows in _arrays(record):
-            last, whole = layout.blocks(rows) - 1, rows // layout.block_rows
-            if whole <= last:
-                tails[layout.name] = self._read_tail(layout, last, layout.rows_in(last, rows))
+        for layout in record.arrays:
+            partial = record.rows % layout.block_rows
+            if partial:
+                tails[layout.name] = self._read_tail(layout, record.rows // layout.block_rows, partial)
         return Committed(record, tails)
 
     def record(self) -> Record:
@@ -88,8 +88,6 @@ class ZarrGeneration(Generation):
             touched: set[Path] = set()
             for block in blocks:
                 path = self._chunk(block.layout, block.index)
-                if not path.parent.exists():
-                    _make_array(self.path, block.layout, 0, self.record())
                 _write_chunk(path, block)
                 touched.add(path.parent)
             _sync_directories(self.path, touched)
@@ -103,14 +101,14 @@ class ZarrGeneration(Generation):
 
     def trim(self, record: Record) -> None:
         with _storage_errors(self.path):
-            expected = {layout.name: layout.blocks(rows) for layout, rows in _arrays(record)}
+            expected = {layout.name: layout.blocks(record.rows) for layout in record.arrays}
             for name, blocks in expected.items():
                 for file in os.listdir(self.path / name):
                     part = file.split(".")
                     if file.startswith(".") or (part[0] == "c" and int(part[1]) >= blocks):
                         os.unlink(self.path / name / file)
-            for layout, rows in _arrays(record):
-                _replace(self.path / layout.name / "zarr.json", _array_text(layout, rows, record))
+            for layout in record.arrays:
+                _replace(self.path / layout.name / "zarr.json", _array_text(layout, record))
 
     def check_structure(self, record: Record) -> list[str]:
         problems = []
@@ -118,10 +116,10 @@ class ZarrGeneration(Generation):
         for name, text in expected.items():
             if not _holds(self.path / name, text):
                 problems.append(f"{str(self.path / name)!r} must be what was written, it is not")
-        for layout, rows in _arrays(record):
+        for layout in record.arrays:
             path = self.path / layout.name / "zarr.json"
-            if not self._describes(path, layout, rows, record):
-                problems.append(f"{str(path)!r} must describe {rows} rows of {layout.name!r}, it does not")
+            if not self._describes(path, layout, record):
+                problems.append(f"{str(path)!r} must describe {record.rows} rows of {layout.name!r}, it does not")
         return problems
 
     def nbytes(self) -> int:
@@ -131,28 +129,22 @@ class ZarrGeneration(Generation):
             for name in names
         )
 
-    def _describes(self, path: Path, layout: Layout, rows: int, record: Record) -> bool:
+    def _describes(self, path: Path, layout: Layout, record: Record) -> bool:
         """Return whether an array's description is the one of this commit, or of an earlier one after a kill."""
         try:
             text = path.read_bytes()
             earlier = _record_of(text, place=str(path))
         except (OSError, CorruptError, FormatError):
             return False
-        count = earlier.indexed_rows if layout == index_rows(earlier) else earlier.rows
-        return text == _array_text(layout, count, earlier) and earlier.arrays == record.arrays and count <= rows
+        known = earlier.arrays == record.arrays and earlier.rows <= record.rows
+        return known and text == _array_text(layout, earlier)
 
     def _publish(self, record: Record) -> None:
-        before = self.record()
         _replace(self.path / "zarr.json", _group_text(record))
         _sync_directories(self.path, {self.path})
         # From here on it is committed. What follows keeps plain Zarr readers of single arrays up to date.
-        for layout, rows in _arrays(record):
-            _replace(self.path / layout.name / "zarr.json", _array_text(layout, rows, record))
-        old = index_rows(before)
-        if old is not None and old != index_rows(record):
-            for file in os.listdir(self.path / old.name):
-                os.unlink(self.path / old.name / file)
-            os.rmdir(self.path / old.name)
+        for layout in record.arrays:
+            _replace(self.path / layout.name / "zarr.json", _array_text(layout, record))
 
     def _read_record(self, name: str) -> Record:
         path = self.path / name
@@ -172,20 +164,14 @@ class ZarrGeneration(Generation):
         return self.path / layout.name / ".".join(["c", str(block), *("0" for _ in layout.shape)])
 
 
-def _arrays(record: Record) -> list[tuple[Layout, int]]:
-    """Return every array with its number of rows."""
-    index = index_rows(record)
-    return [(layout, record.rows) for layout in record.arrays] + ([(index, record.indexed_rows)] if index else [])
-
-
-def _array_text(layout: Layout, rows: int, record: Record) -> bytes:
+def _array_text(layout: Layout, record: Record) -> bytes:
     """Return an array's zarr.json."""
     little = {} if layout.dtype == "uint8" else {"configuration": {"endian": "little"}}
     return _json(
         {
             "zarr_format": 3,
             "node_type": "array",
-            "shape": [rows, *layout.shape],
+            "shape": [record.rows, *layout.shape],
             "data_type": layout.dtype,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [layout.block_rows, *layout.shape]}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
@@ -216,9 +202,9 @@ def _record_of(text: bytes, *, place: str) -> Record:
     return Record.from_json(values, place=repr(place))
 
 
-def _make_array(path: Path, layout: Layout, rows: int, record: Record) -> None:
+def _make_array(path: Path, layout: Layout, record: Record) -> None:
     (path / layout.name).mkdir()
-    _replace(path / layout.name / "zarr.json", _array_text(layout, rows, record))
+    _replace(path / layout.name / "zarr.json", _array_text(layout, record))
     _sync_directories(path, {path / layout.name, (path / layout.name).parent})
 
 
