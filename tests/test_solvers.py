@@ -13,6 +13,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from featcache.errors import InputError
 from featcache.heads.solvers import Distillation, Problem, prepare, solve, solve_path
+from featcache.heads.solvers.certificate import Penalty
+from featcache.heads.solvers.coarse import TwoLevel
+from featcache.heads.solvers.smooth import State, minimise_l2
 
 
 def draw(n=80, d=12, k=4, seed=0, informative=1.5):
@@ -268,6 +271,23 @@ def test_path_equals_cold_solves(penalty):
         assert path[0].features_used == 0
         assert 0 < path[2].nonzero_fraction < 1
         assert path[-1].features_used >= path[2].features_used
+
+
+@pytest.mark.parametrize("l2", [0.3, 0.01])
+def test_two_levels_equal_one(l2):
+    features, labels = draw(n=700, d=300, k=6, informative=0.4)
+    mixing = np.random.default_rng(1).normal(size=(300, 300)) * np.linspace(3, 0.1, 300)
+    problem = Problem(features=(features @ mixing).astype(np.float32), targets=labels)
+    prepared = prepare(problem)
+    weight, bias = np.zeros((6, 300), dtype=np.float32), prepared.null_point()[1]
+    solver = TwoLevel(prepared)
+    for strength in (l2, l2 / 2):  # the second fit starts from what the first learnt of the curvature
+        state, gap, converged = solver.minimise(weight, bias, l2=strength, tolerance=1e-6, max_passes=200)
+        one = minimise_l2(prepared, State(prepared, weight, bias), l2=strength, tolerance=1e-7, max_passes=500)[0]
+        assert converged and gap <= 1e-6
+        penalty = Penalty(l2=strength)
+        assert state.objective(penalty) == pytest.approx(one.objective(penalty), rel=2e-6)
+        weight, bias = state.weight, state.bias
 
 
 def test_two_fits_are_bit_identical():

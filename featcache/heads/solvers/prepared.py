@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.heads.solvers.coarse import TwoLevel, pays
 from featcache.heads.solvers.losses import Loss
 from featcache.heads.solvers.problem import Problem
 from featcache.heads.solvers.rows import Float32, Float64, StandardisedRows
@@ -32,6 +33,7 @@ class Prepared:
         self._anchor: Float32 | None = None
         self._known_mean: Float64 = np.zeros(self.n_features)
         self._gram: Float64 | None = None
+        self._two_level: TwoLevel | None = None
         self._inverse: tuple[float, float, Float32] | None = None
 
     def evaluate(self, weight: NDArray[Any], bias: NDArray[Any], gradient: NDArray[Any]) -> tuple[float, Float64]:
@@ -150,7 +152,7 @@ class Prepared:
         part.n_features = len(columns)
         part._anchor = np.ascontiguousarray(self.anchor[:, columns])
         part._known_mean = self._known_mean[columns]
-        part._gram = part._inverse = None
+        part._gram = part._inverse = part._two_level = None
         part._logits = None
         part.passes = 0.0
         return part
@@ -168,6 +170,13 @@ class Prepared:
                 break
             bias = (bias - bias_gradient / np.maximum(np.exp(bias), 1e-3)).astype(np.float32)
         return gradient, bias
+
+    @property
+    def two_level(self) -> TwoLevel | None:
+        """Return the two-level solver of this problem, None where one level is expected to be faster."""
+        if self._two_level is None and pays(self):
+            self._two_level = TwoLevel(self)
+        return self._two_level
 
     def preconditioner(self, curvature: float, l2: float) -> Float32:
         """Return ``(curvature * gram + l2)^-1`` ``(d, d)`` float32; the last is kept while its strengths are near."""

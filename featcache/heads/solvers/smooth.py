@@ -7,19 +7,31 @@ probabilities are spread over many classes, and slower than no preconditioner at
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.heads.solvers.certificate import Penalty, duality_gap
-from featcache.heads.solvers.prepared import Prepared
 from featcache.heads.solvers.rows import Float32
+
+if TYPE_CHECKING:
+    from featcache.heads.solvers.prepared import Prepared
 
 MEMORY = 20
 LONG_MEMORY = 100  # where pairs are so small that a longer memory costs less than the passes it saves
 SMALL = 1 << 16
 ROUNDING = 1e-6  # relative; below it float32 objectives do not compare, slopes do (Hager and Zhang 2005)
+
+
+Base = Callable[[Float32, Float32], tuple[Float32, Float32]]
+
+
+def kronecker(inverse: Float32, curvature: float) -> Base:
+    """Return the inverse of the curvature that classes sharing one Gram matrix would have, as a function."""
+    scale = np.float32(1.0 / curvature)
+    return lambda gradient, bias_gradient: (gradient @ inverse, bias_gradient * scale)
 
 
 class State:
@@ -32,6 +44,16 @@ class State:
         self.weight, self.bias = weight, bias
         self.gradient: Float32 = np.empty_like(weight)
         self.data_loss, self.bias_gradient = prepared.evaluate(weight, bias, self.gradient)
+
+    @classmethod
+    def of(
+        cls, weight: Float32, bias: Float32, data_loss: float, gradient: Float32, bias_gradient: NDArray[np.float64]
+    ) -> State:
+        """Return the state of a point evaluated elsewhere."""
+        state = cls.__new__(cls)
+        state.weight, state.bias, state.data_loss = weight, bias, data_loss
+        state.gradient, state.bias_gradient = gradient, bias_gradient
+        return state
 
     @classmethod
     def certified(cls, prepared: Prepared, weight: Float32, bias: NDArray[Any], *, exact: bool) -> State:
@@ -69,9 +91,9 @@ def dot(a: NDArray[Any], b: NDArray[Any]) -> float:
 class History:
     """The last steps and gradient changes of limited-memory BFGS, applied to a gradient (Nocedal 1980, two loops)."""
 
-    def __init__(self, scale: float, inverse: Float32 | None = None, bias_scale: float = 1.0) -> None:
-        """Begin with the inverse Hessian `scale` times the identity, or times `inverse` ``(d, d)`` and `bias_scale`."""
-        self._scale, self._inverse, self._bias_scale = scale, inverse, np.float32(bias_scale)
+    def __init__(self, scale: float, base: Base | None = None, memory: int | None = None) -> None:
+        """Begin with the inverse Hessian `scale` times that of `base` (None: the identity)."""
+        self._scale, self._base, self._memory = scale, base, memory
         self._pairs: list[tuple[Float32, Float32, Float32, Float32, float]] = []
 
     def add(self, s: Float32, sb: Float32, y: Float32, yb: Float32) -> None:
@@ -79,14 +101,17 @@ class History:
         product = dot(s, y) + dot(sb, yb)
         if product > 1e-12 * (dot(y, y) + dot(yb, yb)):
             self._pairs.append((s, sb, y, yb, 1.0 / product))
-            base, base_bias = self._base(y, yb)
+            base, base_bias = (y, yb) if self._base is None else self._base(y, yb)
             self._scale = product / (dot(y, base) + dot(yb, base_bias))
-            del self._pairs[: -(LONG_MEMORY if s.size <= SMALL else MEMORY)]
+            del self._pairs[: -(self._memory or (LONG_MEMORY if s.size <= SMALL else MEMORY))]
 
-    def _base(self, gradient: Float32, bias_gradient: Float32) -> tuple[Float32, Float32]:
-        if self._inverse is None:
-            return gradient, bias_gradient
-        return gradient @ self._inverse, bias_gradient * self._bias_scale
+    def exchange_ridge(self, change: float) -> None:
+        """Add `change` to the ridge in what is remembered: the same steps, other gradients; the bias has no ridge."""
+        if change == 0.0:
+            return
+        pairs, self._pairs = self._pairs, []
+        for s, sb, y, yb, _ in pairs:
+            self.add(s, sb, y + np.float32(change) * s, yb)
 
     def direction(self, gradient: Float32, bias_gradient: Float32) -> tuple[Float32, Float32]:
         """Return the approximate inverse Hessian times the gradient: the direction to subtract."""
@@ -97,7 +122,8 @@ class History:
             coefficients.append(a)
             direction -= np.float32(a) * y
             bias_direction -= np.float32(a) * yb
-        direction, bias_direction = self._base(direction, bias_direction)
+        if self._base is not None:
+            direction, bias_direction = self._base(direction, bias_direction)
         direction = direction * np.float32(self._scale)
         bias_direction = bias_direction * np.float32(self._scale)
         for (s, sb, y, yb, rho), a in zip(self._pairs, reversed(coefficients), strict=True):
@@ -114,6 +140,12 @@ def relative_gap(prepared: Prepared, state: State, penalty: Penalty) -> float:
     return state.gap(prepared, penalty) / max(abs(state.objective(penalty)), 1e-12)
 
 
+def typical_curvature(prepared: Prepared) -> float:
+    """Return the mean second derivative of the loss in one logit when predictions are spread evenly."""
+    k = prepared.n_outputs
+    return {"softmax": (1.0 - 1.0 / k) / k, "sigmoid": 0.25, "squared": 1.0}[prepared.loss.kind]
+
+
 def minimise_l2(
     prepared: Prepared, state: State, *, l2: float, tolerance: float, max_passes: int
 ) -> tuple[State, float, bool]:
@@ -121,10 +153,9 @@ def minimise_l2(
     penalty = Penalty(l2=l2)
     objective = state.objective(penalty)
     certified = False
-    k = prepared.n_outputs
-    curvature = {"softmax": (1.0 - 1.0 / k) / k, "sigmoid": 0.25, "squared": 1.0}[prepared.loss.kind]
+    curvature = typical_curvature(prepared)
     if l2 > 0:
-        history = History(1.0, prepared.preconditioner(curvature, l2), 1.0 / curvature)
+        history = History(1.0, kronecker(prepared.preconditioner(curvature, l2), curvature))
     else:
         history = History(scale=1.0 / (8.0 * curvature + l2))
     for _ in range(max_passes):

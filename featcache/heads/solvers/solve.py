@@ -88,6 +88,10 @@ def _fit(
         state, gap, converged = minimise_sparse(
             prepared, weight, bias, penalty=penalty, tolerance=tolerance, max_passes=max_passes, screen=screen
         )
+    elif penalty.l2 and prepared.two_level is not None:
+        state, gap, converged = prepared.two_level.minimise(
+            weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=max_passes
+        )
     else:
         state, gap, converged = minimise_l2(
             prepared, State(prepared, weight, bias), l2=penalty.l2, tolerance=tolerance, max_passes=max_passes
@@ -154,7 +158,8 @@ def solve_path(
     weight, bias = _starting_point(prepared, None)
     gradient: Float32 | None = prepared.null_point()[0] if penalty != "l2" else None
     previous: Penalty | None = None
-    for value in sorted((_check_penalty(penalty, float(v)) for v in grid), reverse=True):
+    ordered = sorted((_check_penalty(penalty, float(v)) for v in grid), reverse=True)
+    for position, value in enumerate(ordered):
         strengths = Penalty(**{**fixed, penalty: value})
         screen = None
         if gradient is not None and penalty != "l2":
@@ -169,8 +174,15 @@ def solve_path(
             screen=screen,
             exact=exact_objective,
         )
-        solutions.append(solution)
         weight, bias, gradient, previous = state.weight, state.bias, state.gradient, strengths
+        if penalty == "l2" and len(solutions) and position + 1 < len(ordered) and ordered[position + 1] > 0:
+            # weights move smoothly with the logarithm of the penalty: begin the next fit where the line points
+            last, ahead = ordered[position - 1] / value, value / ordered[position + 1]
+            if last > 1.0:
+                factor = np.float32(min(np.log(ahead) / np.log(last), 2.0))
+                weight = weight + factor * (weight - solutions[-1].weight)
+                bias = bias + factor * (bias - solutions[-1].bias)
+        solutions.append(solution)
     return solutions
 
 

@@ -1,0 +1,236 @@
+"""L2-penalised heads on two levels: most iterations on the leading principal components, few on all features.
+
+A pass over all features is two products of ``n d k``; over the r leading principal components it is d / r times
+cheaper, and where features are correlated, as a network's are, nearly all curvature beyond the ridge lies in them.
+The weights are split W = A Q' + T, Q the components. Given T, the best A is found by limited-memory BFGS on the n x r
+scores, with the logits of T as an offset: nothing is approximated. T descends on ``min_A objective``, whose gradient
+is the rest of the full gradient (the envelope theorem) and whose curvature is close to the ridge alone, so that few
+full passes do. It is multigrid's idea (Nash 2000, for optimisation) with a spectral coarse space (Halko, Martinsson
+and Tropp 2011 for finding it). What is returned is certified on all features, so the split affects time only.
+
+Measured on 10,000 x 1280 with 200 classes, penalties around the one that validation chooses: 8 to 12 passes' worth of
+work against 18 to 27 on one level and 40 to 60 iterations of scikit-learn's lbfgs. The softmax is a third of a coarse
+pass: the limit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.heads.solvers.certificate import Penalty
+from featcache.heads.solvers.rows import BLOCK_ROWS, Float32, Float64
+from featcache.heads.solvers.smooth import (
+    ROUNDING,
+    History,
+    State,
+    dot,
+    relative_gap,
+    typical_curvature,
+)
+
+if TYPE_CHECKING:
+    from featcache.heads.solvers.prepared import Prepared
+
+MOST_LOGITS = 1 << 27  # n_rows * n_outputs above which two sets of logits would take over a GiB
+LEAST_WORK = 1 << 28  # n_rows * n_features * n_outputs below which finding the components costs more than it saves
+RETREATS = 12
+LOOSE = 3e-5  # a relative gap that logits updated in float32 can certify; below it they are computed afresh
+
+
+def pays(prepared: Prepared) -> bool:
+    """Return whether the two-level solver is expected to be the faster one for this problem."""
+    n, d, k = prepared.rows.n_rows, prepared.n_features, prepared.n_outputs
+    in_memory = prepared.rows.matrix is not None
+    return in_memory and d >= 256 and n >= 2 * d and n * k <= MOST_LOGITS and n * d * k >= LEAST_WORK
+
+
+def _orthonormal(columns: Float32) -> Float32:
+    """Return an orthonormal basis of the columns' span by two Cholesky QRs, which are products and so fast."""
+    for _ in range(2):
+        lower = np.linalg.cholesky(columns.T @ columns)
+        columns = np.asarray(columns @ np.linalg.inv(lower).T, dtype=np.float32)
+    return columns
+
+
+class TwoLevel:
+    """The coarse space of one prepared problem, and the logits of the point where the descent stands."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        """Find the leading principal components (block power iteration from fixed noise) and the scores on them."""
+        matrix = prepared.rows.matrix
+        assert matrix is not None
+        self._prepared, self._matrix = prepared, matrix
+        n, d = matrix.shape
+        rank = 32 * max(2, round(d / 7 / 32))
+        gram = prepared.gram.astype(np.float32)
+        basis: Float32 = np.random.default_rng(0).standard_normal((d, rank), dtype=np.float32)
+        for _ in range(4):
+            basis = _orthonormal(gram @ basis)
+        values, turn = np.linalg.eigh((basis.T @ (gram @ basis)).astype(np.float64))
+        self._basis: Float32 = np.ascontiguousarray(basis @ turn.astype(np.float32))
+        self._values: Float32 = np.maximum(values, 0.0).astype(np.float32)
+        self._rest_value = max(float(np.trace(gram)) - float(values.sum()), 0.0) / (d - rank)
+        self._scores: Float32 = matrix @ self._basis
+        self._offset: Float32 = np.zeros((n, prepared.n_outputs), dtype=np.float32)
+        self._buffer: Float32 = np.empty((BLOCK_ROWS, prepared.n_outputs), dtype=np.float32)
+        self._learnt: tuple[float, History, History] | None = None
+        self._cost = rank / d  # of a coarse pass, in passes
+        self._curvature = typical_curvature(prepared)
+        prepared.passes += 0.5 * self._cost
+
+    def _coarse(self, move: Float32, bias: Float32) -> tuple[float, Float32, Float32]:
+        """Return data loss, gradient ``(k, r)`` and bias gradient with the logits moved by ``scores @ move'``."""
+        total = 0.0
+        gradient = np.zeros_like(move)
+        bias_gradient: Float64 = np.zeros(len(bias))
+        for start in range(0, len(self._scores), BLOCK_ROWS):
+            scores = self._scores[start : start + BLOCK_ROWS]
+            logits = self._buffer[: len(scores)]
+            np.matmul(scores, move.T, out=logits)
+            logits += self._offset[start : start + len(scores)]
+            logits += bias
+            total += self._prepared.loss.residual(logits, start)
+            gradient += logits.T @ scores
+            bias_gradient += logits.sum(axis=0, dtype=np.float64)
+        self._prepared.passes += self._cost
+        slope: Float32 = bias_gradient.astype(np.float32)
+        return total, gradient, slope
+
+    def _descend_coarse(
+        self, weight: Float32, bias: Float32, history: History, *, l2: float, stop: float, most: int
+    ) -> tuple[Float32, Float32, float]:
+        """Return the coarse move, bias and objective once the squared coarse gradient is below ``stop``."""
+        ridge = np.float32(l2)
+        held = weight @ self._basis
+        constant = 0.5 * l2 * (dot(weight, weight) - dot(held, held))
+        move = np.zeros_like(held)
+
+        def value(at: Float32, loss: float) -> float:
+            return loss + constant + 0.5 * l2 * dot(held + at, held + at)
+
+        loss, gradient, bias_total = self._coarse(move, bias)
+        objective = value(move, loss)
+        for _ in range(most):
+            total = gradient + ridge * (held + move)
+            if dot(total, total) + dot(bias_total, bias_total) / self._curvature * l2 <= stop:
+                break
+            direction, bias_direction = history.direction(total, bias_total)
+            slope = dot(total, direction) + dot(bias_total, bias_direction)
+            step = np.float32(1.0)
+            for _ in range(RETREATS):
+                at, at_bias = move - step * direction, bias - step * bias_direction
+                loss, gradient, at_bias_gradient = self._coarse(at, at_bias)
+                reached = value(at, loss)
+                if reached <= objective - 1e-4 * float(step) * slope:
+                    break
+                turned = dot(gradient + ridge * (held + at), direction) + dot(at_bias_gradient, bias_direction)
+                if reached <= objective + ROUNDING * abs(objective) and turned >= -0.8 * slope:
+                    break
+                step *= np.float32(0.4)
+            after = gradient + ridge * (held + at)
+            history.add(at - move, at_bias - bias, after - total, at_bias_gradient - bias_total)
+            move, bias, objective, bias_total = at, at_bias, reached, at_bias_gradient
+        return move, bias, objective
+
+    def _full_state(self, weight: Float32, bias: Float32) -> State:
+        """Return the state over all features at the logits held, those of `weight`: half a pass."""
+        gradient: Float32 = np.zeros((self._prepared.n_outputs, self._prepared.n_features), dtype=np.float32)
+        total = 0.0
+        bias_gradient: Float64 = np.zeros(len(bias))
+        for start in range(0, len(self._matrix), BLOCK_ROWS):
+            block = self._matrix[start : start + BLOCK_ROWS]
+            logits = np.add(self._offset[start : start + len(block)], bias, out=self._buffer[: len(block)])
+            total += self._prepared.loss.residual(logits, start)
+            bias_gradient += logits.sum(axis=0, dtype=np.float64)
+            gradient += logits.T @ block
+        self._prepared.passes += 0.5
+        return State.of(weight, bias, total, gradient, bias_gradient)
+
+    def _apply(self, weight: Float32) -> Float32:
+        self._prepared.passes += 0.5
+        product: Float32 = self._matrix @ weight.T
+        return product
+
+    def _rest(self, array: Float32) -> Float32:
+        """Return the part of ``(k, d)`` outside the coarse space."""
+        return np.asarray(array - (array @ self._basis) @ self._basis.T, dtype=np.float32)
+
+    def _histories(self, l2: float) -> tuple[History, History]:
+        """Return what earlier fits learnt of the curvature, with the ridge's part of it exchanged."""
+        self._coarse_scale = (1.0 / (self._curvature * self._values + l2)).astype(np.float32)
+        if self._learnt is None:
+            bias_scale = np.float32(1.0 / self._curvature)
+            coarse = History(
+                1.0, lambda gradient, slope: (gradient * self._coarse_scale, slope * bias_scale), memory=40
+            )
+            self._learnt = (l2, coarse, History(1.0 / (self._curvature * self._rest_value + l2)))
+        old, coarse, rest = self._learnt
+        coarse.exchange_ridge(l2 - old)
+        rest.exchange_ridge(l2 - old)
+        self._learnt = (l2, coarse, rest)
+        return coarse, rest
+
+    def minimise(
+        self, weight: Float32, bias: NDArray[Any], *, l2: float, tolerance: float, max_passes: float
+    ) -> tuple[State, float, bool]:
+        """Return ``(state, relative gap, converged)`` as `minimise_l2` does."""
+        prepared, penalty = self._prepared, Penalty(l2=l2)
+        limit = prepared.passes + max_passes
+        bias = bias.astype(np.float32)
+        coarse_history, rest_history = self._histories(l2)
+        nothing = np.zeros(0, dtype=np.float32)
+        self._offset = self._apply(weight) if weight.any() else np.zeros_like(self._offset)
+        step: Float32 | None = None
+        previous: Float32 | None = None
+        objective: float = np.inf
+        rest_square: float = np.inf
+        while prepared.passes < limit:
+            goal = 0.2 * l2 * tolerance * abs(objective) if np.isfinite(objective) else 0.0
+            first = not np.isfinite(objective)
+            move, bias, reached = self._descend_coarse(
+                weight,
+                bias,
+                coarse_history,
+                l2=l2,
+                stop=max(goal, 0.02 * rest_square if not first else 0.0),
+                most=12 if first else 8,
+            )
+            if step is not None and reached > objective + ROUNDING * abs(objective):  # the rest went too far: half back
+                step = step * np.float32(0.5)
+                weight = weight - step
+                self._offset -= self._apply(step)
+                previous = None
+                if dot(step, step) < 1e-14 * dot(weight, weight):
+                    break
+                continue
+            objective = reached
+            weight = weight + move @ self._basis.T
+            for start in range(0, len(self._scores), BLOCK_ROWS):
+                stop = start + BLOCK_ROWS
+                self._offset[start:stop] += self._scores[start:stop] @ move.T
+            state = self._full_state(weight, bias)
+            total = state.gradient + np.float32(l2) * weight
+            square = dot(total, total)
+            if square <= 1.8 * l2 * tolerance * abs(objective):
+                gap = relative_gap(prepared, state, penalty)
+                if gap <= tolerance and tolerance >= LOOSE:
+                    return state, gap, True
+                state = State.certified(prepared, weight, bias, exact=False)
+                gap = relative_gap(prepared, state, penalty)
+                if gap <= tolerance:
+                    return state, gap, True
+                bias = state.bias
+            rest = self._rest(total)
+            rest_square = dot(rest, rest)
+            if step is not None and previous is not None:
+                rest_history.add(step, nothing, rest - previous, nothing)
+            previous = rest
+            step = -self._rest(rest_history.direction(rest, nothing)[0])
+            weight = weight + step
+            self._offset += self._apply(step)
+        state = State.certified(prepared, weight, bias, exact=False)
+        gap = relative_gap(prepared, state, penalty)
+        return state, gap, gap <= tolerance
