@@ -17,7 +17,7 @@ from featcache.errors import FormatError
 
 FOLD_TOLERANCE = 1e-3  # of the largest output; folding is exact but for fp32 rounding
 
-Widths = Mapping[str, Mapping[str, int]]
+Widths = Mapping[str, Mapping[str, Any]]
 
 
 def find_batchnorms(network: nn.Module, *, height: int, width: int) -> dict[str, str]:
@@ -77,9 +77,9 @@ def fold_batchnorms(network: nn.Module, pairs: Mapping[str, str]) -> None:
         setattr(network.get_submodule(parent), leaf, getattr(norm, "act", None) or nn.Identity())
 
 
-def layer_widths(network: nn.Module) -> dict[str, dict[str, int]]:
-    """Return the widths of every convolution, linear and norm layer by module name: what pruning changes."""
-    found: dict[str, dict[str, int]] = {}
+def layer_widths(network: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return the widths of every layer by module name, and the shape of every other parameter: what pruning changes."""
+    found: dict[str, dict[str, Any]] = {}
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
             found[name] = {"in": module.in_channels, "out": module.out_channels, "groups": module.groups}
@@ -87,10 +87,15 @@ def layer_widths(network: nn.Module) -> dict[str, dict[str, int]]:
             found[name] = {"in": module.in_features, "out": module.out_features}
         elif isinstance(module, nn.BatchNorm2d):
             found[name] = {"out": module.num_features}
+        elif isinstance(module, nn.LayerNorm):
+            found[name] = {"out": module.normalized_shape[-1]}
+        else:
+            for own, parameter in module.named_parameters(recurse=False):
+                found[f"{name}.{own}" if name else own] = {"shape": list(parameter.shape)}
     return found
 
 
-def changed_widths(network: nn.Module, original: Widths) -> dict[str, dict[str, int]]:
+def changed_widths(network: nn.Module, original: Widths) -> dict[str, dict[str, Any]]:
     """Return the widths of the layers of `network` that differ from `original`."""
     return {name: widths for name, widths in layer_widths(network).items() if original.get(name) != widths}
 
@@ -100,7 +105,7 @@ def resize_layers(network: nn.Module, widths: Widths) -> None:
 
     Raises `FormatError` where the network has no such layer.
     """
-    modules = dict(network.named_modules())
+    modules, parameters = dict(network.named_modules()), dict(network.named_parameters())
     for name, wanted in widths.items():
         module = modules.get(name)
         if isinstance(module, nn.Conv2d):
@@ -120,6 +125,13 @@ def resize_layers(network: nn.Module, widths: Widths) -> None:
                 module.weight, module.bias = _undefined((wanted["out"],)), _undefined((wanted["out"],))
             module.running_mean = torch.zeros(wanted["out"])
             module.running_var = torch.ones(wanted["out"])
+        elif isinstance(module, nn.LayerNorm):
+            module.normalized_shape = (wanted["out"],)
+            if module.elementwise_affine:
+                module.weight, module.bias = _undefined((wanted["out"],)), _undefined((wanted["out"],))
+        elif "shape" in wanted and name in parameters:
+            parent, _, own = name.rpartition(".")
+            setattr(network.get_submodule(parent), own, _undefined(tuple(wanted["shape"])))
         else:
             raise FormatError(f"a layer {name!r} must exist in this network to take the widths {dict(wanted)!r}")
 
