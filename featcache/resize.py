@@ -42,8 +42,8 @@ def _plan(width: int, height: int, preprocessing: Preprocessing, view: View | No
         between = source[3] - source[1]  # rows of the image that is resized in width and not yet in height
         if p.width * between > MAX_PIXELS:
             raise ImageError(
-                f"an image must have at most {MAX_PIXELS} pixels when it is {p.width} wide, this one of {width}x{height} "
-                f"would be {p.width}x{between}: too long and thin"
+                f"an image must have at most {MAX_PIXELS} pixels when it is {p.width} wide, this one of "
+                f"{width}x{height} would be {p.width}x{between}: too long and thin"
             )
         return _Geometry(source, p.width, p.height, 0, 0, view is not None and view.flip)
     # torchvision's Resize of the short side: the long side is truncated, not rounded
