@@ -36,8 +36,8 @@ def remove_channels(source: Source, *, amount: float, macs: int) -> nn.Module:
     """Return a copy of the model's network without the channels that matter least.
 
     `amount`: the share of the exported graph's `macs` (multiply-accumulates per image) to remove; the nearest that
-    whole channels allow is taken. Raises `InputError` where the network has no channels that can be removed, or where not
-    that much of them can.
+    whole channels allow is taken. Raises `InputError` where the network has no channels that can be removed, or not so
+    many.
     """
     gradients = loss_gradients(source)
     model = source.model

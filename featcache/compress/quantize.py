@@ -54,8 +54,8 @@ def quantize(
     Batch norms are folded; then one walk over the graph with `calibration_images` training images of `cache` rounds
     each layer's weights (per output channel) for the inputs it will really get, takes back the mean error with its
     bias, and chooses the range of its 8-bit output. The first convolutions, up to `float_share` of the multiplications,
-    stay in floats: they read pixels, have few channels, and their error reaches everything. Then the backbone is final, the
-    head is fitted again on its features, and with `head_precision` ``int8`` a linear head's weights are rounded per
+    stay in floats: they read pixels, have few channels, and their error reaches everything. Then the backbone is final,
+    the head is fitted again on its features, and with `head_precision` ``int8`` a linear head's weights are rounded per
     class.
 
     Raises `InputError` where model and cache do not belong together, `MissingError` where the images are gone,
