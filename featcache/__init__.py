@@ -6,6 +6,8 @@ Public names are resolved on first use, so that importing the package loads neit
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -43,3 +45,24 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _verb(name: str) -> property:
+    """Return a property that gives the function `name`, though a module of that name is bound to the package too."""
+
+    def resolve(_: ModuleType) -> Any:
+        return __getattr__(name)
+
+    def keep(_: ModuleType, value: object) -> None:
+        """Let the import system bind the submodule; the function stays what the name means here."""
+
+    return property(resolve, keep)
+
+
+class _Package(ModuleType):
+    """The package as a module whose verbs are functions: ``featcache.merge(...)``, not the module ``merge.py``."""
+
+    merge, export, verify, run = _verb("merge"), _verb("export"), _verb("verify"), _verb("run")
+
+
+sys.modules[__name__].__class__ = _Package

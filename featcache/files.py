@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from featcache.errors import ExistsError, StorageError
+from featcache.errors import ExistsError, FeatcacheError, StorageError
 
 
 def sync_directory(path: Path) -> None:
@@ -61,6 +61,8 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             _remove(path)
         os.rename(temporary, path)
         sync_directory(path.parent)
+    except FeatcacheError:
+        raise  # some are an OSError too: they have said what is wrong
     except OSError as error:
         raise StorageError(f"{str(path)!r} must be writable, got: {error.strerror or error}") from error
     finally:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from export_models import saved_model, small_model
 
-import featcache.export.bundle as bundle_module
+from featcache.export import bundle as bundle_module
 from featcache.errors import CorruptError, ExistsError, FormatError, InputError, MissingError, VerificationError
 from featcache.export import export, unpack, verify_bundle
 from featcache.export._onnx import OnnxTarget

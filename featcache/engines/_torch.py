@@ -93,7 +93,7 @@ class _Slot:
     """One captured graph with its input and outputs, on the device and, pinned, on the host."""
 
     def __init__(self, network: ImageNetwork, shape: tuple[int, ...], precision: str) -> None:
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._host_input = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         with torch.cuda.stream(self._stream), torch.inference_mode(), _autocast("cuda", precision):
             self._input = torch.zeros(shape, dtype=torch.uint8, device="cuda")
