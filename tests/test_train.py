@@ -134,7 +134,7 @@ def test_the_search_finds_the_best_of_the_grid_where_there_is_one_peak(peak, wid
 
     scores, chosen = search(grid, score, one_standard_error=False)
     assert chosen == grid[peak]
-    assert len(looked) == len(set(looked)) == len(scores) <= peak // 4 + 11
+    assert len(looked) == len(set(looked)) == len(scores) <= peak // 4 + 8
     assert list(scores) == sorted(scores, reverse=True)
     _, careful = search(grid, score, one_standard_error=True)
     assert careful == grid[max(peak - 1, 0)]

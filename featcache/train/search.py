@@ -1,11 +1,9 @@
-"""Choose a penalty: a coarse walk from the strongest value, then every value of the grid around the best one."""
+"""Choose a penalty: a coarse walk from the strongest value, then ever finer looks around the best one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from featcache.heads.solvers import Prepared, Solution, solve
 from featcache.train.data import Rows
@@ -13,8 +11,8 @@ from featcache.train.score import Score, score_logits
 from featcache.train.settings import PenaltyName
 
 STRIDE = 4  # of the grid's values is one looked at in the walk
-PATIENCE = 2  # looks in a row that are worse in score and in loss end the walk
-TOLERANCE = 1e-4  # relative gap along the way; the chosen value is solved again
+PATIENCE = 2  # worse looks in a row end the walk
+TOLERANCE = 1e-3  # relative gap along the way: far below what held-out rows can tell; the chosen value is solved again
 
 
 class Trial:
@@ -39,7 +37,7 @@ class Trial:
         self._solutions: dict[float, Solution] = {}
 
     def solution(self, value: float) -> Solution:
-        """Return the solution at penalty `value`, to a relative gap of 1e-4."""
+        """Return the solution at penalty `value`, to a relative gap of 1e-3."""
         if value not in self._solutions:
             stronger = [other for other in self._solutions if other > value]
             penalties: dict[str, Any] = {**self._fixed, self._free: value}
@@ -66,24 +64,28 @@ def search(
 ) -> tuple[dict[float, Score], float]:
     """Return the scores of the values looked at, strongest first, and the chosen value.
 
-    `values`: the grid, strongest first. Weak penalties cost most and, past the best one, only get worse, so the walk
-    ends after two looks without a better score or loss; then the values between the best look and its neighbours are
-    tried. `one_standard_error`: the strongest value within one standard error of the best is chosen.
+    `values`: the grid, strongest first; every fourth is looked at. Weak penalties cost most and, past the best one,
+    only get worse, so the walk ends after two looks in a row that are a standard error below the best, or no better in
+    score and worse in loss. Then the values half way to the best one's neighbours are tried, until these are the grid's
+    own. `one_standard_error`: the strongest value within one standard error of the best is chosen.
     """
     grid = [float(value) for value in values]
     scores: dict[float, Score] = {}
-    best, least, worse = -np.inf, np.inf, 0
+    worse = 0
     for value in grid[::STRIDE]:
-        found = scores[value] = score(value)
-        worse = worse + 1 if found.value <= best and found.loss >= least else 0
-        best, least = max(best, found.value), min(least, found.loss)
+        found = score(value)
+        if scores:
+            best = scores[choose(scores, one_standard_error=False)]
+            least = min(other.loss for other in scores.values())
+            no_better = found.value <= best.value and found.loss >= least
+            worse = worse + 1 if no_better or found.value < best.value - best.standard_error else 0
+        scores[value] = found
         if worse >= PATIENCE:
             break
-    _fill(grid, scores, score, around=choose(scores, one_standard_error=False))
-    chosen = choose(scores, one_standard_error=one_standard_error)
+    _refine(grid, scores, score, one_standard_error=False)
     if one_standard_error:
-        _fill(grid, scores, score, around=chosen)
-        chosen = choose(scores, one_standard_error=True)
+        _refine(grid, scores, score, one_standard_error=True)
+    chosen = choose(scores, one_standard_error=one_standard_error)
     return {value: scores[value] for value in sorted(scores, reverse=True)}, chosen
 
 
@@ -100,10 +102,14 @@ def choose(scores: Mapping[float, Score], *, one_standard_error: bool) -> float:
     return max(value for value, score in scores.items() if score.value >= least)
 
 
-def _fill(grid: Sequence[float], scores: dict[float, Score], score: Callable[[float], Score], *, around: float) -> None:
-    """Try the values of `grid` between `around` and the values nearest to it that have been tried."""
-    stronger = min((value for value in scores if value > around), default=np.inf)
-    weaker = max((value for value in scores if value < around), default=-np.inf)
-    for value in grid:
-        if weaker < value < stronger and value not in scores:
-            scores[value] = score(value)
+def _refine(
+    grid: Sequence[float], scores: dict[float, Score], score: Callable[[float], Score], *, one_standard_error: bool
+) -> None:
+    """Try values of `grid` around the chosen one, at half the distance each time, down to its own neighbours."""
+    step = STRIDE // 2
+    while step:
+        at = grid.index(choose(scores, one_standard_error=one_standard_error))
+        for position in (at - step, at + step):
+            if 0 <= position < len(grid) and grid[position] not in scores:
+                scores[grid[position]] = score(grid[position])
+        step //= 2
