@@ -13,7 +13,7 @@ What becomes of an image, by either decoder:
 | wrong extension (a PNG named .jpg) | read |
 | not an image (a text file named .jpg), HEIC | fails |
 | empty | fails |
-| truncated | fails, unless nothing but the end mark is missing |
+| truncated | fails, even where only the end mark is missing |
 | damaged JPEG data that libjpeg repairs (a flipped bit) | read, with the damage visible, as every viewer does |
 | more than 134,217,728 pixels (2²⁷; 108-megapixel photos fit) | fails before a pixel is decoded |
 | a JPEG of more than 100 scans | fails before a pixel is decoded |

@@ -20,7 +20,7 @@ _BYTE_ORDERS = {
     b"II\0*": "<",
     b"MM*\0": ">",
 }  # two by broken cameras
-_INTEGER_TYPES = {3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 13: "L"}  # of TIFF, those that fit into an entry
+_INTEGER_TYPES = {3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 13: "L"}  # of TIFF
 _XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 _TRANSPOSES = {
@@ -53,13 +53,16 @@ def _from_exif(exif: bytes) -> int | None:
     if start + 2 > len(exif):
         return None
     (count,) = struct.unpack_from(order + "H", exif, start)
-    found = None
     for at in range(start + 2, min(start + 2 + 12 * count, len(exif) - 11), 12):
         tag, kind, values = struct.unpack_from(order + "HHL", exif, at)
-        code = _INTEGER_TYPES.get(kind)
-        if tag == _TAG and code is not None and values >= 1 and values * struct.calcsize(order + code) <= 4:
-            (found,) = struct.unpack_from(order + code, exif, at + 8)
-    return found
+        if tag != _TAG or kind not in _INTEGER_TYPES or not values:
+            continue
+        code = order + _INTEGER_TYPES[kind]
+        length = values * struct.calcsize(code)
+        place = at + 8 if length <= 4 else int(struct.unpack_from(order + "L", exif, at + 8)[0])
+        if place + length <= len(exif):
+            return int(struct.unpack_from(code, exif, place)[0])
+    return None
 
 
 def turn_image(image: Image.Image, orientation: int) -> Image.Image:
