@@ -1,4 +1,4 @@
-"""The quick form of ``scripts/fuzz_images.py``: damaged photos neither crash a process, nor hang, nor divide decoders."""
+"""The quick form of ``scripts/fuzz_images.py``: damaged photos neither crash, nor hang, nor divide the decoders."""
 
 from __future__ import annotations
 
