@@ -149,14 +149,14 @@ class ImageNetwork(nn.Module):
         self.backbone = backbone
         mean = torch.tensor(backbone.preprocessing.mean, dtype=torch.float64)
         std = torch.tensor(backbone.preprocessing.std, dtype=torch.float64)
-        self.register_buffer("scale", (1 / (255 * std)).float().view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("offset", (mean / std).float().view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", (1 / (255 * std)).float(), persistent=False)
+        self.register_buffer("offset", (mean / std).float(), persistent=False)
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs for uint8 images (n, height, width, 3)."""
-        normalised = images.permute(0, 3, 1, 2).float() * self.scale - self.offset
-        outputs: tuple[Tensor, ...] = self.backbone(normalised)
+        normalised = images.float() * self.scale - self.offset
+        outputs: tuple[Tensor, ...] = self.backbone(normalised.permute(0, 3, 1, 2))  # channels last already
         return outputs
 
 

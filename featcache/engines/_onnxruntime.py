@@ -123,14 +123,14 @@ def open_onnx_file(
     preprocessing: Preprocessing | None = None,
 ) -> OnnxRuntimeEngine:
     """Return the ONNX file `path` as an engine, ``int8`` where its graph holds quantized tensors, else ``fp32``."""
-    import google.protobuf.message
     import onnx
+    from google.protobuf.message import DecodeError
 
     if not path.is_file():
         raise MissingError(f"the network must be an ONNX file, {str(path)!r} is not a file")
     try:
         nodes = onnx.load(str(path), load_external_data=False).graph.node
-    except google.protobuf.message.DecodeError as error:
+    except DecodeError as error:
         raise FormatError(f"the network must be an ONNX file, {str(path)!r} is not one") from error
     found: Precision = "int8" if any("QuantizeLinear" in node.op_type for node in nodes) else "fp32"
     if precision not in ("auto", found):
