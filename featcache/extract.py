@@ -1,36 +1,42 @@
 """`extract`: images become committed rows. The only meeting of images, engine and store.
 
-Worker threads read, hash, decode and resize; this thread runs the network and hands the rows to the writer. Decoding
-and the network release the GIL, so they overlap. Batches have a fixed shape and rows are computed one image each, so a
-row does not depend on its neighbours, on the order, or on an interruption.
+Each worker thread carries its own images the whole way: it reads, hashes, decodes and resizes into the slots of its own
+batch, then runs the network on one processor. While one thread decodes another computes, no processor waits for another
+and no image crosses a queue; decoding and the network release the interpreter's lock. This thread hands the rows to the
+writer and commits. A row does not depend on its neighbours in a batch, on the order, or on an interruption.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import math
+import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
 from featcache.cache import column_name
-from featcache.engines import Engine
+from featcache.engines import Engine, processor_count
 from featcache.errors import ImageError, InputError
-from featcache.images import decode, resize_crop
+from featcache.images import decode, reduced_side, resize_crop
+from featcache.intake import Intake, read_image_file
+from featcache.interrupts import deferred_interrupts
 from featcache.recipe import Preprocessing, Recipe
 from featcache.store import StoreWriter
 from featcache.views import draw_view
 
 COMMIT_SECONDS = 5.0
 COMMIT_ROWS = 4096
+_CHUNK_FILES = 8
+_CHUNK_BYTES = 8 << 20
 _LARGEST_FLOAT16 = 65504.0
+_STAGES = ("read", "decode", "resize", "network", "write", "wait")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +53,10 @@ class Extraction:
     """What became of n images, in the order of their paths.
 
     `digests` (n, 32) uint8: sha256 of the bytes, zeros where they could not be read. `stats` (n, 4) int64: size,
-    mtime_ns, ctime_ns, inode of the file that was read. `failures`: index → reason. `extracted`: rows computed (of
-    the target with the most). `reused`: images whose row was there or came with an equal image. `extract_seconds`: the
-    first file opened to last commit fsynced. `seconds_by_stage`: busy time of ``read``, ``decode``, ``resize`` (of all
-    threads), ``network``, ``write``, and ``wait``: the network idle for lack of images.
+    mtime_ns, ctime_ns, inode of the very file that was read. `failures`: index → reason. `extracted`: rows computed
+    (of the target with the most). `reused`: images whose row was there or came with an equal image. `extract_seconds`:
+    first file opened to last commit fsynced. `seconds_by_stage`: time of all threads together in ``read`` (with the
+    hash), ``decode``, ``resize``, ``network``, ``write``, and ``wait`` (for the writer to take rows over).
     """
 
     digests: npt.NDArray[np.uint8]
@@ -63,252 +69,318 @@ class Extraction:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
-    """What images of several targets have to agree in to share one decode and resize."""
+class _Look:
+    """What targets must agree in to share an image's pixels."""
 
     preprocessing: Preprocessing
-    decoder: str
+    decoder: Any
     dct_scaling: bool
     views: int
     view_seed: int
 
+    @classmethod
+    def of(cls, recipe: Recipe) -> _Look:
+        return cls(recipe.preprocessing, recipe.decoder, recipe.dct_scaling, recipe.views, recipe.view_seed)
 
-@dataclass(slots=True)
-class _Loaded:
-    """One image read and decoded: pixels (views, height, width, 3) for each distinct preprocessing."""
+    def min_side(self, view: int) -> int | None:
+        """Return the side a reduced decode must keep for this view; None for a full decode (as `load_image` does)."""
+        return reduced_side(self.preprocessing) if self.dct_scaling and view == 0 else None
 
-    index: int
-    digest: bytes | None
-    stat: tuple[int, int, int, int]
-    pixels: dict[_Shape, npt.NDArray[np.uint8]] | None
-    failure: str | None
-    wanted: tuple[int, ...] = ()
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Computed rows on their way to the writer of target `number`."""
+
+    number: int
+    keys: npt.NDArray[np.uint8]
+    columns: Mapping[str, npt.NDArray[Any]]
 
 
 class _Clock:
-    """Busy seconds by stage, added to from several threads."""
+    """Seconds by stage, of one thread."""
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(("read", "decode", "resize", "network", "write", "wait"), 0.0)
-        self._lock = threading.Lock()
+        self.seconds = dict.fromkeys(_STAGES, 0.0)
+        self._mark = time.perf_counter()
 
-    def add(self, stage: str, started: float) -> float:
-        """Count the time since `started` to `stage`; return the time now."""
+    def start(self) -> None:
+        self._mark = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        """Count the time since the last call to `stage`."""
         now = time.perf_counter()
-        with self._lock:
-            self.seconds[stage] += now - started
-        return now
+        self.seconds[stage] += now - self._mark
+        self._mark = now
 
 
-class _Claims:
-    """Which digests of this run are taken, for each target: equal images are decoded once."""
+class _Batch:
+    """One worker's images for one target: as many as fill whole runs of the engine with all their views."""
 
-    def __init__(self, targets: Sequence[Target]) -> None:
-        self._writers = [target.writer for target in targets]
-        self._taken: set[bytes] = set()
-        self._lock = threading.Lock()
+    def __init__(self, number: int, target: Target, look: _Look) -> None:
+        self.number, self.look, self._target = number, look, target
+        size, views = look.preprocessing, look.views
+        self.capacity = target.engine.batch_size // math.gcd(target.engine.batch_size, views)
+        self._pixels = np.zeros((self.capacity * views, size.height, size.width, 3), dtype=np.uint8)
+        self._keys: list[bytes] = []
 
-    def claim(self, digest: bytes) -> tuple[int, ...]:
-        """Return the targets that still need the row of `digest`, and take it for the caller."""
-        with self._lock:
-            if digest in self._taken:
-                return ()
-            wanted = tuple(i for i, writer in enumerate(self._writers) if digest not in writer)
-            if wanted:
-                self._taken.add(digest)
-            return wanted
+    @property
+    def free(self) -> int:
+        """How many more images fit."""
+        return self.capacity - len(self._keys)
 
-    def settle(self, digests: Sequence[bytes]) -> None:
-        """Forget digests whose rows the writers know by now, so that memory does not grow with the images."""
-        with self._lock:
-            self._taken.difference_update(digests)
+    def slot(self) -> npt.NDArray[np.uint8]:
+        """Return the pixels (views, height, width, 3) of the next image, to be written to."""
+        first = len(self._keys) * self.look.views
+        return self._pixels[first : first + self.look.views]
+
+    def push(self, key: bytes) -> None:
+        """Count the image in `slot` in."""
+        self._keys.append(key)
+
+    def compute(self) -> _Rows | None:
+        """Return the rows of the images in here, which are forgotten; None where there are none."""
+        count, views, engine = len(self._keys), self.look.views, self._target.engine
+        if not count:
+            return None
+        # The last run may be partly filled: the slots behind hold older images, whose rows are thrown away.
+        starts = range(0, count * views, engine.batch_size)
+        runs = [engine.run(self._pixels[start : start + engine.batch_size]) for start in starts]
+        columns = {}
+        for position, (name, shape) in enumerate(engine.columns):
+            parts = [run[position] for run in runs]
+            values = np.concatenate(parts) if len(parts) > 1 else parts[0]
+            rows = values[: count * views].reshape(count, views, *shape)
+            _check_range(name, rows, self._target.recipe)
+            for view in range(views):
+                columns[column_name(name, view)] = rows[:, view].astype(self._target.recipe.dtype)
+        keys = np.frombuffer(b"".join(self._keys), dtype=np.uint8).reshape(count, 32)
+        self._keys.clear()
+        return _Rows(self.number, keys, columns)
+
+
+def _check_range(name: str, rows: npt.NDArray[np.float32], recipe: Recipe) -> None:
+    largest = float(np.abs(rows).max())  # NaN where any is
+    if not math.isfinite(largest):
+        raise InputError(
+            f"output {name!r} must be finite, {recipe.model!r} with weights {recipe.weights!r} gives {largest}: "
+            "check the weights, or compute with precision='fp32'"
+        )
+    if recipe.dtype == "float16" and largest > _LARGEST_FLOAT16:
+        raise InputError(
+            f"output {name!r} must fit into float16 (up to {_LARGEST_FLOAT16:g}), got {largest:g}; "
+            "build another cache with --dtype float32"
+        )
 
 
 @dataclass(slots=True)
-class _Batch:
-    """Rows waiting for one target's engine: its input, and whose pixels lie in which slot."""
+class _Run:
+    """What the threads share. `store`: held by whoever asks or tells a writer anything."""
 
-    target: Target
-    shape: _Shape
-    input: npt.NDArray[np.uint8]
-    keys: list[bytes] = field(default_factory=list)
+    intake: Intake
+    targets: Sequence[Target]
+    looks: Sequence[_Look]
+    rows: queue.Queue[_Rows | BaseException | None]
+    store: threading.Lock = field(default_factory=threading.Lock)
+    stop: threading.Event = field(default_factory=threading.Event)
+    clocks: list[_Clock] = field(default_factory=list)
 
-    @property
-    def per_run(self) -> int:
-        """Images that fit into one run of the engine, with all their views."""
-        return max(1, self.target.engine.batch_size // self.shape.views)
+    def send(self, rows: _Rows | None, clock: _Clock) -> None:
+        if rows is not None:
+            clock.stop("network")
+            self.rows.put(rows)  # the other end takes rows until every worker has ended
+            clock.stop("wait")
 
 
-def extract(paths: Sequence[str], targets: Sequence[Target], *, workers: int | None = None) -> Extraction:
+def extract(
+    paths: Sequence[str | bytes], targets: Sequence[Target], *, workers: int | None = None, progress: bool = True
+) -> Extraction:
     """Compute and commit the rows of the images at `paths` that the targets do not have; return what became of each.
 
-    Several targets share one read and, where their preprocessing is the same, one decode. Rows are committed every 5 s
-    or 4096 rows. An image that cannot be read or decoded is one recorded failure. `workers`: decoding threads, default
-    one per core.
+    Several targets share one read of each file and, where they look at it alike, one decode. Rows are committed every
+    5 s or 4096 rows. An image that cannot be read or decoded is one recorded failure. `workers`: threads, default one
+    per processor. `progress`: a bar on stderr where that is a terminal.
 
     Raises `StorageError` where the disk refuses and `InputError` where a feature is beyond float16; what was committed
-    before stays. An interrupt commits what is computed, then goes on its way.
+    before stays. Ctrl-C and SIGTERM commit what is computed, then go on their way.
     """
-    threads = workers or usable_cores()
-    if threads < 1:
+    if workers is not None and workers < 1:
         raise InputError(f"workers must be at least 1, got {workers!r}")
-    n = len(paths)
-    digests, stats = np.zeros((n, 32), dtype=np.uint8), np.zeros((n, 4), dtype=np.int64)
-    failures: dict[int, str] = {}
-    clock, claims = _Clock(), _Claims(targets)
-    shapes = [_shape(target.recipe) for target in targets]
-    batches = [_new_batch(target, shape) for target, shape in zip(targets, shapes, strict=True)]
+    threads = workers or processor_count() + sum(_waiting_calls(target.engine) for target in targets)
+    threads = max(1, min(threads, len(paths)))
+    looks = [_Look.of(target.recipe) for target in targets]
+    run = _Run(Intake(paths), targets, looks, queue.Queue(maxsize=2 * threads))
     counts = [0] * len(targets)
-    reused = 0
-    started = last_commit = time.perf_counter()
-    uncommitted = 0
-    try:
-        with tqdm(total=n, desc="features", unit="image", disable=None) as bar:
-            for loaded in _load_all(paths, shapes, claims, clock, threads):
-                bar.update()
-                stats[loaded.index] = loaded.stat
-                if loaded.digest is not None:
-                    digests[loaded.index] = np.frombuffer(loaded.digest, dtype=np.uint8)
-                if loaded.failure is not None:
-                    failures[loaded.index] = loaded.failure
-                elif not loaded.wanted:
-                    reused += 1
-                for number in loaded.wanted if loaded.pixels is not None else ():
-                    batch = batches[number]
-                    _fill(batch, loaded)
-                    if len(batch.keys) == batch.per_run:
-                        uncommitted += len(batch.keys)
-                        counts[number] += _flush(batch, clock, claims if number == len(targets) - 1 else None)
-                if uncommitted >= COMMIT_ROWS or time.perf_counter() - last_commit > COMMIT_SECONDS:
-                    last_commit = _commit(targets, clock)
-                    uncommitted = 0
-    finally:
-        # also on an interrupt: what is computed is kept
-        for number, batch in enumerate(batches):
-            counts[number] += _flush(batch, clock, None)
-        _commit(targets, clock)
-    return Extraction(
-        digests, stats, failures, max(counts, default=0), reused, time.perf_counter() - started, dict(clock.seconds)
-    )
-
-
-def usable_cores() -> int:
-    """Return the processor cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _shape(recipe: Recipe) -> _Shape:
-    return _Shape(recipe.preprocessing, recipe.decoder, recipe.dct_scaling, recipe.views, recipe.view_seed)
-
-
-def _new_batch(target: Target, shape: _Shape) -> _Batch:
-    size = shape.preprocessing
-    slots = max(target.engine.batch_size, shape.views)
-    return _Batch(target, shape, np.zeros((slots, size.height, size.width, 3), dtype=np.uint8))
-
-
-def _load_all(
-    paths: Sequence[str], shapes: Sequence[_Shape], claims: _Claims, clock: _Clock, threads: int
-) -> Iterator[_Loaded]:
-    """Yield every image in order, a bounded number of them loaded ahead by `threads` threads."""
-    ahead = 32 + 4 * threads
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        queue: deque[Future[_Loaded]] = deque()
-        upcoming = iter(range(len(paths)))
+    with _one_torch_thread(needed=any(look.decoder == "fast" for look in looks)), deferred_interrupts() as interrupt:
+        started = time.perf_counter()
+        pool = [threading.Thread(target=_work, args=(run,), name=f"extract-{i}", daemon=True) for i in range(threads)]
+        for thread in pool:
+            thread.start()
         try:
-            while True:
-                while len(queue) < ahead and (index := next(upcoming, None)) is not None:
-                    queue.append(pool.submit(_load, index, paths[index], shapes, claims, clock))
-                if not queue:
-                    return
-                begun = time.perf_counter()
-                loaded = queue.popleft().result()
-                clock.add("wait", begun)
-                yield loaded
+            with tqdm(total=len(paths), desc="features", unit="image", disable=None if progress else True) as bar:
+                _collect(run, counts, threads, bar=bar, interrupted=interrupt.is_set)
         finally:
-            for future in queue:
-                future.cancel()
+            _stop_workers(run, pool)
+        seconds = time.perf_counter() - started
+    intake = run.intake
+    return Extraction(
+        intake.digests, intake.stats, intake.settled_failures(), max(counts, default=0), intake.reused(), seconds,
+        {stage: sum(clock.seconds[stage] for clock in run.clocks) for stage in _STAGES},
+    )  # fmt: skip
 
 
-def _load(index: int, path: str, shapes: Sequence[_Shape], claims: _Claims, clock: _Clock) -> _Loaded:
-    """Read, hash, and where a target needs it decode one image."""
-    begun = time.perf_counter()
+def _waiting_calls(engine: Engine) -> int:
+    """Return how many threads wait for a device while others decode."""
+    return engine.workers if isinstance(engine, Engine) and engine.on_device else 0
+
+
+def _collect(run: _Run, counts: list[int], threads: int, *, bar: Any, interrupted: Callable[[], bool]) -> None:
+    """Hand rows to the writers until every worker has ended; commit in between and at the end."""
+    clock = _Clock()
+    run.clocks.append(clock)
+    last_commit, uncommitted, working = time.perf_counter(), 0, threads
+    while working:
+        try:
+            item = run.rows.get(timeout=0.1)
+        except queue.Empty:
+            pass
+        else:
+            clock.start()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                working -= 1
+            else:
+                with run.store:
+                    counts[item.number] += run.targets[item.number].writer.append(item.keys, item.columns)
+                uncommitted += len(item.keys)
+            clock.stop("write")
+        bar.update(run.intake.finished - bar.n)
+        if uncommitted >= COMMIT_ROWS or (uncommitted and time.perf_counter() - last_commit > COMMIT_SECONDS):
+            _commit(run, clock)
+            last_commit, uncommitted = time.perf_counter(), 0
+        if interrupted():
+            run.stop.set()
+    if uncommitted:
+        _commit(run, clock)
+
+
+def _commit(run: _Run, clock: _Clock) -> None:
+    clock.start()
+    with run.store:
+        for target in run.targets:
+            target.writer.commit()
+    clock.stop("write")
+
+
+def _stop_workers(run: _Run, pool: Sequence[threading.Thread]) -> None:
+    """End every worker, throwing away what it still sends: after an error nothing more is stored."""
+    run.stop.set()
+    for thread in pool:
+        while thread.is_alive():
+            try:
+                run.rows.get_nowait()
+            except queue.Empty:
+                thread.join(timeout=0.01)
+
+
+def _work(run: _Run) -> None:
+    """Carry images from file to row until there are none left; what goes wrong is raised by the collecting thread."""
     try:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            data = file.read()
-    except OSError as error:
-        return _Loaded(index, None, (0, 0, 0, 0), None, f"cannot be read: {error.strerror}")
-    stat = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-    digest = hashlib.sha256(data).digest()
-    begun = clock.add("read", begun)
-    wanted = claims.claim(digest)
-    if not wanted:
-        return _Loaded(index, digest, stat, None, None)
-    pixels: dict[_Shape, npt.NDArray[np.uint8]] = {}
+        clock = _Clock()
+        run.clocks.append(clock)
+        batches = [_Batch(number, target, run.looks[number]) for number, target in enumerate(run.targets)]
+        while not run.stop.is_set():
+            clock.start()
+            chunk = _read_chunk(run, min(batch.free for batch in batches))
+            clock.stop("read")
+            if chunk is None:
+                break
+            for index, data, wanted in chunk:
+                _load(run, index, data, [batches[number] for number in wanted], clock)
+                for number in wanted:
+                    if not batches[number].free:
+                        clock.start()
+                        run.send(batches[number].compute(), clock)
+        for batch in batches:
+            clock.start()
+            run.send(batch.compute(), clock)
+        run.rows.put(None)
+    except BaseException as error:  # noqa: BLE001 (raised again where it is seen: in the collecting thread)
+        run.rows.put(error)
+
+
+def _read_chunk(run: _Run, most: int) -> list[tuple[int, bytes, list[int]]] | None:
+    """Return the next images to decode, ``(index, bytes, numbers of the targets without its row)``; None at the end."""
+    intake = run.intake
+    read: list[tuple[int, bytes]] = []
+    size = 0
+    while len(read) < min(most, _CHUNK_FILES) and size < _CHUNK_BYTES:
+        index = intake.take()
+        if index is None:
+            break
+        try:
+            data, stat = read_image_file(intake.paths[index])
+        except ImageError as error:
+            intake.fail(index, str(error))
+            continue
+        if intake.identify(index, data, stat):
+            read.append((index, data))
+            size += len(data)
+    if not read:
+        return None if intake.exhausted else []
+    keys = intake.digests[[index for index, _ in read]]
+    with run.store:
+        missing = np.stack([target.writer.find(keys) < 0 for target in run.targets], axis=1)
+    chunk = []
+    for (index, data), absent in zip(read, missing, strict=True):
+        if absent.any():
+            chunk.append((index, data, [int(number) for number in np.flatnonzero(absent)]))
+        else:
+            intake.reuse(index)
+    return chunk
+
+
+def _load(run: _Run, index: int, data: bytes, batches: Sequence[_Batch], clock: _Clock) -> None:
+    """Decode an image into the next slot of every batch that wants it."""
+    digest = run.intake.digests[index].tobytes()
+    slots = {batch.number: batch.slot() for batch in batches}
+    shared: dict[_Look, list[_Batch]] = {}
+    for batch in batches:
+        shared.setdefault(batch.look, []).append(batch)
+    todo = [(look, view) for look in shared for view in range(look.views)]
+    clock.start()
     try:
-        for shape in {shapes[number] for number in wanted}:
-            size = shape.preprocessing
-            begun = time.perf_counter()
-            min_side = size.resize if shape.dct_scaling and size.crop_mode == "center" else None
-            image = decode(data, decoder=shape.decoder, min_side=min_side)  # type: ignore[arg-type]
-            begun = clock.add("decode", begun)
-            made = np.empty((shape.views, size.height, size.width, 3), dtype=np.uint8)
-            for number in range(shape.views):
-                view = draw_view(shape.view_seed, digest, number)
-                resize_crop(image, size, decoder=shape.decoder, view=view, out=made[number])  # type: ignore[arg-type]
-            clock.add("resize", begun)
-            pixels[shape] = made
+        for way in dict.fromkeys((look.decoder, look.min_side(view)) for look, view in todo):
+            pixels = decode(data, decoder=way[0], min_side=way[1], reuse=True)
+            clock.stop("decode")
+            for look, view in todo:
+                if (look.decoder, look.min_side(view)) == way:
+                    drawn = draw_view(look.view_seed, digest, view)
+                    out = slots[shared[look][0].number][view]
+                    resize_crop(pixels, look.preprocessing, decoder=look.decoder, view=drawn, out=out)
+            clock.stop("resize")
     except ImageError as error:
-        claims.settle([digest])
-        return _Loaded(index, digest, stat, None, str(error))
-    return _Loaded(index, digest, stat, pixels, None, wanted)
+        run.intake.fail(index, str(error))
+        return
+    for users in shared.values():
+        for batch in users:
+            if batch is not users[0]:
+                slots[batch.number][...] = slots[users[0].number]
+            batch.push(digest)
+    run.intake.finish(index)
 
 
-def _fill(batch: _Batch, loaded: _Loaded) -> None:
-    assert loaded.pixels is not None
-    assert loaded.digest is not None
-    views = batch.shape.views
-    slot = len(batch.keys) * views
-    batch.input[slot : slot + views] = loaded.pixels[batch.shape]
-    batch.keys.append(loaded.digest)
+@contextmanager
+def _one_torch_thread(*, needed: bool) -> Iterator[None]:
+    """Keep torch's resize on the thread that calls it: there is one worker per processor already."""
+    if not needed:
+        yield
+        return
+    import torch
 
-
-def _flush(batch: _Batch, clock: _Clock, claims: _Claims | None) -> int:
-    """Compute the rows waiting in `batch` and append them; return how many there were."""
-    count = len(batch.keys)
-    if not count:
-        return 0
-    engine, recipe, views = batch.target.engine, batch.target.recipe, batch.shape.views
-    begun = time.perf_counter()
-    parts: list[list[npt.NDArray[np.float32]]] = []
-    for start in range(0, count * views, engine.batch_size):
-        part = batch.input[start : start + engine.batch_size]
-        if len(part) < engine.batch_size:  # more views than the engine's batch: the last run is padded
-            part = np.concatenate([part, np.zeros((engine.batch_size - len(part), *part.shape[1:]), dtype=np.uint8)])
-        parts.append([output.copy() for output in engine.run(part)])
-    begun = clock.add("network", begun)
-    columns = {}
-    for position, (name, shape) in enumerate(engine.columns):
-        rows = np.concatenate([part[position] for part in parts])[: count * views].reshape(count, views, *shape)
-        if recipe.dtype == "float16" and not np.abs(rows).max() <= _LARGEST_FLOAT16:
-            raise InputError(
-                f"output {name!r} must fit into float16 (at most {_LARGEST_FLOAT16:g}), got {np.abs(rows).max():g}: "
-                "build another cache with --dtype float32"
-            )
-        for view in range(views):
-            columns[column_name(name, view)] = rows[:, view].astype(recipe.dtype)
-    keys = np.frombuffer(b"".join(batch.keys), dtype=np.uint8).reshape(count, 32)
-    batch.target.writer.append(keys, columns)
-    if claims is not None:
-        claims.settle(batch.keys)
-    batch.keys.clear()
-    clock.add("write", begun)
-    return count
-
-
-def _commit(targets: Sequence[Target], clock: _Clock) -> float:
-    begun = time.perf_counter()
-    for target in targets:
-        target.writer.commit()
-    return clock.add("write", begun)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
