@@ -77,7 +77,7 @@ def clothing_rows(views: int = 1):
 
 
 def simulated(n: int = 50_000, d: int = 768, k: int = 100):
-    """Return correlated Gaussian features with the spectrum of a network's (eigenvalue j about 1/j) and their labels."""
+    """Return correlated Gaussian features with the spectrum of a network's (eigenvalue j about 1/j) and labels."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, k, n)
     scale = 1.0 / np.sqrt(1.0 + np.arange(d))
@@ -130,7 +130,7 @@ def threads() -> int:
 
 
 def bench_one_l2(name: str, features, labels, l2: float, repeats: int) -> dict:
-    """Time one fit to a relative gap of 1e-6 against scikit-learn's solvers at the loosest tolerance that reaches it."""
+    """Time one fit to a relative gap of 1e-6 against scikit-learn's solvers at the loosest tolerance that does."""
     from featcache.heads.solvers import Problem, solve
 
     problem = Problem(features=features, targets=labels)
@@ -205,7 +205,7 @@ def bench_l2(repeats: int) -> list[dict]:
 
 
 def bench_sweep(repeats: int) -> list[dict]:
-    """Time 45 penalties against scikit-learn's loop of cold fits at its default tolerance (five of them, times nine)."""
+    """Time 45 penalties against scikit-learn's loop of cold fits at its default tolerance (five, times nine)."""
     from featcache.heads.solvers import Problem, penalty_grid, prepare, solve_path
 
     rows = tiny_rows()

@@ -4,8 +4,8 @@
     scripts/bench_store.py [--rows 200000] [--width 1024] [--pairs 7] [--threads 2] [--dir DIR] [--json OUT]
     scripts/bench_store.py --millions 10 --width 512       # a store larger than memory should be: open, scan, gather
 
-Whole reads copy every row into a warm buffer of one block; gathers fetch 50,000 shuffled rows into new memory. Ratios are
-above 1 where featcache is faster; each is a median over pairs run back to back, with the quartiles of the pairs.
+Whole reads copy every row into a warm buffer of one block; gathers fetch 50,000 shuffled rows into new memory. Ratios
+are above 1 where featcache is faster; each is a median over pairs run back to back, with the quartiles of the pairs.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def compare(ours: Callable[[], Any], theirs: Callable[[], Any], *, pairs: int) -> dict[str, Any]:
-    """Return medians, and the ratio theirs / ours with its quartiles, over alternated pairs (order swapped each time)."""
+    """Return medians, and the ratio theirs / ours with its quartiles, over alternated pairs (order swapped)."""
     ours(), theirs()
     mine, others = [], []
     for pair in range(pairs):
@@ -151,8 +151,8 @@ def huge(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         reader = opened.reader()
         entry["open_seconds"] = time.perf_counter() - started
         wanted = random.integers(0, count, GATHERED)
-        entry["first_gather_seconds"] = seconds(lambda r=reader: r.gather("features", wanted))
-        entry["gather_seconds"] = seconds(lambda r=reader: r.gather("features", wanted))
+        entry["first_gather_seconds"] = seconds(lambda r=reader, w=wanted: r.gather("features", w))
+        entry["gather_seconds"] = seconds(lambda r=reader, w=wanted: r.gather("features", w))
         total = np.zeros(args.width, dtype=np.float32)
         started = time.perf_counter()
         for _, part in reader.blocks("features"):
@@ -164,7 +164,7 @@ def huge(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         found = reader.find(keys)
         entry["first_find_seconds"] = time.perf_counter() - started
         assert np.array_equal(found, wanted)
-        entry["find_seconds"] = seconds(lambda r=reader: r.find(keys))
+        entry["find_seconds"] = seconds(lambda r=reader, k=keys: r.find(k))
         entry["anonymous_mb_with_find"] = memory()["RssAnon"] - before["RssAnon"]
         report["stores"][kind] = entry
         shutil.rmtree(folder / kind)

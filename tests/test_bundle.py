@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from export_models import saved_model, small_model
 
-from featcache.export import bundle as bundle_module
 from featcache.errors import CorruptError, ExistsError, FormatError, InputError, MissingError, VerificationError
+from featcache.export import bundle as bundle_module
 from featcache.export import export, unpack, verify_bundle
 from featcache.export._onnx import OnnxTarget
 from featcache.export.base import Runner

@@ -63,7 +63,9 @@ def test_merged_equals_head_of_backbone(cache: FeatureCache, head: Head) -> None
     assert np.allclose(probabilities.numpy(), head.predict_proba(features.numpy()), atol=1e-6)
 
 
-def test_merge_writes_a_model_whose_logits_are_those_of_the_cached_rows(folder: Path, head: Head, tmp_path: Path) -> None:
+def test_merge_writes_a_model_whose_logits_are_those_of_the_cached_rows(
+    folder: Path, head: Head, tmp_path: Path
+) -> None:
     result = merge(head, folder / "cache", out=tmp_path / "model")
     assert result.max_abs_diff <= 1e-5
     assert result.max_abs_diff_cached is not None and result.max_abs_diff_cached < 0.02
@@ -146,7 +148,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="featcache merge"):
         load_model(tmp_path)
     (tmp_path / "model.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(FormatError, match="featcache.model"):
+    with pytest.raises(FormatError, match=r"featcache\.model"):
         load_model(tmp_path)
     (tmp_path / "model.json").write_text(json.dumps({"format": "featcache.model", "version": 99}))
     with pytest.raises(FormatError, match="99"):

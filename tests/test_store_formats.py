@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_store import COLUMNS, append, make_keys, make_values
 
 from featcache.store import Column, create_store
-from test_store import COLUMNS, append, make_keys, make_values
 
 README = Path(__file__).resolve().parent.parent / "cache_store" / "README.md"
 

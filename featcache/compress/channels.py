@@ -28,7 +28,9 @@ from featcache.model import MergedModel, wrap_network
 IMPORTANCE_IMAGES = 128
 _BATCH = 16
 _MOST_PER_LAYER = 0.9  # a layer emptied altogether would cut the network
-_MULTIPLE = 8  # of channels that stay: runtimes compute channels in such blocks, and others are slower than none removed
+_MULTIPLE = (
+    8  # of channels that stay: runtimes compute channels in such blocks, and others are slower than none removed
+)
 _SEARCH_STEPS = 14
 _NEAR_ENOUGH = 0.003
 
