@@ -1,8 +1,10 @@
-"""L2-penalised heads by limited-memory BFGS (Nocedal 1980) on float32 products.
+"""L2-penalised heads by limited-memory BFGS (Nocedal 1980) on float32 products: the solver for streams and small sets.
 
 Measured on 10,000 x 1280 features with 200 classes: a pass is two products of 5 GFLOP each, and nothing else counts.
 Boehning's bound (1992), curvature at most ``(I - 11'/k)/2 (x) Z'Z/n``, is safe but 50 times too large when
-probabilities are spread over many classes, and slower than no preconditioner at all.
+probabilities are spread over many classes, and slower than no preconditioner at all. The same matrix with the curvature
+at even predictions, ``(1 - 1/k)/k``, halves the passes. Where there are few classes, forming and inverting it costs
+more than that.
 """
 
 from __future__ import annotations
@@ -154,7 +156,9 @@ def minimise_l2(
     objective = state.objective(penalty)
     certified = False
     curvature = typical_curvature(prepared)
-    if l2 > 0:
+    n, d = prepared.rows.n_rows, prepared.n_features
+    # Gram matrix and inverse cost d (n + 2 d) against n k of a pass: about thirty passes are what they save
+    if l2 > 0 and d * (n + 2 * d) <= 30 * n * prepared.n_outputs:
         history = History(1.0, kronecker(prepared.preconditioner(curvature, l2), curvature))
     else:
         history = History(scale=1.0 / (8.0 * curvature + l2))
