@@ -24,7 +24,7 @@ from featcache.resize import MAX_PIXELS
 _FORMATS = ("PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI", "TGA")
 _BACKGROUND = (255, 255, 255, 255)
 
-# What Pillow's readers, which are not written for hostile files, were seen to raise on damaged ones.
+# What Pillow's readers, each by another author, raise on damaged files: `Image.open` itself expects half of these.
 _DAMAGE = (
     OSError,
     SyntaxError,

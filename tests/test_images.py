@@ -193,12 +193,15 @@ def test_orientation_from_xmp_where_exif_has_none() -> None:
     order=st.sampled_from(["little", "big"]),
     entries=st.lists(
         st.tuples(
-            st.sampled_from([0x0112, 0x0112, 0x0100, 0x8769]),
+            st.sampled_from([0x0112, 0x0100, 0x8769, 0x0132]),
             st.sampled_from([3, 4, 8, 9, 3, 3]),
             st.integers(1, 2),
             st.integers(0, 9),
         ),
         max_size=4,
+        unique_by=lambda entry: entry[
+            0
+        ],  # of a tag that comes twice Pillow takes the first or the last, by its version
     ),
 )
 def test_reading_the_tag_agrees_with_pillow(order: str, entries: list[tuple[int, int, int, int]]) -> None:
