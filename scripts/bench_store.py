@@ -4,8 +4,8 @@
     scripts/bench_store.py [--rows 200000] [--width 1024] [--pairs 7] [--threads 2] [--dir DIR] [--json OUT]
     scripts/bench_store.py --millions 10 --width 512       # a store larger than memory should be: open, scan, gather
 
-Whole reads copy every row into a warm buffer of one block; gathers fetch 50,000 shuffled rows into new memory. Ratios
-are above 1 where featcache is faster; each is a median over pairs run back to back, with the quartiles of the pairs.
+Whole reads copy every row into a warm buffer of one block; gathers fetch 50,000 shuffled rows into new memory.
+Ratios are above 1 where featcache is faster; each is a median over pairs run back to back, with their quartiles.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def compare(ours: Callable[[], Any], theirs: Callable[[], Any], *, pairs: int) -> dict[str, Any]:
-    """Return medians, and the ratio theirs / ours with its quartiles, over alternated pairs (order swapped)."""
+    """Return medians, and the ratio theirs / ours with its quartiles, over pairs whose order alternates."""
     ours(), theirs()
     mine, others = [], []
     for pair in range(pairs):

@@ -109,6 +109,6 @@ def test_a_store_takes_little_more_than_its_rows(kind: str, tmp_path: Path, row:
             writer.append(part, {"features": np.broadcast_to(values, (len(part), *row))})
             writer.commit()
     raw = count * (width + 32 + 4)
-    spare = 9 << 20 if kind == "lmdb" else 1 << 20  # what LMDB may hold of superseded last blocks
-    assert store.nbytes() <= 1.02 * raw + spare
-    assert sum(os.stat(f).st_size for f in tmp_path.rglob("*") if f.is_file()) <= 1.02 * raw + (32 << 20)
+    assert store.nbytes() <= 1.05 * raw + (1 << 19)
+    # A Zarr store's last chunks end in a hole: the files are longer than what they take.
+    assert sum(os.stat(f).st_size for f in tmp_path.rglob("*") if f.is_file()) <= 1.05 * raw + (6 << 20)

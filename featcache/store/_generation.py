@@ -100,6 +100,10 @@ class Generation(ABC):
     def nbytes(self) -> int:
         """Return the bytes it occupies on disk."""
 
+    @abstractmethod
+    def spare_bytes(self) -> int:
+        """Return the bytes of `nbytes` that writing the same rows afresh would save."""
+
     def close(self) -> None:
         """Let go of it, so that it may be removed once it is outdated."""
         if self._hold >= 0:

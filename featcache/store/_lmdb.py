@@ -153,6 +153,11 @@ class LmdbGeneration(Generation):
     def nbytes(self) -> int:
         return self.path.stat().st_blocks * 512
 
+    def spare_bytes(self) -> int:
+        with self._snapshot() as (pages, metas):
+            used = sum(-(-(PAGE_HEADER_BYTES + place.size) // self._page) for place in pages.values(metas[-1]).values())
+        return max(0, self.nbytes() - used * self._page)
+
     def close(self) -> None:
         if self._file >= 0:
             os.close(self._file)

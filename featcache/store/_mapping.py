@@ -33,12 +33,17 @@ class Mapping:
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
-        self.lock = threading.RLock()
+        self.renew_locks()
         self._stamp = b""
         self._committed: Committed | None = None
         self._regions: dict[str, Region] = {}
         self._index = KeyIndex()
         _open_mappings.add(self)
+
+    def renew_locks(self) -> None:
+        """Make new locks: in a forked child, other threads' hold on the old ones never ends."""
+        self.lock = threading.Lock()
+        self._index_lock = threading.Lock()
 
     def committed(self) -> Committed:
         """Return what is committed now; read again only if something was committed since."""
@@ -65,7 +70,7 @@ class Mapping:
 
     def find(self, keys: Keys, stored: MappedArray, *, skip: npt.NDArray[np.bool_] | None = None) -> Rows:
         """Return the row of each of `keys` among the `stored` ones, or -1; those marked in `skip` are passed over."""
-        with self.lock:
+        with self._index_lock:  # not `lock`, which the threads that check blocks ahead need
             for _, block in stored.blocks(start=len(self._index)):
                 self._index.add(block)
             return self._index.find(keys, lambda rows: stored.gather(rows, None), rows=stored.rows, skip=skip)
@@ -187,7 +192,7 @@ class MappedArray:
 
 def _renew_locks() -> None:
     for mapping in list(_open_mappings):
-        mapping.lock = threading.RLock()
+        mapping.renew_locks()
 
 
 _open_mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()

@@ -29,8 +29,8 @@ COLUMN_PREFIX = "columns/"
 
 _BLOCK_BYTES = 4 << 20
 _LARGEST_BLOCK_BYTES = 16 << 20
-_BLOCK_ROWS = 4096
-_SMALL_ARRAY_BLOCK_ROWS = 1 << 16
+_BLOCK_ROWS = 1 << 16
+_SMALL_ARRAY_BLOCK_ROWS = 8192
 _PAGE_BYTES = 4096
 
 
@@ -155,7 +155,7 @@ def row_checksums(keys: Keys, values: Sequence[Values]) -> npt.NDArray[np.uint32
 
 
 def _choose_block_rows(row_bytes: int) -> int:
-    """Return the rows of a block: a power of two, at most 4096, of at most 4 MiB where a row allows.
+    """Return the rows of a block: a power of two, at most 65536, of at most 4 MiB where a row allows.
 
     Blocks that are whole pages let a column be mapped as one array, so that is worth up to 16 MiB.
     """

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import InputError, LockedError
+from featcache.errors import InputError, LockedError, StorageError
 from featcache.store import KEY_BYTES, Column, Keys, Rows, StoreWriter, Values
 from featcache.store._generation import Block, Committed, remove_outdated
 from featcache.store._index import KeyIndex, check_keys, first_occurrences
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from featcache.store._disk import DiskStore
 
 _PENDING_BYTES = 64 << 20
+_TOLERATED_SPARE = 0.03
 
 
 class DiskWriter(StoreWriter):
@@ -27,6 +30,7 @@ class DiskWriter(StoreWriter):
     def __init__(self, store: DiskStore, lock: WriteLock) -> None:
         self._store = store
         self._lock = lock
+        self._untidy = False
         self._begin()
         self._mapping.generation.trim(self._committed.record)
 
@@ -89,12 +93,25 @@ class DiskWriter(StoreWriter):
             self._compact()
         elif self._pending or self._cutter.rows > self._base:
             self._write_pending(publish=True)
+        self._untidy = True
         self._begin()
         remove_outdated(self._store.path)
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._untidy &= kind is None
+        self.close()
+
     def close(self) -> None:
-        self._lock.release()
-        self._pending.clear()
+        try:
+            if self._lock.held and self._untidy:
+                with contextlib.suppress(StorageError):  # no room to save room: what is committed stays as it is
+                    self._tidy()
+        finally:
+            self._untidy = False
+            self._pending.clear()
+            self._lock.release()
 
     def _check_open(self) -> None:
         if not self._lock.held:
@@ -123,6 +140,16 @@ class DiskWriter(StoreWriter):
         self._pending, self._pending_bytes = [], 0
         record = self._committed.record.with_rows(self._cutter.rows) if publish else None
         self._mapping.generation.write(blocks, record)
+
+    def _tidy(self) -> None:
+        """Write the rows afresh where superseded last blocks take more than a share of the disk."""
+        generation = self._mapping.generation
+        if generation.spare_bytes() > _TOLERATED_SPARE * generation.nbytes():
+            self._begin()
+            self._compact()
+            self._mapping = self._store.mapping()
+            del generation, self._stored_keys
+            remove_outdated(self._store.path)
 
     def _compact(self) -> None:
         from featcache.store._compact import write_next_generation

@@ -129,6 +129,9 @@ class ZarrGeneration(Generation):
             for name in names
         )
 
+    def spare_bytes(self) -> int:
+        return 0
+
     def _describes(self, path: Path, layout: Layout, record: Record) -> bool:
         """Return whether an array's description is the one of this commit, or of an earlier one after a kill."""
         try:
