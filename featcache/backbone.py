@@ -208,7 +208,7 @@ def load_backbone(
         label = source
     if "logits" in outputs and not getattr(network, "num_classes", 0):
         raise BackboneError(f"output 'logits' needs a backbone with a classifier, {name!r} has none; leave it out")
-    preprocessing = _preprocessing_of(timm, network, name, mean, std)
+    preprocessing = _preprocessing_of(timm, network, name, mean=mean, std=std, side=kwargs.get("img_size"))
     all_keys = set(network.state_dict())
     if "logits" not in outputs:
         _drop_classifier(network)
@@ -400,10 +400,19 @@ def _drop_classifier(network: nn.Module) -> None:
 
 
 def _preprocessing_of(
-    timm: Any, network: nn.Module, name: str, mean: Sequence[float] | None, std: Sequence[float] | None
+    timm: Any,
+    network: nn.Module,
+    name: str,
+    *,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    side: int | Sequence[int] | None,
 ) -> Preprocessing:
-    """Return timm's evaluation transform of this model, with `mean` and `std` replaced where given."""
-    config = timm.data.resolve_model_data_config(network)
+    """Return timm's evaluation transform of this model, with `mean`, `std` and the input's `side` replaced if given."""
+    wanted = {}
+    if side is not None:
+        wanted["input_size"] = (3, side, side) if isinstance(side, int) else (3, *side)
+    config = timm.data.resolve_model_data_config(network, args=wanted)
     channels, height, width = config["input_size"]
     if channels != 3:
         raise BackboneError(f"a backbone must take 3 channels (RGB), {name!r} takes {channels!r}")

@@ -15,20 +15,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from featcache.files import cache_home
 from featcache.recipe import canonical_json
 
-ENVIRONMENT = "FEATCACHE_NETWORK_CACHE"
 MAX_BYTES = 2 << 30
 _FORMAT = 1
 _logger = logging.getLogger(__name__)
 
 
 def cache_directory() -> Path:
-    """Return the directory of compiled networks: ``$FEATCACHE_NETWORK_CACHE``, or one in the user's cache directory."""
-    if chosen := os.environ.get(ENVIRONMENT):
-        return Path(chosen)
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "featcache" / "networks"
+    """Return the directory of compiled networks, in featcache's cache directory (``$FEATCACHE_HOME``)."""
+    return cache_home() / "networks"
 
 
 def entry_path(identity: Mapping[str, Any]) -> Path:
@@ -76,7 +73,7 @@ def save_entry(path: Path, header: Mapping[str, Any], payload: bytes) -> None:
             raise
         _remove_oldest(path.parent, keep=path)
     except OSError as error:
-        _logger.warning("the compiled network cannot be kept in %s (%s); set %s", path.parent, error, ENVIRONMENT)
+        _logger.warning("the compiled network cannot be kept in %s (%s); set FEATCACHE_HOME", path.parent, error)
 
 
 def _remove_oldest(directory: Path, *, keep: Path) -> None:
