@@ -1,0 +1,67 @@
+"""The README: its commands and its Python run, and every command stands in it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAIN = [sys.executable, "-W", "ignore", "-c", "from featcache.cli import main; main()"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ featcache")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+@pytest.mark.slow
+def test_commands_run_word_for_word(photos: Path, tmp_path: Path) -> None:
+    assert photos.parent == tmp_path  # the README's photos/
+    listed = commands()
+    assert [arguments[0] for arguments in listed] == [
+        "build", "train", "merge", "prune", "quantize", "export", "predict", "evaluate",
+    ]  # fmt: skip
+    for arguments in listed:
+        if arguments[0] == "build":
+            # the README's reader has a model hub, a test has not: a small network without training stands in
+            position = arguments.index("mobilenetv2_100")
+            arguments = [*arguments[:position], "test_efficientnet", "--weights", "random:0"]
+        done = subprocess.run([*MAIN, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (arguments, done.stderr[-1500:])
+
+
+@pytest.mark.slow
+def test_python_runs_word_for_word(photos: Path, tmp_path: Path) -> None:
+    (block,) = blocks("python")
+    block = block.replace("mobilenetv2_100", "test_efficientnet")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-1500:]
+    assert len(done.stdout.splitlines()) == 2
+
+
+def test_every_command_stands_in_the_readme() -> None:
+    from featcache.cli import app
+
+    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    missing = [name for name in names if f"featcache {name}" not in README]
+    assert not missing
+    assert len(names) >= 11
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the scripts need bash")
+@pytest.mark.parametrize("script", ["setup", "test", "demo"])
+def test_scripts_are_sound_bash(script: str) -> None:
+    subprocess.run(["bash", "-n", str(ROOT / "scripts" / script)], check=True)
