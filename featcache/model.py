@@ -59,8 +59,8 @@ class Surgery:
 
     def apply(self, network: nn.Module) -> None:
         """Do it to `network`, in place; values are undefined until loaded."""
+        resize_layers(network, self.widths)  # first: the widths name batch norms that folding takes away
         fold_batchnorms(network, self.folded)
-        resize_layers(network, self.widths)
 
 
 class MergedModel(nn.Module):

@@ -28,11 +28,14 @@ from featcache.model import MergedModel, wrap_network
 IMPORTANCE_IMAGES = 128
 _BATCH = 16
 _MOST_PER_LAYER = 0.9  # a layer emptied altogether would cut the network
-_MULTIPLE = (
-    8  # of channels that stay: runtimes compute channels in such blocks, and others are slower than none removed
-)
+# of channels that stay: runtimes compute channels in blocks of eight, and others are slower than none removed; finer
+# ones only where a network's few wide groups allow no multiplications near enough to those asked for
+_MULTIPLES = (8, 4, 2, 1)
 _SEARCH_STEPS = 14
 _NEAR_ENOUGH = 0.003
+_UNCHANGED = 4  # tries in a row with the same result: whole channels allow no other
+
+MACS_TOLERANCE = 0.02  # of the multiplications that shall be left
 
 
 def remove_channels(source: Source, *, amount: float, macs: int) -> nn.Module:
@@ -45,27 +48,49 @@ def remove_channels(source: Source, *, amount: float, macs: int) -> nn.Module:
     gradients = loss_gradients(source)
     model = source.model
     counted = _count(model.backbone.network, model)
-    least, most = 0.0, _MOST_PER_LAYER
-    best: tuple[float, nn.Module] | None = None
-    for _ in tqdm(range(_SEARCH_STEPS), desc="prune", unit="try", disable=None):
-        ratio = (least + most) / 2
-        network = _pruned(model, gradients, ratio)
-        # what no layer can be blamed for (attention's own products) is in the graph only, and does not change
-        left = (_count(network, model) + macs - counted) / macs
-        if best is None or abs(left - (1 - amount)) < abs(best[0] - (1 - amount)):
-            best = (left, network)
-        if abs(left - (1 - amount)) < _NEAR_ENOUGH:
-            break
-        least, most = (ratio, most) if left > 1 - amount else (least, ratio)
-    assert best is not None
-    if best[0] >= 1:
+    wanted = 1 - amount
+    left, network = 1.0, model.backbone.network
+    for multiple in _MULTIPLES:
+        found = _search(model, gradients, multiple=multiple, wanted=wanted, macs=macs, counted=counted)
+        if abs(found[0] - wanted) < abs(left - wanted) or left == 1:
+            left, network = found
+        if abs(left - wanted) <= MACS_TOLERANCE * wanted:
+            return network.requires_grad_(False).eval()
+    if left >= 1:
         raise InputError(f"channel pruning needs channels to remove, {model.recipe.model!r} has none that can go")
-    if best[0] > (1 - amount) * 1.02:
+    if left > wanted:
         raise InputError(
-            f"--amount must be at most {1 - best[0]:.2f} for {model.recipe.model!r}, got {amount!r}: its features and "
+            f"--amount must be at most {1 - left:.2f} for {model.recipe.model!r}, got {amount!r}: its features and "
             "its attention keep their widths"
         )
-    return best[1].requires_grad_(False).eval()
+    raise InputError(
+        f"--amount must be what whole channels of {model.recipe.model!r} come to, {amount!r} is not: nearest is "
+        f"{1 - left:.3f}"
+    )
+
+
+def _search(
+    model: MergedModel, gradients: dict[str, Tensor], *, multiple: int, wanted: float, macs: int, counted: int
+) -> tuple[float, nn.Module]:
+    """Return the share of multiplications left that is nearest to `wanted`, and the network that has it."""
+    least, most = 0.0, _MOST_PER_LAYER
+    best: tuple[float, nn.Module] | None = None
+    before: float | None = None
+    unchanged = 0
+    for _ in tqdm(range(_SEARCH_STEPS), desc="prune", unit="try", disable=None):
+        ratio = (least + most) / 2
+        network = _pruned(model, gradients, ratio, multiple)
+        # what no layer can be blamed for (attention's own products) is in the graph only, and does not change
+        left = (_count(network, model) + macs - counted) / macs
+        if best is None or abs(left - wanted) < abs(best[0] - wanted):
+            best = (left, network)
+        unchanged = unchanged + 1 if left == before else 0
+        if abs(left - wanted) < _NEAR_ENOUGH or unchanged == _UNCHANGED:
+            break
+        before = left
+        least, most = (ratio, most) if left > wanted else (least, ratio)
+    assert best is not None
+    return best
 
 
 def loss_gradients(source: Source) -> dict[str, Tensor]:
@@ -142,8 +167,8 @@ def _example(model: MergedModel) -> Tensor:
     return torch.randn(1, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
 
 
-def _pruned(model: MergedModel, gradients: dict[str, Tensor], ratio: float) -> nn.Module:
-    """Return a copy of the network without the share `ratio` of its removable channels."""
+def _pruned(model: MergedModel, gradients: dict[str, Tensor], ratio: float, multiple: int) -> nn.Module:
+    """Return a copy of the network without the share `ratio` of its removable channels, `multiple` by `multiple`."""
     import torch_pruning
 
     network = copy.deepcopy(model.backbone.network)
@@ -162,7 +187,7 @@ def _pruned(model: MergedModel, gradients: dict[str, Tensor], ratio: float) -> n
             pruning_ratio=ratio,
             global_pruning=True,
             max_pruning_ratio=_MOST_PER_LAYER,
-            round_to=_MULTIPLE,
+            round_to=multiple,
             ignored_layers=_kept_layers(torch_pruning, graph, probed),
         )
         pruner.step()

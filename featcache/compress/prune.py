@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from featcache.cache import FeatureCache, open_cache
-from featcache.compress.channels import remove_channels
+from featcache.compress.channels import MACS_TOLERANCE, remove_channels
 from featcache.compress.measure import graph_macs, latencies_ms, zero_share
 from featcache.compress.refit import Features, Source, compare, extract_and_refit, float_features, open_source
 from featcache.compress.result import CompressResult
@@ -26,8 +26,6 @@ from featcache.model import MergedModel, Surgery, changed_recipe, save_model, wr
 from featcache.structure import changed_widths, layer_widths
 
 PruneMethod = Literal["magnitude", "channel"]
-
-MACS_TOLERANCE = 0.02  # of the multiplications that shall be left
 
 
 def prune(

@@ -17,9 +17,9 @@ from featcache.cache import FeatureCache, open_cache
 from featcache.compress.layerwise import calibrate
 from featcache.compress.measure import latencies_ms, node_macs, zero_share
 from featcache.compress.qdq import integer_share
-from featcache.compress.refit import Source, compare, extract_and_refit, float_features, open_source
+from featcache.compress.refit import Features, Source, compare, extract_and_refit, float_features, open_source
 from featcache.compress.result import CompressResult
-from featcache.compress.rounding import channel_scales, round_nearest
+from featcache.compress.rounding import MomentsSum, channel_scales, round_jointly
 from featcache.engines import open_engine
 from featcache.errors import ImageError, InputError, MissingError
 from featcache.files import refuse_existing
@@ -36,6 +36,8 @@ CALIBRATION_IMAGES = 64
 FLOAT_SHARE = 0.08  # of the multiplications, spent on the first convolutions: they cost most when rounded
 _MOST_FLOAT_CONVOLUTIONS = 0.15  # of all; integer kernels must stay the rule
 _HEAD_WEIGHT = "head.weight"
+MOST_MOVED = 0.05  # of the logits' spread that rounding a head may cost without a word
+_MOMENT_ROWS = 4096  # of features multiplied at a time
 
 
 def quantize(
@@ -104,7 +106,15 @@ def _quantize(
     quantization = dict(compressed.quantization or {})
     used_precision = "float"
     if head_precision == "int8" and isinstance(head, LinearHead):
-        head, quantization = _with_integer_head(head, quantization)
+        exact = head
+        head, quantization = integer_head(exact, quantization, after)
+        moved = _moved(exact, head, after)
+        if moved > MOST_MOVED:
+            notes = (
+                *notes,
+                f"rounding the head's weights moved its answers by {moved:.0%} of their spread; --head-precision float "
+                "keeps them",
+            )
         used_precision = "int8"
     comparison = compare(source.model.fitted, head, before=before, after=after)
     step = {
@@ -233,13 +243,34 @@ def calibration_pixels(source: Source, count: int) -> npt.NDArray[np.uint8]:
     return np.stack(pixels)
 
 
-def _with_integer_head(head: LinearHead, quantization: dict[str, Any]) -> tuple[Head, dict[str, Any]]:
-    """Return `head` with each class's weights on their 8-bit grid, and the document with their scales."""
+def integer_head(head: LinearHead, quantization: dict[str, Any], features: Features) -> tuple[Head, dict[str, Any]]:
+    """Return `head` with each class's weights on their 8-bit grid, and the document with their scales.
+
+    Rounded for the training features, like a layer of the backbone for its inputs, and with a bias that takes back
+    what is left of their mean: features are not centred, and where their mean outweighs their spread (random weights
+    do that) rounding to nearest would decide every answer.
+    """
     weight = torch.from_numpy(head.weight)
     scales = channel_scales(weight)
     stored = {"scale": [float(value) for value in scales], "zero_point": [0] * len(scales), "signed": True, "axis": 0}
-    rounded = dataclasses.replace(head, weight=round_nearest(weight, scales).numpy())
-    return rounded, {**quantization, "weights": {**quantization["weights"], _HEAD_WEIGHT: stored}}
+    moments = MomentsSum()
+    rows = torch.from_numpy(features["train"].features)
+    for block in rows.split(_MOMENT_ROWS):
+        moments.add(block.T[None])
+    found = moments.result()
+    rounded = round_jointly(weight, scales, found).numpy()
+    lost = (head.weight.astype(np.float64) - rounded) @ found.mean[0].numpy()
+    bias = (head.bias + lost).astype(head.bias.dtype)
+    document = {**quantization, "weights": {**quantization["weights"], _HEAD_WEIGHT: stored}}
+    return dataclasses.replace(head, weight=rounded, bias=bias), document
+
+
+def _moved(exact: Head, rounded: Head, features: Features) -> float:
+    """Return the root mean square change of the logits of training rows, as a share of their standard deviation."""
+    rows = features["train"].features
+    before = exact.predict_logits(rows).astype(np.float64)
+    change = np.sqrt(np.square(rounded.predict_logits(rows) - before).mean())
+    return float(change / max(before.std(axis=0).mean(), np.finfo(np.float64).tiny))
 
 
 def _golden(golden: Golden | None, model: MergedModel, graph: Path) -> Golden | None:

@@ -15,6 +15,8 @@ from torch import Tensor
 LIMIT = 127  # symmetric int8: −128 is not used, so that a weight and its negative are both exact
 _DAMPING = 0.01  # of the mean diagonal (GPTQ's own)
 _SMALLEST = 1e-8
+_MOST_EXACT = 1024  # inputs of an output whose factorisation is done in float64; damped, larger ones bear float32
+_BLOCK = 128  # columns rounded before the rest of the matrix is touched (Frantar et al. 2022, section 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +68,31 @@ def round_jointly(weight: Tensor, scales: Tensor, moments: InputMoments) -> Tens
     The outputs are split evenly over the groups of the moments, in order; d values per output.
     """
     groups, d, _ = moments.covariance.shape
-    left = weight.double().reshape(groups, -1, d).clone()
-    steps = scales.double().reshape(groups, -1)
-    diagonal = torch.diagonal(moments.covariance, dim1=1, dim2=2)
+    covariance = moments.covariance.to(torch.float64 if d <= _MOST_EXACT else torch.float32)
+    left = weight.to(covariance.dtype).reshape(groups, -1, d).clone()
+    steps = scales.to(covariance.dtype).reshape(groups, -1)
+    diagonal = torch.diagonal(covariance, dim1=1, dim2=2)
     order = torch.argsort(diagonal, dim=1, descending=True)  # the most used inputs first: others can still make up
     damping = _DAMPING * diagonal.mean(dim=1).clamp(min=_SMALLEST)
-    metric = moments.covariance + damping[:, None, None] * torch.eye(d, dtype=torch.float64)
+    metric = covariance + damping[:, None, None] * torch.eye(d, dtype=covariance.dtype)
     metric = torch.gather(metric, 1, order[:, :, None].expand(-1, -1, d))
     metric = torch.gather(metric, 2, order[:, None, :].expand(-1, d, -1))
     left = torch.gather(left, 2, order[:, None, :].expand_as(left))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(metric))
-    spread = torch.linalg.cholesky(inverse, upper=True)
+    # the upper factor of the inverse, from one factorisation: backwards, metric = R Rᵀ with R upper, and R⁻¹ is it
+    reverse = torch.linalg.cholesky(metric.flip(1, 2)).flip(1, 2)
+    spread = torch.linalg.solve_triangular(reverse, torch.eye(d, dtype=covariance.dtype)[None], upper=True)
     rounded = torch.empty_like(left)
-    for column in range(d):
-        value = torch.clamp(torch.round(left[:, :, column] / steps), -LIMIT, LIMIT) * steps
-        rounded[:, :, column] = value
-        error = (left[:, :, column] - value) / spread[:, None, column, column]
-        left[:, :, column:] -= error[:, :, None] * spread[:, None, column, column:]
+    for start in range(0, d, _BLOCK):
+        stop = min(start + _BLOCK, d)
+        block, errors = left[:, :, start:stop].clone(), torch.empty_like(left[:, :, start:stop])
+        for column in range(stop - start):
+            row = start + column
+            value = torch.clamp(torch.round(block[:, :, column] / steps), -LIMIT, LIMIT) * steps
+            rounded[:, :, row] = value
+            error = (block[:, :, column] - value) / spread[:, None, row, row]
+            block[:, :, column:] -= error[:, :, None] * spread[:, None, row, row:stop]
+            errors[:, :, column] = error
+        left[:, :, stop:] -= errors @ spread[:, start:stop, stop:]  # the others wait for the whole block: one product
     back = torch.argsort(order, dim=1)
     rounded = torch.gather(rounded, 2, back[:, None, :].expand_as(rounded)).reshape(weight.shape)
     return round_nearest(rounded.float(), scales)
