@@ -158,7 +158,7 @@ def test_weights_that_do_not_fit_name_their_keys(made: Path, tmp_path: Path) -> 
 def test_full_disk_loses_nothing_that_was_committed(made: Path, tmp_path: Path) -> None:
     mount = tmp_path / "small"
     mount.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(mount)], check=False)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(mount)], check=False)
     if done.returncode != 0:
         pytest.skip("this container may not mount a file system")
     try:
