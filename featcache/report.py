@@ -148,13 +148,16 @@ def _models(document: Mapping[str, Any]) -> str:
     for entry in models:
         latency, name = median_of(entry.get("latency_ms")), str(entry.get("model", "model"))
         step = mapping_in(steps, {"float": "merge", "pruned": "prune", "int8": "quantize"}.get(name, name))
+        macs = step.get("macs")
+        if name == "float":
+            macs = (mapping_in(steps, "prune") or mapping_in(steps, "quantize")).get("macs_before")
         rows.append(
             [
                 text(_NAMES.get(name, name)),
                 share_text(entry.get("accuracy")),
                 with_bar(size_text(entry.get("bytes")), entry.get("bytes"), largest),
                 large_text(step.get("parameters")),
-                large_text(step.get("macs")),
+                large_text(macs),
                 with_bar(milliseconds_text(latency), latency, slowest),
             ]
         )

@@ -59,7 +59,7 @@ def document(label: str = "cat", path: str = "test/cat/1.jpg") -> dict[str, Any]
             "prune": None,
             "quantize": {
                 "bytes_before": 8_900_000, "bytes_after": 2_400_000, "accuracy_float": 0.875,
-                "accuracy_before_refit": 0.5, "accuracy_after_refit": 0.75, "macs": 300_000_000,
+                "accuracy_before_refit": 0.5, "accuracy_after_refit": 0.75, "macs": 300_000_000, "macs_before": 310_000_000,
             },
         },
         "export": {
@@ -89,7 +89,18 @@ def document(label: str = "cat", path: str = "test/cat/1.jpg") -> dict[str, Any]
 
 def test_what_was_measured_is_there_to_read() -> None:
     said = re.sub(r"\s+", " ", Page(render_report(document())).said)
-    expected = ["75.0%", "87.5%", "2.40 MB", "5.50 ms", "1 of 2", "dog", "test/cat/1.jpg", "A Processor", "300.00 M"]
+    expected = [
+        "75.0%",
+        "87.5%",
+        "2.40 MB",
+        "5.50 ms",
+        "1 of 2",
+        "dog",
+        "test/cat/1.jpg",
+        "A Processor",
+        "300.00 M",
+        "310.00 M",
+    ]
     expected += ["not run: no runtime on Linux", "onnxruntime 1", "Confusion matrix", "2.24 M", "int8 of float"]
     for words in expected:
         assert words in said, words
