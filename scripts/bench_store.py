@@ -2,7 +2,7 @@
 """Time featcache's stores against numpy.memmap, zarr-python and LMDB with a record a row, alternated in one run.
 
     scripts/bench_store.py [--rows 200000] [--width 1024] [--pairs 7] [--threads 2] [--dir DIR] [--json OUT]
-    scripts/bench_store.py --millions 10 --width 512       # a store larger than memory should be: open, scan, gather
+    scripts/bench_store.py --millions 10 --width 512 [--dir DIR]   # 10 GB: open, scan, gather, and the memory of it
 
 Whole reads copy every row into a warm buffer of one block; gathers fetch 50,000 shuffled rows into new memory.
 Ratios are above 1 where featcache is faster; each is a median over pairs run back to back, with their quartiles.
@@ -30,6 +30,7 @@ from featcache.store import Column, FeatureStore, create_store, open_store
 GATHERED = 50_000
 STEP = 4096
 SLOW_PEER_PAIRS = 3
+HUGE_STEP = 1 << 16
 
 
 class Ours:
@@ -127,24 +128,30 @@ def memory() -> dict[str, float]:
     return {name: int(status[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile")}
 
 
+def write_huge(path: Path, kind: str, count: int, width: int) -> dict[str, Any]:
+    """Bring the store at `path` to `count` rows, going on where an interrupted run stopped."""
+    columns = [Column("features", (width,), "float16")]
+    store = open_store(path) if path.exists() else create_store(path, kind=kind, columns=columns)
+    block = np.random.default_rng(0).standard_normal((HUGE_STEP, width), dtype=np.float32).astype(np.float16)
+    started = time.perf_counter()
+    with store, store.writer() as writer:
+        before = len(writer)
+        for start in range(before, count, HUGE_STEP):
+            size = min(HUGE_STEP, count - start)
+            keys = np.random.default_rng([1, start]).integers(0, 256, (size, 32), dtype=np.uint8)
+            writer.append(keys, {"features": block[:size]})
+            writer.commit()
+        seconds = time.perf_counter() - started
+        return {"write_seconds": seconds, "rows_written": count - before, "bytes": store.nbytes()}
+
+
 def huge(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Write `--millions` million rows; then time opening, a scan, gathers and look-ups, and what memory they took."""
     count = args.millions * 1_000_000
     report: dict[str, Any] = {"rows": count, "raw_bytes": count * args.width * 2, "stores": {}}
     for kind in args.kinds.split(","):
+        entry: dict[str, Any] = write_huge(folder / kind, kind, count, args.width)
         random = np.random.default_rng(0)
-        store = create_store(folder / kind, kind=kind, columns=[Column("features", (args.width,), "float16")])
-        step = 1 << 16
-        block = random.standard_normal((step, args.width), dtype=np.float32).astype(np.float16)
-        started = time.perf_counter()
-        with store.writer() as writer:
-            for start in range(0, count, step):
-                size = min(step, count - start)
-                keys = random.integers(0, 256, (size, 32), dtype=np.uint8)
-                writer.append(keys, {"features": block[:size]})
-                writer.commit()
-        entry: dict[str, Any] = {"write_seconds": time.perf_counter() - started, "bytes": store.nbytes()}
-        del store, writer, block
         before = memory()
         started = time.perf_counter()
         opened = open_store(folder / kind)
@@ -167,7 +174,10 @@ def huge(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         entry["find_seconds"] = seconds(lambda r=reader, k=keys: r.find(k))
         entry["anonymous_mb_with_find"] = memory()["RssAnon"] - before["RssAnon"]
         report["stores"][kind] = entry
-        shutil.rmtree(folder / kind)
+        reader.close()
+        opened.close()
+        if args.dir is None:
+            shutil.rmtree(folder / kind)
     return report
 
 
@@ -194,12 +204,18 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2, help="processors to use")
     parser.add_argument("--millions", type=int, default=0, help="only this: a store of so many million rows")
     parser.add_argument("--kinds", default="lmdb,zarr", help="for --millions")
-    parser.add_argument("--dir", type=Path, default=None, help="where to write; temporary by default")
+    parser.add_argument(
+        "--dir", type=Path, default=None, help="where; what --millions wrote is kept, and a next run goes on with it"
+    )
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    with tempfile.TemporaryDirectory(dir=args.dir, prefix="bench_store_") as folder:
-        report = (huge if args.millions else compare_all)(Path(folder), args)
+    if args.millions and args.dir is not None:
+        args.dir.mkdir(parents=True, exist_ok=True)
+        report = huge(args.dir, args)
+    else:
+        with tempfile.TemporaryDirectory(dir=args.dir, prefix="bench_store_") as folder:
+            report = (huge if args.millions else compare_all)(Path(folder), args)
     report["threads"] = len(os.sched_getaffinity(0))
     report["arguments"] = {name: str(value) for name, value in vars(args).items()}
     show(report)
