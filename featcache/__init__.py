@@ -17,6 +17,7 @@ _HOMES = {
     "Recipe": "recipe",
     "Preprocessing": "recipe",
     "build_cache": "build",
+    "build_caches": "build",
     "open_cache": "cache",
     "FeatureCache": "cache",
     "train_head": "train",

@@ -1,6 +1,7 @@
 """`FeatureCache`: a directory holding the feature rows of exactly one `Recipe`, and the samples that refer to them.
 
     CACHE/manifest.json          format version, Recipe, its fingerprint, the kind of store, what was asked for
+    CACHE/manifest-copy.json     the same bytes, should one of the two be damaged
     CACHE/requests.json          requests already resolved to this Recipe (lets a no-op rebuild import nothing heavy)
     CACHE/store/                 the rows (`featcache.store`), keyed by the sha256 of the input's bytes
     CACHE/samples/NAME.safetensors   the samples of data set NAME (`featcache.samples`)
@@ -13,8 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,13 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import CorruptError, FeatcacheError, FormatError, InputError, MissingError
-from featcache.files import new_directory, write_atomically
+from featcache.errors import CorruptError, FormatError, InputError
+from featcache.files import has_checksum, new_directory, safe_name, with_checksum, write_atomically
+from featcache.manifest import check_manifest, read_manifest, write_manifest
 from featcache.recipe import Recipe
 from featcache.samples import SPLITS, Samples, load_samples, printable, save_samples, split_code
 from featcache.store import Column, FeatureStore, StoreReader, create_store, open_store
 
-CACHE_VERSION = 1
 _DIGEST_BLOCK_ROWS = 4096
 
 
@@ -102,8 +101,11 @@ class FeatureCache:
     @property
     def datasets(self) -> tuple[str, ...]:
         """Names of the data sets, sorted."""
-        folder = self.path / "samples"
-        return tuple(sorted(_dataset_name(file.stem) for file in folder.glob("*.safetensors")))
+        return tuple(sorted(_dataset_name(file.stem) for file in self._samples_files()))
+
+    def _samples_files(self) -> list[Path]:
+        """Return the files of the data sets; a name that begins with a dot is a half-written one."""
+        return sorted(file for file in (self.path / "samples").glob("*.safetensors") if not file.name.startswith("."))
 
     def samples(self, dataset: str | None = None) -> Samples:
         """Return the samples of `dataset`, which may be left out where the cache holds only one."""
@@ -125,7 +127,7 @@ class FeatureCache:
         raise InputError(f"--dataset must name one of {list(names)!r} in the cache {str(self.path)!r}, got {dataset!r}")
 
     def _samples_file(self, dataset: str) -> Path:
-        return self.path / "samples" / f"{_file_stem(dataset)}.safetensors"
+        return self.path / "samples" / f"{safe_name(dataset)}.safetensors"
 
     # --- reading ---
 
@@ -279,20 +281,37 @@ class FeatureCache:
         }
 
     def verify(self, *, repair: bool = False) -> CacheVerification:
-        """Check every stored byte; with `repair`, drop exactly the damaged rows (the next build restores them)."""
+        """Check every stored byte; with `repair`, drop exactly the damaged rows (the next build restores them).
+
+        A damaged list of samples is dropped too: building its data set again restores it, and reuses every row.
+        """
         report = self.store.verify(repair=repair)
         problems = list(report.problems)
+        problems += check_manifest(self.path, repair=repair)
+        try:
+            self._read_requests()
+        except CorruptError as error:
+            problems.append(str(error))
+            if repair:
+                (self.path / "requests.json").unlink()
         with self.reader() as reader:
             rows = len(reader)
-            for name in self.datasets:
+            for file in self._samples_files():
                 try:
-                    samples = self.samples(name)
-                except FeatcacheError as error:
+                    samples = load_samples(file)
+                except CorruptError as error:
+                    problems.append(str(error))
+                    if repair:
+                        file.unlink()
+                    continue
+                except FormatError as error:
                     problems.append(str(error))
                     continue
+                if safe_name(samples.dataset) != file.stem:
+                    problems.append(f"{str(file)!r} must hold that data set, it holds {samples.dataset!r}")
                 missing = int((reader.find(samples.digests[samples.decoded]) < 0).sum())
                 if missing:
-                    problems.append(f"data set {name!r}: {missing} samples have no row: build it again")
+                    problems.append(f"data set {samples.dataset!r}: {missing} samples have no row: build it again")
         return CacheVerification(not problems, rows, tuple(problems))
 
     # --- writing (used by builds) ---
@@ -305,15 +324,27 @@ class FeatureCache:
     def known_requests(self) -> list[Any]:
         """Return the requests (with the versions they were resolved under) known to lead to this Recipe."""
         try:
-            known = json.loads((self.path / "requests.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            return self._read_requests()
+        except CorruptError:
             return []  # a memo only: without it the Recipe is resolved again
-        return known if isinstance(known, list) else []
+
+    def _read_requests(self) -> list[Any]:
+        path = self.path / "requests.json"
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            known = None
+        if not isinstance(known, dict) or not has_checksum(known):
+            raise CorruptError(f"{str(path)!r} must match its checksum, it does not: the next build writes it anew")
+        return list(known["requests"])
 
     def remember_request(self, request: Mapping[str, Any]) -> None:
         """Note that `request` leads to this Recipe; the latest eight are kept."""
         known = [entry for entry in self.known_requests() if entry != request]
-        write_atomically(self.path / "requests.json", json.dumps([*known[-7:], request], indent=1).encode())
+        values = with_checksum({"requests": [*known[-7:], request]})
+        write_atomically(self.path / "requests.json", json.dumps(values, indent=1).encode())
 
     def referenced(self) -> npt.NDArray[np.uint8]:
         """Return the digests (n, 32) of all samples of all data sets."""
@@ -347,40 +378,6 @@ def open_cache(path: str | Path) -> FeatureCache:
     return FeatureCache(place, manifest=manifest, store=open_store(place / "store"))
 
 
-def is_cache(path: Path) -> bool:
-    """Return whether `path` looks like a cache: a directory whose manifest says so."""
-    try:
-        read_manifest(path)
-    except (MissingError, FormatError):
-        return False
-    return True
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the checked manifest of the cache at `path`; raises as `open_cache`."""
-    if not path.exists():
-        raise MissingError(
-            f"CACHE must be an existing cache, {str(path)!r} does not exist: make one with featcache build"
-        )
-    try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise FormatError(f"CACHE must be a directory that featcache build made, {str(path)!r} is not") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptError(f"the manifest of the cache {str(path)!r} must be JSON, got: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != "featcache-cache":
-        raise FormatError(f"CACHE must be a directory that featcache build made, {str(path)!r} is something else")
-    if manifest.get("version") != CACHE_VERSION:
-        raise FormatError(
-            f"the cache {str(path)!r} must be of format version {CACHE_VERSION}, got {manifest.get('version')!r}: "
-            "use the featcache that wrote it, or build again elsewhere"
-        )
-    recipe = Recipe.from_json(manifest["recipe"])
-    if recipe.fingerprint != manifest.get("fingerprint"):
-        raise CorruptError(f"the manifest of the cache {str(path)!r} must match its fingerprint; it was changed")
-    return manifest
-
-
 def create_cache(
     path: Path, recipe: Recipe, *, shapes: Mapping[str, tuple[int, ...]], store: str, request: Mapping[str, Any]
 ) -> FeatureCache:
@@ -393,24 +390,6 @@ def create_cache(
         (place / "samples").mkdir()
         write_manifest(place, recipe, store=store, request=request)
     return open_cache(path)
-
-
-def write_manifest(place: Path, recipe: Recipe, *, store: str, request: Mapping[str, Any]) -> None:
-    """Write ``manifest.json`` into `place`, which makes a directory with a store a cache."""
-    manifest = {
-        "format": "featcache-cache",
-        "version": CACHE_VERSION,
-        "fingerprint": recipe.fingerprint,
-        "store": store,
-        "recipe": recipe.to_json(),
-        "request": dict(request),
-    }
-    write_atomically(place / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
-
-
-def _file_stem(dataset: str) -> str:
-    """Return `dataset` as a file name that cannot leave its folder; other characters as %XX of their UTF-8."""
-    return re.sub(r"[^A-Za-z0-9_.-]|^\.", lambda match: "".join(f"%{b:02X}" for b in os.fsencode(match[0])), dataset)
 
 
 def _dataset_name(stem: str) -> str:

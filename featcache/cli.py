@@ -91,8 +91,14 @@ StdOption = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="I
 def build(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of class folders, or a CSV file.")],
     cache: Annotated[Path | None, typer.Option("--cache", help="Where; default cache_store/NAME.")] = None,
-    backbone: BackboneOption = None,
-    weights: WeightsOption = None,
+    backbones: Annotated[
+        list[str] | None,
+        typer.Option("--backbone", help="timm name, tag or hf-hub: id. Several: one decode, caches CACHE/BACKBONE."),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option("--weights", help="A .safetensors file, or random:SEED; default: the hub. One per --backbone."),
+    ] = None,
     model_kwargs: ModelKwargsOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -116,13 +122,16 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Bring a cache up to date with a folder of images; only what changed is extracted."""
-    from featcache.build import build_cache
+    from featcache.build import build_cache, build_caches
 
-    report = build_cache(
+    if weights and len(weights) > 1 and len(backbones or ()) < 2:
+        raise InputError(f"--weights must be given once for one backbone, got {weights!r}")
+    one: dict[str, Any] = {"backbone": backbones[0] if backbones else None, "weights": weights[0] if weights else None}
+    several = {"backbone": backbones, "weights": weights} if len(backbones or ()) > 1 else None
+    found = (build_caches if several else build_cache)(
         images,
         cache,
-        backbone=backbone,
-        weights=weights,
+        **(several or one),
         model_kwargs=_pairs(model_kwargs),
         mean=_triple(mean, "--mean"),
         std=_triple(std, "--std"),
@@ -142,10 +151,17 @@ def build(
         wait_seconds=wait,
         workers=workers,
     )
-    for path, reason in report.failures:
+    reports = found if isinstance(found, tuple) else (found,)
+    for path, reason in dict.fromkeys(failure for report in reports for failure in report.failures):
         _say(f"failed: {path}: {reason}")
-    _random_note(report.random_weights, report.weights)
-    _print(report.to_json(), as_json, keys=["cache", "images", "extracted", "reused", "failed", "rows", "wall_seconds"])
+    for report in reports:
+        _random_note(report.random_weights, report.weights)
+    if several and as_json:
+        _print({"caches": [report.to_json() for report in reports]}, as_json)
+        return
+    keys = ["cache", "images", "extracted", "reused", "failed", "rows", "wall_seconds"]
+    for report in reports:
+        _print(report.to_json(), as_json, keys=keys)
 
 
 @app.command()
@@ -404,7 +420,7 @@ def run(
     l1: Annotated[str | None, typer.Option(help="A number or auto.")] = None,
     l2: Annotated[str | None, typer.Option(help="A number or auto; auto where no penalty is given.")] = None,
     prune_amount: Annotated[float, typer.Option(help="Share of MACs to prune; 0: none.")] = 0.1,
-    max_drop: Annotated[float, typer.Option(help="Largest loss on val at which the pruned model goes on.")] = 0.01,
+    max_drop: Annotated[float, typer.Option(help="Largest loss on val with which a compressed model goes on.")] = 0.02,
     formats: Annotated[str, typer.Option("--format", help="Device formats, comma-separated.")] = "onnx",
     store: Annotated[StoreKind, typer.Option(help="Storage of the cache.")] = StoreKind.lmdb,
     overwrite: Overwrite = False,

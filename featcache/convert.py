@@ -10,9 +10,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from featcache.cache import FeatureCache, open_cache, write_manifest
+from featcache.cache import FeatureCache, open_cache
 from featcache.errors import VerificationError
 from featcache.files import new_directory
+from featcache.manifest import write_manifest
 from featcache.store import create_store
 
 

@@ -57,6 +57,7 @@ class Extraction:
     (of the target with the most). `reused`: images whose row was there or came with an equal image. `extract_seconds`:
     first file opened to last commit fsynced. `seconds_by_stage`: time of all threads together in ``read`` (with the
     hash), ``decode``, ``resize``, ``network``, ``write``, and ``wait`` (for the writer to take rows over).
+    `extracted_by_target`: rows computed for each.
     """
 
     digests: npt.NDArray[np.uint8]
@@ -66,6 +67,7 @@ class Extraction:
     reused: int
     extract_seconds: float
     seconds_by_stage: dict[str, float]
+    extracted_by_target: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +226,7 @@ def extract(
     intake = run.intake
     return Extraction(
         intake.digests, intake.stats, intake.settled_failures(), max(counts, default=0), intake.reused(), seconds,
-        {stage: sum(clock.seconds[stage] for clock in run.clocks) for stage in _STAGES},
+        {stage: sum(clock.seconds[stage] for clock in run.clocks) for stage in _STAGES}, tuple(counts),
     )  # fmt: skip
 
 

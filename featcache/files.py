@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from featcache.errors import ExistsError, FeatcacheError, StorageError
+from featcache.recipe import canonical_json
 
 
 def sync_directory(path: Path) -> None:
@@ -76,6 +79,23 @@ def _remove(path: Path) -> None:
         shutil.rmtree(retired)
     else:
         path.unlink()
+
+
+def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON `values` with ``crc32c``, the checksum of their `featcache.recipe.canonical_json`."""
+    from crc32c import crc32c
+
+    return {**values, "crc32c": crc32c(canonical_json(values).encode())}
+
+
+def has_checksum(values: Mapping[str, Any]) -> bool:
+    """Return whether `values` are what `with_checksum` returned."""
+    return dict(values) == with_checksum({name: value for name, value in values.items() if name != "crc32c"})
+
+
+def safe_name(name: str) -> str:
+    """Return `name` as a file name that cannot leave its folder; unusual characters as %XX of their UTF-8."""
+    return re.sub(r"[^A-Za-z0-9_.-]|^\.", lambda match: "".join(f"%{b:02X}" for b in os.fsencode(match[0])), name)
 
 
 def cache_home() -> Path:

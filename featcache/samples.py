@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -218,7 +218,11 @@ def assign_splits(listing: Listing, digests: npt.NDArray[np.uint8], *, seed: int
 
 # --- file form ------------------------------------------------------------------------------------------------------
 
-SAMPLES_VERSION = 1
+SAMPLES_VERSION = 2
+_UNCHECKED_VERSION = 1  # as version 2, without the checksum: still read
+
+
+_MEND = "featcache verify --repair, then build"
 
 
 def save_samples(samples: Samples, path: Path) -> None:
@@ -249,7 +253,21 @@ def save_samples(samples: Samples, path: Path) -> None:
         "scanned_ns": listing.scanned_ns,
         "split_seed": samples.split_seed,
     }
-    write_atomically(path, save(arrays, metadata={"featcache": json.dumps(header, ensure_ascii=True)}))
+    text = json.dumps(header, ensure_ascii=True)
+    metadata = {"featcache": text, "crc32c": str(_checksum(text, arrays))}
+    write_atomically(path, save(arrays, metadata=metadata))
+
+
+def _checksum(header: str, arrays: Mapping[str, npt.NDArray[np.generic]]) -> int:
+    """Return the crc32c over the header's text, then, by name, each array's ``NAME DTYPE SHAPE`` and bytes."""
+    from crc32c import crc32c
+
+    checksum = crc32c(header.encode())
+    for name, array in sorted(arrays.items()):
+        shape = ",".join(str(side) for side in array.shape)
+        checksum = crc32c(f"{name} {array.dtype.name} {shape}".encode(), checksum)
+        checksum = crc32c(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, checksum)
+    return checksum
 
 
 def load_samples(path: Path) -> Samples:
@@ -258,11 +276,15 @@ def load_samples(path: Path) -> Samples:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {}).get("featcache", "{}"))
+            metadata = file.metadata() or {}
+            header = json.loads(metadata.get("featcache", "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptError(f"{str(path)!r} must be a sample list, got other bytes ({error}): build again") from error
-    if header.get("version") != SAMPLES_VERSION:
+        raise CorruptError(f"{str(path)!r} must be a sample list, got other bytes ({error}): {_MEND}") from error
+    intact = metadata.get("crc32c") == str(_checksum(metadata.get("featcache", ""), arrays))
+    if not intact and ("crc32c" in metadata or header.get("version") != _UNCHECKED_VERSION):
+        raise CorruptError(f"{str(path)!r} must match its checksum, it does not: {_MEND}")
+    if header.get("version") not in (_UNCHECKED_VERSION, SAMPLES_VERSION):
         raise FormatError(
             f"{str(path)!r} must be a sample list of version {SAMPLES_VERSION}, got {header.get('version')!r}: "
             "open it with the featcache that wrote it"

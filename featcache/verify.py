@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from featcache.errors import FeatcacheError, InputError, MissingError
+from featcache.errors import CorruptError, FeatcacheError, InputError, MissingError
 
 Kind = Literal["cache", "head", "model", "bundle"]
 
@@ -60,17 +60,17 @@ def verify(path: str | os.PathLike[str], *, repair: bool = False) -> Verificatio
 
 
 def _kind(place: Path) -> Kind:
-    from featcache.cache import is_cache
+    from featcache.manifest import is_cache
     from featcache.runtime.bundle import MANIFEST_FILE, PREPROCESS_FILE
 
     if (place / "model.json").is_file():
         return "model"
     if (place / "head.json").is_file():
         return "head"
-    if (place / PREPROCESS_FILE).is_file() or ((place / MANIFEST_FILE).is_file() and not is_cache(place)):
-        return "bundle"
     if is_cache(place):
         return "cache"
+    if (place / PREPROCESS_FILE).is_file() or (place / MANIFEST_FILE).is_file():
+        return "bundle"
     raise MissingError(
         f"PATH must be a cache, a head, a model or a bundle; {str(place)!r} is none of them: check the path, or see "
         "'featcache --help' for the verbs that make one"
@@ -79,10 +79,18 @@ def _kind(place: Path) -> Kind:
 
 def _check_cache(place: Path, *, repair: bool) -> tuple[int, tuple[str, ...]]:
     from featcache.cache import open_cache
+    from featcache.manifest import check_manifest, read_manifest
 
+    problems: tuple[str, ...] = ()
+    if repair:
+        problems = tuple(check_manifest(place, repair=True))  # without it the rest cannot be opened
+    try:
+        read_manifest(place)
+    except CorruptError as error:
+        return 0, (str(error),)
     with open_cache(place) as cache:
         found = cache.verify(repair=repair)
-    return found.rows, found.problems
+    return found.rows, problems + found.problems
 
 
 def _check_head(place: Path) -> tuple[int, tuple[str, ...]]:

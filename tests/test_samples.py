@@ -123,6 +123,27 @@ def test_damaged_or_newer_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(CorruptError, match="sample list"):
         load_samples(path)
-    path.write_bytes(data.replace(b'\\"version\\": 1', b'\\"version\\": 9'))
-    with pytest.raises(FormatError, match="version 1, got 9"):
+    path.write_bytes(data.replace(b'\\"version\\": 2', b'\\"version\\": 9'))
+    with pytest.raises(CorruptError, match="checksum"):
         load_samples(path)
+
+
+def test_a_newer_file_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featcache.samples.SAMPLES_VERSION", 9)
+    save_samples(samples_of(["a", "b"], [0, 1]), tmp_path / "s")
+    monkeypatch.undo()
+    with pytest.raises(FormatError, match="version 2, got 9"):
+        load_samples(tmp_path / "s")
+
+
+def test_every_flipped_bit_of_the_file_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    save_samples(samples_of(["a", "b", "c"], [0, 1, -1]), path)
+    data = path.read_bytes()
+    random = np.random.default_rng(1)
+    for bit in random.choice(8 * len(data), size=300, replace=False).tolist():
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises((CorruptError, FormatError)):
+            load_samples(path)
