@@ -56,7 +56,7 @@ class Extraction:
     mtime_ns, ctime_ns, inode of the very file that was read. `failures`: index → reason. `extracted`: rows computed
     (of the target with the most). `reused`: images whose row was there or came with an equal image. `extract_seconds`:
     first file opened to last commit fsynced. `seconds_by_stage`: time of all threads together in ``read`` (with the
-    hash), ``decode``, ``resize``, ``network``, ``write``, and ``wait`` (for the writer to take rows over).
+    hash), ``decode``, ``resize``, ``network``, ``write``, and ``wait`` (for the store).
     `extracted_by_target`: rows computed for each.
     """
 
@@ -176,11 +176,15 @@ def _check_range(name: str, rows: npt.NDArray[np.float32], recipe: Recipe) -> No
 
 @dataclass(slots=True)
 class _Run:
-    """What the threads share. `store`: held by whoever asks or tells a writer anything."""
+    """What the threads share.
+
+    `filled`: whether each target had rows at the start. `store`: held by whoever asks or tells a writer anything.
+    """
 
     intake: Intake
     targets: Sequence[Target]
     looks: Sequence[_Look]
+    filled: Sequence[bool]
     rows: queue.Queue[_Rows | BaseException | None]
     store: threading.Lock = field(default_factory=threading.Lock)
     stop: threading.Event = field(default_factory=threading.Event)
@@ -210,9 +214,11 @@ def extract(
     threads = workers or processor_count() + sum(_waiting_calls(target.engine) for target in targets)
     threads = max(1, min(threads, len(paths)))
     looks = [_Look.of(target.recipe) for target in targets]
-    run = _Run(Intake(paths), targets, looks, queue.Queue(maxsize=2 * threads))
+    filled = [len(target.writer) > 0 for target in targets]
+    run = _Run(Intake(paths), targets, looks, filled, queue.Queue(maxsize=2 * threads))
     counts = [0] * len(targets)
-    with _one_torch_thread(needed=any(look.decoder == "fast" for look in looks)), deferred_interrupts() as interrupt:
+    uses_torch = any(target.recipe.decoder == "fast" or target.engine.name == "torch" for target in targets)
+    with _one_torch_thread(needed=uses_torch), deferred_interrupts() as interrupt:
         started = time.perf_counter()
         pool = [threading.Thread(target=_work, args=(run,), name=f"extract-{i}", daemon=True) for i in range(threads)]
         for thread in pool:
@@ -293,8 +299,7 @@ def _work(run: _Run) -> None:
         batches = [_Batch(number, target, run.looks[number]) for number, target in enumerate(run.targets)]
         while not run.stop.is_set():
             clock.start()
-            chunk = _read_chunk(run, min(batch.free for batch in batches))
-            clock.stop("read")
+            chunk = _read_chunk(run, min(batch.free for batch in batches), clock)
             if chunk is None:
                 break
             for index, data, wanted in chunk:
@@ -311,7 +316,7 @@ def _work(run: _Run) -> None:
         run.rows.put(error)
 
 
-def _read_chunk(run: _Run, most: int) -> list[tuple[int, bytes, list[int]]] | None:
+def _read_chunk(run: _Run, most: int, clock: _Clock) -> list[tuple[int, bytes, list[int]]] | None:
     """Return the next images to decode, ``(index, bytes, numbers of the targets without its row)``; None at the end."""
     intake = run.intake
     read: list[tuple[int, bytes]] = []
@@ -328,11 +333,11 @@ def _read_chunk(run: _Run, most: int) -> list[tuple[int, bytes, list[int]]] | No
         if intake.identify(index, data, stat):
             read.append((index, data))
             size += len(data)
+    clock.stop("read")
     if not read:
         return None if intake.exhausted else []
-    keys = intake.digests[[index for index, _ in read]]
-    with run.store:
-        missing = np.stack([target.writer.find(keys) < 0 for target in run.targets], axis=1)
+    missing = _missing(run, intake.digests[[index for index, _ in read]])
+    clock.stop("wait")
     chunk = []
     for (index, data), absent in zip(read, missing, strict=True):
         if absent.any():
@@ -340,6 +345,18 @@ def _read_chunk(run: _Run, most: int) -> list[tuple[int, bytes, list[int]]] | No
         else:
             intake.reuse(index)
     return chunk
+
+
+def _missing(run: _Run, keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Return (n, targets): whether a target lacks the row of each key, none of which came before in this extraction."""
+    # What was stored since the start is of other images. So a store that was empty need not be asked, and a thread
+    # need not wait until it has synced a commit.
+    missing = np.ones((len(keys), len(run.targets)), dtype=bool)
+    if any(run.filled):
+        with run.store:
+            for number in np.flatnonzero(run.filled):
+                missing[:, number] = run.targets[number].writer.find(keys) < 0
+    return missing
 
 
 def _load(run: _Run, index: int, data: bytes, batches: Sequence[_Batch], clock: _Clock) -> None:
@@ -374,7 +391,7 @@ def _load(run: _Run, index: int, data: bytes, batches: Sequence[_Batch], clock: 
 
 @contextmanager
 def _one_torch_thread(*, needed: bool) -> Iterator[None]:
-    """Keep torch's resize on the thread that calls it: there is one worker per processor already."""
+    """Keep torch on the thread that calls it: there is one worker per processor already."""
     if not needed:
         yield
         return

@@ -23,6 +23,7 @@ from featcache.engines import (
     _network_cache,
     _openvino,
     _precision,
+    _torch,
     open_cached_engine,
     open_engine,
 )
@@ -30,7 +31,7 @@ from featcache.engines._precision import MIN_COSINE, check_images, lowest_cosine
 from featcache.errors import BackboneError, FormatError, InputError, MissingError
 from featcache.recipe import Preprocessing, Recipe
 
-NAME = "mobilenetv3_small_050"
+NAME = "test_efficientnet"  # timm's own small network for tests: 160x160 pixels
 
 
 @pytest.fixture(autouse=True)
@@ -52,13 +53,13 @@ def engine(request: pytest.FixtureRequest, backbone: Backbone) -> Iterator[Engin
 @pytest.fixture(scope="module")
 def images() -> npt.NDArray[np.uint8]:
     """Eleven images: two whole batches of four and a partial one."""
-    noise = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
-    return np.concatenate([check_images(224, 224), noise])
+    noise = np.random.default_rng(0).integers(0, 256, (3, 160, 160, 3), dtype=np.uint8)
+    return np.concatenate([check_images(160, 160), noise])
 
 
 def test_an_engine_computes_what_torch_does(engine: Engine, backbone: Backbone, images: npt.NDArray[np.uint8]) -> None:
     rows, wanted = engine.run(images), reference_rows(backbone, images)
-    assert engine.columns == (("features", (1024,)), ("stage2", (8,)))
+    assert engine.columns == (("features", (256,)), ("stage2", (24,)))
     assert [values.dtype for values in rows] == [np.float32, np.float32]
     assert lowest_cosine(rows, wanted) > 0.999999
     np.testing.assert_allclose(rows[0], wanted[0], rtol=1e-3, atol=1e-3)
@@ -99,14 +100,14 @@ def test_results_are_the_callers_own(engine: Engine, images: npt.NDArray[np.uint
 
 
 def test_images_of_another_size_or_type_are_refused(engine: Engine) -> None:
-    with pytest.raises(InputError, match=r"\(n, 224, 224, 3\) uint8"):
-        engine.run(np.zeros((4, 200, 224, 3), dtype=np.uint8))
+    with pytest.raises(InputError, match=r"\(n, 160, 160, 3\) uint8"):
+        engine.run(np.zeros((4, 200, 160, 3), dtype=np.uint8))
     with pytest.raises(InputError, match="float32"):
-        engine.run(np.zeros((4, 224, 224, 3), dtype=np.float32))  # type: ignore[arg-type]
+        engine.run(np.zeros((4, 160, 160, 3), dtype=np.float32))  # type: ignore[arg-type]
 
 
 def test_no_images_give_no_rows(engine: Engine) -> None:
-    assert engine.run(np.zeros((0, 224, 224, 3), dtype=np.uint8))[0].shape == (0, 1024)
+    assert engine.run(np.zeros((0, 160, 160, 3), dtype=np.uint8))[0].shape == (0, 256)
 
 
 @pytest.mark.parametrize("name", ENGINE_NAMES)
@@ -238,16 +239,25 @@ def test_a_kept_network_gives_the_same_bits_without_being_made_again(
         assert open_cached_engine(_recipe(backbone, made, **change)) is None
 
 
+def test_a_damaged_kept_network_counts_as_none(tmp_path: Path) -> None:
+    path = tmp_path / "entry.network"
+    _network_cache.save_entry(path, {"precision": "fp32"}, b"payload" * 100)
+    header, payload = _network_cache.load_entry(path) or ({}, b"")
+    assert (header["precision"], payload) == ("fp32", b"payload" * 100)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:5], whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1]), b"\xff" * 4096):
+        path.write_bytes(damaged)
+        assert _network_cache.load_entry(path) is None
+
+
 def test_a_damaged_kept_network_is_made_again(backbone: Backbone, images: npt.NDArray[np.uint8]) -> None:
     with open_engine(backbone, engine="openvino", precision="fp32") as made:
         rows = made.run(images)[0]
     (path,) = _network_cache.cache_directory().glob("*.network")
-    whole = path.read_bytes()
-    for damaged in (b"", whole[:5], whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1]), b"\xff" * 4096):
-        path.write_bytes(damaged)
-        with open_engine(backbone, engine="openvino", precision="fp32") as again:
-            np.testing.assert_array_equal(again.run(images)[0], rows)
-        assert path.read_bytes()[:200] == whole[:200] or _network_cache.load_entry(path) is not None
+    path.write_bytes(path.read_bytes()[:-1])
+    with open_engine(backbone, engine="openvino", precision="fp32") as again:
+        np.testing.assert_array_equal(again.run(images)[0], rows)
+    assert _network_cache.load_entry(path) is not None
 
 
 def test_a_changed_network_is_not_taken_for_the_one_of_its_name(images: npt.NDArray[np.uint8]) -> None:
@@ -269,7 +279,7 @@ def test_a_directory_that_cannot_be_written_to_only_costs_time(
     (tmp_path / "file").write_text("not a directory")
     monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / "file"))
     with open_engine(backbone, engine="openvino", precision="fp32") as opened:
-        assert opened.columns[0] == ("features", (1024,))
+        assert opened.columns[0] == ("features", (256,))
 
 
 def test_the_oldest_networks_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,6 +385,53 @@ def test_onnx_files_that_will_not_do(tmp_path: Path) -> None:
 
 def test_the_processor_is_asked_for_bf16() -> None:
     assert _precision.processor_has_bf16() in (True, False)
+
+
+# --- torch ----------------------------------------------------------------------------------------------------------
+
+
+def test_torch_works_on_a_copy_with_its_channels_last(backbone: Backbone) -> None:
+    prepared = _torch._prepared(backbone, torch.device("cpu"))
+    convolutions = [module for module in prepared.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert convolutions
+    wide = [m for m in convolutions if m.weight.shape[1] > 1 and m.kernel_size != (1, 1)]
+    assert wide
+    assert all(module.weight.is_contiguous(memory_format=torch.channels_last) for module in wide)
+    originals = [module.weight for module in backbone.network.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert all(weight.is_contiguous() for weight in originals)
+
+
+def test_torch_in_bf16_is_bit_equal_and_close(backbone: Backbone, images: npt.NDArray[np.uint8]) -> None:
+    if not _precision.processor_has_bf16():
+        pytest.skip("this processor has no bf16")
+    with open_engine(backbone, engine="torch", precision="bf16", batch_size=4) as opened:
+        rows = opened.run(images)[0]
+        assert lowest_cosine([rows], reference_rows(backbone, images)[:1]) >= MIN_COSINE
+        np.testing.assert_array_equal(opened.run(images[::-1])[0][::-1], rows)
+
+
+def test_auto_takes_the_cuda_device_in_bf16(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which engine, precision and batch are chosen where there is a GPU; it is stood in for by the processor."""
+    opened: list[dict[str, Any]] = []
+
+    class StandIn(_torch.TorchEngine):
+        def __init__(self, backbone: Backbone, **settings: Any) -> None:
+            opened.append(settings)
+            super().__init__(backbone, precision="fp32", batch_size=4)
+            self.precision = settings["precision"]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(_torch, "CudaEngine", StandIn)
+    with open_engine(backbone) as engine:
+        assert (engine.name, engine.precision) == ("torch", "bf16")
+    monkeypatch.setattr(_torch, "lowest_cosine", lambda rows, wanted: MIN_COSINE - 1e-6)
+    with open_engine(backbone) as engine:
+        assert engine.precision == "fp32"
+    assert [(s["precision"], s["batch_size"]) for s in opened] == [("bf16", 128), ("bf16", 128), ("fp32", 128)]
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(InputError, match="no bf16 arithmetic"):
+        open_engine(backbone, precision="bf16")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
