@@ -167,12 +167,34 @@ def build(
 @app.command()
 def info(
     cache: CacheArgument,
+    other: Annotated[Path | None, typer.Argument(metavar="[CACHE2]", help="With --diff: the other cache.")] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Name every Recipe field in which two caches differ.")] = False,
+    samples: Annotated[
+        str | None, typer.Option(help="Write the samples to this .csv or .parquet file; -: CSV to stdout.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Only this data set's samples.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a cache holds: Recipe, data sets, conflicts, failures."""
+    """Show what a cache holds: Recipe, data sets, conflicts, failures; its samples; how it differs from another."""
     from featcache.cache import open_cache
 
+    if diff != (other is not None):
+        raise InputError("--diff must be given two caches, and two caches --diff: featcache info --diff CACHE CACHE2")
     with open_cache(cache) as opened:
+        if other is not None:
+            with open_cache(other) as second:
+                differences = opened.recipe.differences(second.recipe, labels=True)
+            named = {name: list(values) for name, values in differences.items()}
+            _print({"equal": not named, "differences": named} if as_json else named or {"equal": True}, as_json)
+            return
+        if samples is not None:
+            from featcache.sample_table import write_sample_table
+
+            count = write_sample_table(opened, samples, dataset=dataset, overwrite=overwrite)
+            if samples != "-":
+                _print({"samples": samples, "rows": count}, as_json)
+            return
         found = opened.info()
     for conflict in found["conflicts"]:
         _say(f"equal images with different {conflict['kind']}: {', '.join(conflict['paths'])}")

@@ -115,9 +115,12 @@ class Recipe:
         del identity["weights"]
         return identity
 
-    def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
-        """Return ``{field: (mine, other's)}`` for every differing field of the identity; nested ones are dotted."""
-        mine, theirs = _flatten(self._identity()), _flatten(other._identity())
+    def differences(self, other: Recipe, *, labels: bool = False) -> dict[str, tuple[Any, Any]]:
+        """Return ``{field: (mine, other's)}`` for every differing field of the identity; nested ones are dotted.
+
+        `labels`: of every field, also where the weights are only called differently.
+        """
+        mine, theirs = (_flatten(one.to_json() if labels else one._identity()) for one in (self, other))
         return {
             name: (mine.get(name), theirs.get(name))
             for name in sorted(mine.keys() | theirs.keys())
