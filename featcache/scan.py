@@ -6,6 +6,7 @@ import csv
 import os
 import stat as stat_module
 import time
+from array import array
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -18,6 +19,8 @@ from featcache.samples import NO_SPLIT, Listing, Task
 IMAGE_EXTENSIONS = frozenset(
     "avif bmp dib gif j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp".split(" ")  # noqa: SIM905
 )
+
+_TYPE_BITS = 0o170000  # of a file's mode
 
 _ALIASES = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 
@@ -52,73 +55,78 @@ def scan(images: str | os.PathLike[str], *, task: Task | None = None) -> Listing
     return listing
 
 
+class _Found:
+    """The image files of a folder, a folder after another, and what else there was."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self.numbers = array("q")  # size, mtime_ns, ctime_ns, inode of each
+        self.folders: list[str] = []
+        self.counts: list[int] = []  # images in each of `folders`
+        self.failures: list[tuple[str, str]] = []
+        self.ignored = 0
+
+
 def _scan_folder(root: str, scanned_ns: int) -> Listing:
-    found: list[tuple[str, int, int, int, int]] = []
-    failures: list[tuple[str, str]] = []
-    ignored = _walk(root, "", (), found, failures)
-    found.sort()
-    paths = [entry[0] for entry in found]
-    stats = np.array([entry[1:] for entry in found], dtype=np.int64).reshape(len(found), 4)
-    folders = {path.split("/", 1)[0] for path in paths if "/" in path}
-    has_splits = bool(folders) and all(folder.lower() in _ALIASES for folder in folders)
-    given = np.full(len(paths), NO_SPLIT, dtype=np.uint8)
-    names: list[str | None] = []
-    if has_splits:
-        for i, path in enumerate(paths):
-            parts = path.split("/", 2)
-            given[i] = _ALIASES[parts[0].lower()] if len(parts) > 1 else NO_SPLIT
-            names.append(parts[1] if len(parts) > 2 else None)
-    else:
-        names = [path.split("/", 1)[0] if "/" in path else None for path in paths]
+    found = _Found()
+    _walk(root, "", (), found)
+    order = sorted(range(len(found.paths)), key=found.paths.__getitem__)
+    paths = [found.paths[i] for i in order]
+    stats = np.array(found.numbers, dtype=np.int64).reshape(-1, 4)[order]
+    folder = np.repeat(np.arange(len(found.folders)), found.counts)[order]
+    parts = [name.split("/") if name else [] for name in found.folders]
+    top = {path[0] for path in parts if path}
+    has_splits = bool(top) and all(name.lower() in _ALIASES for name in top)
+    given = [_ALIASES[path[0].lower()] if has_splits and path else NO_SPLIT for path in parts]
+    names = [path[int(has_splits)] if len(path) > has_splits else None for path in parts]
     classes = tuple(sorted({name for name in names if name is not None}))
     index: dict[str | None, int] = {name: i for i, name in enumerate(classes)}
     labels = np.array([index.get(name, -1) for name in names], dtype=np.int32)
     return Listing(
-        root, "classification", classes, paths, stats, labels, None, given, ignored, tuple(failures), scanned_ns
-    )
+        root, "classification", classes, paths, stats, labels[folder], None, np.array(given, dtype=np.uint8)[folder],
+        found.ignored, tuple(found.failures), scanned_ns,
+    )  # fmt: skip
 
 
-def _walk(
-    root: str,
-    prefix: str,
-    above: tuple[tuple[int, int], ...],
-    found: list[tuple[str, int, int, int, int]],
-    failures: list[tuple[str, str]],
-) -> int:
-    """Append the image files below ``root/prefix`` to `found`; return how many other files there were."""
+def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...], found: _Found) -> None:
+    """Add the image files below ``root/prefix`` to `found`."""
     folder = os.path.join(root, prefix) if prefix else root
     try:
         own = os.stat(folder)
         here = (own.st_dev, own.st_ino)
         if here in above:
-            failures.append((prefix, "a symbolic link that leads back to a folder above it"))
-            return 0
+            found.failures.append((prefix, "a symbolic link that leads back to a folder above it"))
+            return
         entries = os.scandir(folder)
     except OSError as error:
-        failures.append((prefix or ".", f"cannot be listed: {error.strerror}"))
-        return 0
-    ignored = 0
-    extensions = IMAGE_EXTENSIONS
+        found.failures.append((prefix or ".", f"cannot be listed: {error.strerror}"))
+        return
+    start, inner, before = f"{prefix}/" if prefix else "", [], len(found.paths)
+    append, extend, extensions = found.paths.append, found.numbers.extend, IMAGE_EXTENSIONS
     with entries:
-        for entry in entries:
+        for entry in entries:  # the loop of a build with nothing to do: every step counts
             name = entry.name
-            path = f"{prefix}/{name}" if prefix else name
             if entry.is_dir():
                 if not name.startswith("."):
-                    ignored += _walk(root, path, (*above, here), found, failures)
+                    inner.append(start + name)
             elif name.rpartition(".")[2].lower() in extensions:
                 try:
                     status = entry.stat()
                 except OSError as error:
-                    failures.append((path, f"cannot be read: {error.strerror}"))
+                    found.failures.append((start + name, f"cannot be read: {error.strerror}"))
                     continue
-                if stat_module.S_ISREG(status.st_mode):
-                    found.append((path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+                if status.st_mode & _TYPE_BITS == stat_module.S_IFREG:
+                    append(start + name)
+                    extend((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
                 else:
-                    failures.append((path, "not a regular file"))
+                    found.failures.append((start + name, "not a regular file"))
             else:
-                ignored += 1
-    return ignored
+                found.ignored += 1
+    if len(found.paths) > before:
+        found.folders.append(prefix)
+        found.counts.append(len(found.paths) - before)
+    for name in inner:
+        _walk(root, name, (*above, here), found)
 
 
 def _scan_csv(source: str, task: Task | None, scanned_ns: int) -> Listing:
