@@ -16,8 +16,9 @@ import numpy.typing as npt
 from featcache.errors import InputError, MissingError
 from featcache.samples import NO_SPLIT, Listing, Task
 
+# Formats that are not read stand here too (heic): such a photo is a recorded failure, not silently left out.
 IMAGE_EXTENSIONS = frozenset(
-    "avif bmp dib gif j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp".split(" ")  # noqa: SIM905
+    "avif bmp dib gif heic heif hif j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp".split(" ")  # noqa: SIM905
 )
 
 _TYPE_BITS = 0o170000  # of a file's mode
@@ -106,22 +107,23 @@ def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...], found: _Fo
     with entries:
         for entry in entries:  # the loop of a build with nothing to do: every step counts
             name = entry.name
-            if entry.is_dir():
-                if not name.startswith("."):
-                    inner.append(start + name)
-            elif name.rpartition(".")[2].lower() in extensions:
-                try:
-                    status = entry.stat()
-                except OSError as error:
-                    found.failures.append((start + name, f"cannot be read: {error.strerror}"))
+            try:
+                if entry.is_dir():
+                    if not name.startswith("."):
+                        inner.append(start + name)
                     continue
-                if status.st_mode & _TYPE_BITS == stat_module.S_IFREG:
-                    append(start + name)
-                    extend((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
-                else:
-                    found.failures.append((start + name, "not a regular file"))
+                if name.rpartition(".")[2].lower() not in extensions:
+                    found.ignored += 1
+                    continue
+                status = entry.stat()
+            except OSError as error:  # a link to itself, or no rights
+                found.failures.append((start + name, f"cannot be read: {error.strerror}"))
+                continue
+            if status.st_mode & _TYPE_BITS == stat_module.S_IFREG:
+                append(start + name)
+                extend((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
             else:
-                found.ignored += 1
+                found.failures.append((start + name, "not a regular file"))
     if len(found.paths) > before:
         found.folders.append(prefix)
         found.counts.append(len(found.paths) - before)
