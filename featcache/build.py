@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
+import numpy.typing as npt
 
 from featcache.cache import FeatureCache, create_cache, open_cache
 from featcache.errors import InputError, RecipeMismatchError
@@ -399,11 +400,14 @@ def _report(job: _Job, work: _Work) -> BuildReport:
 
 def _drop_unreferenced(cache: FeatureCache, writer: StoreWriter) -> int:
     """Free the rows whose digest no sample of any data set has; return how many there were."""
-    live = {key.tobytes() for key in cache.referenced()}
-    with cache.reader() as reader:
-        keys = np.ascontiguousarray(reader.keys())
-        unused = np.array([key.tobytes() not in live for key in keys], dtype=bool)
-        dead = keys[unused]
-    dropped = writer.drop(dead)
+    dropped = writer.drop(_unreferenced(cache))
     writer.commit()
     return dropped
+
+
+def _unreferenced(cache: FeatureCache) -> npt.NDArray[np.uint8]:
+    """Return the keys (n, 32) of those rows, as a copy: a view would hold the old rows' space."""
+    live = {key.tobytes() for key in cache.referenced()}
+    with cache.reader() as reader:
+        keys = reader.keys()
+        return np.array(keys[[key.tobytes() not in live for key in keys]])

@@ -185,8 +185,9 @@ def info(
         if other is not None:
             with open_cache(other) as second:
                 differences = opened.recipe.differences(second.recipe, labels=True)
-            named = {name: list(values) for name, values in differences.items()}
-            _print({"equal": not named, "differences": named} if as_json else named or {"equal": True}, as_json)
+            shown: dict[str, Any] = {name: list(values) for name, values in differences.items()}
+            equal: dict[str, Any] = {"equal": not shown}
+            _print({**equal, "differences": shown} if as_json else shown or equal, as_json)
             return
         if samples is not None:
             from featcache.sample_table import write_sample_table

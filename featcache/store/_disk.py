@@ -38,7 +38,7 @@ class DiskStore(FeatureStore):
     def __init__(self, path: Path, mapping: Mapping, columns: tuple[Column, ...]) -> None:
         self.path = path
         self._columns = columns
-        self._mapping = mapping
+        self._mapping: Mapping | None = mapping
         self._lock = threading.Lock()
 
     @classmethod
@@ -71,9 +71,10 @@ class DiskStore(FeatureStore):
     def mapping(self) -> Mapping:
         """Return the newest generation."""
         with self._lock:
-            if list_generations(self.path)[-1][1] != self._mapping.generation.path:
-                self._mapping = _open_newest(self.path)
-            return self._mapping
+            mapping = self._mapping
+            if mapping is None or list_generations(self.path)[-1][1] != mapping.generation.path:
+                mapping = self._mapping = _open_newest(self.path)
+            return mapping
 
     def reader(self) -> StoreReader:
         mapping = self.mapping()
@@ -106,7 +107,9 @@ class DiskStore(FeatureStore):
         return sum(open_generation(path).nbytes() for _, path in list_generations(self.path))
 
     def close(self) -> None:
-        """Nothing to do at once: what is mapped is released with the last reader and view."""
+        """Let go of the generation: its space is free once the last reader and view are gone too."""
+        with self._lock:
+            self._mapping = None
 
     def __repr__(self) -> str:
         return f"DiskStore({str(self.path)!r})"
