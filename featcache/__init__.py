@@ -24,6 +24,7 @@ _HOMES = {
     "load_head": "heads",
     "save_head": "heads",
     "load_backbone": "backbone",
+    "distill": "distill",
     "merge": "merge",
     "MergedModel": "merge",
     "prune": "compress",
@@ -63,7 +64,8 @@ def _verb(name: str) -> property:
 class _Package(ModuleType):
     """The package as a module whose verbs are functions: ``featcache.merge(...)``, not the module ``merge.py``."""
 
-    merge, export, verify, run = _verb("merge"), _verb("export"), _verb("verify"), _verb("run")
+    distill, merge, export = _verb("distill"), _verb("merge"), _verb("export")
+    verify, run = _verb("verify"), _verb("run")
 
 
 sys.modules[__name__].__class__ = _Package

@@ -7,6 +7,7 @@ transformer it is the pooled token after ``fc_norm``. A linear head on it is exa
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import inspect
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from featcache.checkpoint import fit_state, hub_weights, read_checkpoint, require_hub
+from featcache.embedded import EMBEDDED_BACKBONE, embedded_weights
 from featcache.errors import BackboneError, InputError, WeightsError
 from featcache.recipe import Preprocessing
 from featcache.timm_import import import_timm
@@ -172,10 +174,11 @@ def load_backbone(
     """Return timm's backbone `name`, frozen, with the weights asked for.
 
     `name`: a timm model (``mobilenetv2_100``, ``vit_small_patch16_224.augreg_in1k``) or ``hf-hub:OWNER/MODEL``; None
-    takes the one a weights file names. `weights`: a local ``.safetensors`` file, whose metadata (``timm_model``,
-    ``timm_kwargs``, ``mean``, ``std``, each a JSON string) is honoured where no argument says otherwise;
-    ``random:SEED`` for a network that was never trained; None for the model hub. `mean`, `std`: three numbers each,
-    replacing timm's. `outputs`: ``features`` (see the module), ``logits`` of the pretrained classifier, and, in the
+    takes the one a weights file names, ``featcache_nano`` is the one in this package. `weights`: a local
+    ``.safetensors`` file, whose metadata (``timm_model``, ``timm_kwargs``, ``mean``, ``std``, ``preprocessing``, each a
+    JSON string) is honoured where no argument differs; ``random:SEED`` for a network that was never trained; None for
+    the model hub, or the embedded file of ``featcache_nano``. `mean`, `std`: three numbers each, replacing timm's.
+    `outputs`: ``features`` (see the module), ``logits`` of the pretrained classifier, and, in the
     same pass, ``stage1``... (pooled stages of a convolutional network) or ``cls-1``..., ``mean-1``... (class token and
     mean of the patch tokens after the final norm; 1 is the last block) and ``tokens`` (the last block's grid,
     (rows, columns, channels)) of a transformer.
@@ -187,16 +190,24 @@ def load_backbone(
     source = "hub" if weights is None else str(weights)
     kwargs: dict[str, Any] = {}
     state: dict[str, Tensor] | None = None
-    if source != "hub" and not source.startswith("random:"):
-        state, metadata = read_checkpoint(Path(source))
+    own: Preprocessing | None = None
+    told = None if source == "hub" or source.startswith("random:") else Path(source)
+    if name == EMBEDDED_BACKBONE:
+        name, told = None, told or embedded_weights()
+        source = str(told) if source == "hub" else source
+    if told is not None:
+        state, metadata = read_checkpoint(told)
         name = name or metadata.get("timm_model")
         kwargs = metadata.get("timm_kwargs", {})
         mean = metadata.get("mean") if mean is None else mean
         std = metadata.get("std") if std is None else std
+        own = _own_preprocessing(metadata.get("preprocessing"), source)
     if name is None:
         raise BackboneError(f"a backbone must be named, got None and no timm_model in the metadata of {source!r}")
     kwargs = _check_kwargs({**kwargs, **(model_kwargs or {})}, keep_classifier="logits" in outputs)
     timm = import_timm()
+    if source.startswith("random:"):
+        state = None  # of the embedded backbone, the network and its preprocessing only
     if state is not None:
         network = _create(timm, name, kwargs)
         label = Path(source).name
@@ -209,6 +220,8 @@ def load_backbone(
     if "logits" in outputs and not getattr(network, "num_classes", 0):
         raise BackboneError(f"output 'logits' needs a backbone with a classifier, {name!r} has none; leave it out")
     preprocessing = _preprocessing_of(timm, network, name, mean=mean, std=std, side=kwargs.get("img_size"))
+    if own is not None:
+        preprocessing = dataclasses.replace(own, mean=preprocessing.mean, std=preprocessing.std)
     all_keys = set(network.state_dict())
     if "logits" not in outputs:
         _drop_classifier(network)
@@ -246,6 +259,11 @@ def build_backbone(
         weights_sha256=weights_sha256,
         outputs=outputs,
     )
+
+
+def create_network(name: str, model_kwargs: Mapping[str, Any]) -> nn.Module:
+    """Return timm's network `name` with weights drawn from torch's generator; `BackboneError` where there is none."""
+    return _create(import_timm(), name, dict(model_kwargs))
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -384,7 +402,12 @@ def _create_random(timm: Any, name: str, kwargs: Mapping[str, Any], source: str)
         raise WeightsError(f"random weights must be 'random:SEED' with a whole number, got {source!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(digits))
-        return _create(timm, name, kwargs)
+        network = _create(timm, name, kwargs)
+    for module in network.modules():
+        scale = getattr(module, "weight", None)
+        if isinstance(scale, nn.Parameter) and scale.ndim == 1 and not scale.any():
+            nn.init.ones_(scale)  # zeroed so that training starts from shortcuts alone; untrained, a branch must count
+    return network
 
 
 def _nearest(timm: Any, name: str) -> list[str]:
@@ -432,6 +455,18 @@ def _preprocessing_of(
         mean=_triple("mean", config["mean"] if mean is None else mean),
         std=_triple("std", config["std"] if std is None else std),
     )
+
+
+def _own_preprocessing(values: Any, source: str) -> Preprocessing | None:
+    """Return the preprocessing a weights file brings along; None where it brings none."""
+    if values is None:
+        return None
+    names = {field.name for field in dataclasses.fields(Preprocessing)}
+    if not isinstance(values, dict) or set(values) != names:
+        raise WeightsError(
+            f"the metadata 'preprocessing' of {source!r} must hold exactly {sorted(names)!r}, got {values!r}"
+        )
+    return Preprocessing.from_json(values)
 
 
 def _triple(what: str, values: Sequence[float]) -> tuple[float, float, float]:

@@ -5,6 +5,7 @@ Nothing pickled is ever loaded: a hub repository without a safetensors file is r
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import urllib.error
@@ -40,7 +41,26 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (safetensors.SafetensorError, OSError) as error:
         raise WeightsError(f"the weights must be a safetensors file, {str(path)!r} is not one: {error}") from error
+    claimed = metadata.get("digest")
+    if claimed is not None and claimed != checkpoint_digest(state, metadata):
+        raise WeightsError(
+            f"the weights {str(path)!r} were changed since they were written (their digest differs): {_WHAT_TO_DO}"
+        )
     return state, {name: _decoded(value) for name, value in metadata.items()}
+
+
+def checkpoint_digest(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Return the sha256 over all tensors (name, dtype, shape, bytes, sorted by name) and metadata but ``digest``.
+
+    Files written here carry it in their metadata, so that a changed byte is noticed on reading.
+    """
+    told = {name: value for name, value in metadata.items() if name != "digest"}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _decoded(value: str) -> Any:
