@@ -164,7 +164,7 @@ def test_a_bundle_is_used_without_torch(bundle: Path, photos: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_stored_features_answer_for_known_images(photos: Path, tmp_path: Path) -> None:
+def test_stored_features_answer_for_known_images(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from featcache.build import build_cache
     from featcache.heads.linear import LinearHead
     from featcache.merge import merge
@@ -181,6 +181,13 @@ def test_stored_features_answer_for_known_images(photos: Path, tmp_path: Path) -
     write_photo(photos / "cat" / "new.jpg", seed=999)
     (photos / "dog" / "00.jpg").rename(photos / "dog" / "moved.jpg")
     by_model = {entry.path: entry for entry in predict(tmp_path / "model", photos, cache=tmp_path / "cache")}
+    assert [path for path, entry in by_model.items() if not entry.cached] == ["cat/new.jpg"]  # 24 hits, one miss
+    assert not any(entry.cached for entry in computed)
+    (photos / "cat" / "new.jpg").rename(tmp_path / "new.jpg")
+    with monkeypatch.context() as patched:  # a hit runs no backbone
+        patched.setattr(sys.modules["featcache.runtime.predict"], "open_classifier", None)
+        assert all(entry.cached for entry in predict(tmp_path / "model", photos, cache=tmp_path / "cache"))
+    (tmp_path / "new.jpg").rename(photos / "cat" / "new.jpg")
     by_head = {entry.path: entry for entry in predict(tmp_path / "head", photos, cache=tmp_path / "cache")}
     for entry in computed:
         name = "dog/moved.jpg" if entry.path == "dog/00.jpg" else entry.path

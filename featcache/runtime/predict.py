@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Prediction:
 
     `label`, `probability`: the first class (for multi-label: the likeliest; for regression None). `top`: (label,
     probability) of the likeliest classes, for regression (target, value). `unknown`: the model's rule says that the
-    image is of no known class. `reason`: why there is no prediction, else None.
+    image is of no known class. `reason`: why there is no prediction, else None. `cached`: it came from stored features.
     """
 
     path: str
@@ -38,6 +38,7 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
     unknown: bool = False
     reason: str | None = None
+    cached: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -51,6 +52,8 @@ class Prediction:
             values["unknown"] = True
         if self.reason is not None:
             values["reason"] = self.reason
+        if self.cached:
+            values["cached"] = True
         return values
 
 
@@ -86,7 +89,7 @@ def predict(
         fitted = load_fitted(bundle_or_model)
         known, logits = cached_logits(fitted, paths, cache)
         made = describe([names[i] for i in known], logits, fitted.classes, fitted.task, top=top, unknown=fitted.unknown)
-        found.update(zip(known, made, strict=True))
+        found.update(zip(known, (replace(one, cached=True) for one in made), strict=True))
         missing = [index for index in missing if index not in found]
         if not is_model(bundle_or_model):
             reason = "not in the cache, and a head has no backbone to compute its features"
