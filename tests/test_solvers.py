@@ -15,6 +15,8 @@ from featcache.errors import InputError
 from featcache.heads.solvers import Distillation, Problem, prepare, solve, solve_path
 from featcache.heads.solvers.certificate import Penalty
 from featcache.heads.solvers.coarse import TwoLevel
+from featcache.heads.solvers.curvature import Curvature
+from featcache.heads.solvers.inverse import invert_positive_definite
 from featcache.heads.solvers.smooth import State, minimise_l2
 
 
@@ -288,6 +290,70 @@ def test_two_levels_equal_one(l2):
         penalty = Penalty(l2=strength)
         assert state.objective(penalty) == pytest.approx(one.objective(penalty), rel=2e-6)
         weight, bias = state.weight, state.bias
+
+
+def ill_conditioned(n=400, d=300, k=5):
+    """Return features as of an untrained network: alike, off centre by more than they spread, of steep spectrum."""
+    generator = np.random.default_rng(2)
+    labels = np.arange(n) % k
+    latent = generator.normal(size=(n, d)) + generator.normal(size=(k, d))[labels]
+    mixing = np.linalg.qr(generator.normal(size=(d, d)))[0] * (1.0 / (1.0 + np.arange(d)))[:, None]
+    return (latent @ mixing + 5.0).astype(np.float32), labels
+
+
+def test_badly_conditioned_features_take_few_passes():
+    features, labels = ill_conditioned()
+    problem = Problem(features=features, targets=labels)
+    solution = solve(problem, l2=1.7e-4)
+    assert solution.converged and solution.gap <= 1e-6
+    assert solution.passes < 300
+    check_optimality(problem, solution, 1e-4)
+
+
+@pytest.mark.parametrize("l2", [0.05, 1e-3])
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid", "squared"])
+def test_newton_equals_quasi_newton(loss, l2):
+    prepared = prepare(problem_of(loss))
+    weight, bias = np.zeros((prepared.n_outputs, 12), dtype=np.float32), prepared.null_point()[1]
+    state, gap, converged = prepared.newton.minimise(weight, bias, l2=l2, tolerance=1e-7, max_passes=2000)
+    other = minimise_l2(prepared, State(prepared, weight, bias), l2=l2, tolerance=1e-7, max_passes=2000)[0]
+    assert converged and gap <= 1e-7
+    assert state.objective(Penalty(l2=l2)) == pytest.approx(other.objective(Penalty(l2=l2)), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid", "squared", "distillation"])
+def test_curvature_is_the_change_of_the_residuals(loss):
+    problem = problem_of("softmax" if loss == "distillation" else loss)
+    if loss == "distillation":
+        labels = np.where(np.arange(80) % 3 == 0, -1, problem.targets)
+        teacher = np.full((80, 4), 0.25, dtype=np.float32)
+        problem = Problem(features=problem.features, targets=labels, n_classes=4,
+                          distillation=Distillation(teacher=teacher, alpha=0.3, temperature=2.0))  # fmt: skip
+    prepared = prepare(problem)
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(80, prepared.n_outputs))
+    change = generator.normal(size=logits.shape)
+    ahead, behind = logits + 1e-4 * change, logits - 1e-4 * change
+    prepared.loss.residual(ahead, 0), prepared.loss.residual(behind, 0)
+    product = Curvature(prepared.loss, logits.astype(np.float32)).product(change.astype(np.float32), 0)
+    np.testing.assert_allclose(product, (ahead - behind) / 2e-4, atol=1e-6)
+
+
+def test_the_inverse_by_halves_is_the_inverse():
+    rows = np.random.default_rng(0).normal(size=(600, 401)).astype(np.float32)
+    matrix = rows.T @ rows / 600 + 0.1 * np.eye(401, dtype=np.float32)
+    np.testing.assert_allclose(invert_positive_definite(matrix) @ matrix, np.eye(401), atol=1e-3)
+
+
+def test_weak_penalties_converge_where_two_levels_begin():
+    generator = np.random.default_rng(1)
+    labels = np.arange(1200) % 900
+    features = generator.normal(size=(900, 256))[labels] + 0.5 * generator.normal(size=(1200, 256))
+    prepared = prepare(Problem(features=features.astype(np.float32), targets=labels))
+    assert prepared.two_level is not None  # and its spectrum is flat: not what two levels are for
+    solution = solve(prepared.problem, l2=1e-4, prepared=prepared)
+    assert solution.converged and solution.gap <= 1e-6
+    assert solution.passes < 400
 
 
 def test_two_fits_are_bit_identical():

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 MOST_LOGITS = 1 << 27  # n_rows * n_outputs above which two sets of logits would take over a GiB
 LEAST_WORK = 1 << 28  # n_rows * n_features * n_outputs below which finding the components costs more than it saves
 RETREATS = 12
+FAILURES = 8  # certificates that may fail before rounding is taken to be the limit
 LOOSE = 3e-5  # a relative gap that logits updated in float32 can certify; below it they are computed afresh
 
 
@@ -187,6 +188,7 @@ class TwoLevel:
         previous: Float32 | None = None
         objective: float = np.inf
         rest_square: float = np.inf
+        failed = 0
         while prepared.passes < limit:
             goal = 0.2 * l2 * tolerance * abs(objective) if np.isfinite(objective) else 0.0
             first = not np.isfinite(objective)
@@ -218,10 +220,12 @@ class TwoLevel:
                 gap = relative_gap(prepared, state, penalty)
                 if gap <= tolerance and tolerance >= LOOSE:
                     return state, gap, True
-                state = State.certified(prepared, weight, bias, exact=False)
+                # float32 logits leave a bias gradient that, where the objective is small, no certificate can bear
+                state = State.certified(prepared, weight, bias, exact=failed > 0)
                 gap = relative_gap(prepared, state, penalty)
-                if gap <= tolerance:
-                    return state, gap, True
+                failed += 1
+                if gap <= tolerance or failed > FAILURES:
+                    return state, gap, gap <= tolerance
                 bias = state.bias
             rest = self._rest(total)
             rest_square = dot(rest, rest)
@@ -231,6 +235,6 @@ class TwoLevel:
             step = -self._rest(rest_history.direction(rest, nothing)[0])
             weight = weight + step
             self._offset += self._apply(step)
-        state = State.certified(prepared, weight, bias, exact=False)
+        state = State.certified(prepared, weight, bias, exact=True)
         gap = relative_gap(prepared, state, penalty)
         return state, gap, gap <= tolerance

@@ -88,7 +88,7 @@ class Loss:
                 else:
                     entropy += float(weights @ negative_entropy(y).sum(axis=1))
             if self._teacher is not None:
-                t = self._teacher[start:stop].astype(np.float64)
+                t = self._opinion(start, stop, np.float64)
                 teacher_mean += weights @ t
                 teacher_entropy -= float(weights @ negative_entropy(t).sum(axis=1))
         self.mean_target: Float64 = total
@@ -158,6 +158,19 @@ class Loss:
         u -= targets
         return losses
 
+    def _opinion(self, a: int, b: int, kind: type[np.floating[Any]]) -> NDArray[Any]:
+        """Return the teacher's probabilities of rows a to b ``(m, k)`` of dtype `kind`, their sums 1 to its rounding.
+
+        A sum that is off by float32's rounding leaves a bias gradient that no bias removes: no certificate below 1e-7.
+        """
+        assert self._teacher is not None
+        teacher: NDArray[Any] = self._teacher[a:b]
+        if kind is np.float32:
+            return teacher
+        wide = teacher.astype(kind)
+        wide /= wide.sum(axis=1, keepdims=True)
+        return wide
+
     @staticmethod
     def _sigmoid_chunk(u: NDArray[Any], targets: Float32) -> Float64:
         inner = np.einsum("ij,ij->i", u, targets, dtype=np.float64)
@@ -173,7 +186,7 @@ class Loss:
         """Return (1 - alpha) CE(y, softmax(u)) + alpha T^2 KL(teacher || softmax(u / T)), residual in place."""
         assert self._distillation is not None and self._teacher is not None and self._labels is not None
         alpha, temperature = self._distillation.alpha, self._distillation.temperature
-        teacher, labels = self._teacher[a:b], self._labels[a:b]
+        teacher, labels = self._opinion(a, b, u.dtype.type), self._labels[a:b]
         known = np.flatnonzero(labels >= 0)
         soft = u / u.dtype.type(temperature)
         inner = np.einsum("ij,ij->i", soft, teacher, dtype=np.float64)
@@ -243,6 +256,16 @@ class Loss:
             known = self._labels[first_row : first_row + len(logits)] >= 0
             weights = weights * ((1.0 - alpha) * known).astype(logits.dtype)
         return result + _softmax_curvature(logits, weights)
+
+    def softmax_terms(self) -> list[tuple[Float32, float]]:
+        """Return the row weights ``(n, 1)`` and the temperature of each softmax whose curvature adds to the loss's."""
+        weights = self.weights[:, None]
+        if self._distillation is None:
+            return [(weights, 1.0)]
+        assert self._labels is not None
+        alpha = np.float32(self._distillation.alpha)
+        known = (self._labels >= 0).astype(np.float32)[:, None]
+        return [(alpha * weights, self._distillation.temperature), ((1 - alpha) * known * weights, 1.0)]
 
     def initial_bias(self) -> Float32:
         """Return the bias ``(n_outputs,)`` float32 that is best when all weights are zero (near it if distilling)."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from featcache.heads.solvers.coarse import TwoLevel, pays
 from featcache.heads.solvers.losses import Loss
+from featcache.heads.solvers.newton import Newton, fits
 from featcache.heads.solvers.problem import Problem
 from featcache.heads.solvers.rows import Float32, Float64, StandardisedRows
 
@@ -34,6 +35,7 @@ class Prepared:
         self._known_mean: Float64 = np.zeros(self.n_features)
         self._gram: Float64 | None = None
         self._two_level: TwoLevel | None = None
+        self._newton: Newton | None = None
         self._inverse: tuple[float, float, Float32] | None = None
 
     def evaluate(self, weight: NDArray[Any], bias: NDArray[Any], gradient: NDArray[Any]) -> tuple[float, Float64]:
@@ -152,7 +154,7 @@ class Prepared:
         part.n_features = len(columns)
         part._anchor = np.ascontiguousarray(self.anchor[:, columns])
         part._known_mean = self._known_mean[columns]
-        part._gram = part._inverse = part._two_level = None
+        part._gram = part._inverse = part._two_level = part._newton = None
         part._logits = None
         part.passes = 0.0
         return part
@@ -177,6 +179,13 @@ class Prepared:
         if self._two_level is None and pays(self):
             self._two_level = TwoLevel(self)
         return self._two_level
+
+    @property
+    def newton(self) -> Newton | None:
+        """Return the Newton solver of this problem, None where the rows are streamed or too many."""
+        if self._newton is None and fits(self):
+            self._newton = Newton(self)
+        return self._newton
 
     def preconditioner(self, curvature: float, l2: float) -> Float32:
         """Return ``(curvature * gram + l2)^-1`` ``(d, d)`` float32; the last is kept while its strengths are near."""

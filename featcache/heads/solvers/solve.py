@@ -16,6 +16,8 @@ from featcache.heads.solvers.rows import Float32
 from featcache.heads.solvers.smooth import State, minimise_l2, relative_gap
 from featcache.heads.solvers.sparse import minimise_sparse, violation
 
+COARSE_PASSES = 60.0  # several times what two levels need where they suit; a flat spectrum is left to Newton's method
+
 PenaltyName = Literal["l1", "l2", "group_l1"]
 
 
@@ -88,10 +90,17 @@ def _fit(
         state, gap, converged = minimise_sparse(
             prepared, weight, bias, penalty=penalty, tolerance=tolerance, max_passes=max_passes, screen=screen
         )
-    elif penalty.l2 and prepared.two_level is not None:
-        state, gap, converged = prepared.two_level.minimise(
-            weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=max_passes
-        )
+    elif penalty.l2 and prepared.newton is not None:
+        coarse, converged, left = prepared.two_level, False, float(max_passes)
+        if coarse is not None:
+            state, gap, converged = coarse.minimise(
+                weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=min(left, COARSE_PASSES)
+            )
+            weight, bias, left = state.weight, state.bias, left - (prepared.passes - before)
+        if not converged and (coarse is None or left > 0):
+            state, gap, converged = prepared.newton.minimise(
+                weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=left
+            )
     else:
         state, gap, converged = minimise_l2(
             prepared, State(prepared, weight, bias), l2=penalty.l2, tolerance=tolerance, max_passes=max_passes
