@@ -300,6 +300,69 @@ def train(
 
 
 @app.command()
+def distill(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder or CSV file; labels are not needed.")],
+    teacher: Annotated[list[Path], typer.Option(help="Cache with the teacher's answers; repeat it for several.")],
+    student: Annotated[str, typer.Option(help="timm name of the network to train from scratch.")],
+    out: Annotated[Path, typer.Option("--out", help="The .safetensors file to make.")],
+    teacher_head: Annotated[Path | None, typer.Option(help="A head trained on that cache, for soft labels.")] = None,
+    targets: Annotated[str | None, typer.Option(help="features, logits or both; default: what there is.")] = None,
+    views: Annotated[int | None, typer.Option(help="How many of the cached views; default: all.")] = None,
+    model_kwargs: ModelKwargsOption = None,
+    input_size: Annotated[int, typer.Option(help="Side of the student's square input, in pixels.")] = 96,
+    epochs: Annotated[int, typer.Option(help="Times every image is seen, in one view each.")] = 30,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Peak rate of AdamW.")] = 2e-3,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 0.02,
+    temperature: Annotated[float, typer.Option(help="Softens teacher and student alike.")] = 2.0,
+    alpha: Annotated[float, typer.Option(help="Share of the soft labels beside hard ones, in [0, 1].")] = 0.5,
+    feature_weight: Annotated[float, typer.Option(help="Weight of the features beside labels.")] = 1.0,
+    jitter: Annotated[float, typer.Option(help="Strength of the student's own changes of colour; 0: none.")] = 0.0,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same weights on one machine.")] = 0,
+    start: Annotated[Path | None, typer.Option(help="Work directory of another run to begin from.")] = None,
+    classifier: Annotated[bool, typer.Option(help="Keep the classifier over the images' classes.")] = True,
+    keep_work: Annotated[bool, typer.Option(help="Leave OUT.work, to make the run longer later.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train a small network on a cache of a large one's answers; killed, the same command goes on."""
+    from featcache.distill import distill as distill_student
+
+    report = distill_student(
+        images,
+        teacher,
+        student=student,
+        out=out,
+        teacher_head=teacher_head,
+        targets=targets,
+        views=views,
+        model_kwargs=_pairs(model_kwargs),
+        input_size=input_size,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        temperature=temperature,
+        alpha=alpha,
+        feature_weight=feature_weight,
+        jitter=jitter,
+        precision=precision,
+        seed=seed,
+        start=start,
+        classifier=classifier,
+        keep_work=keep_work,
+        overwrite=overwrite,
+        say=_say,
+    )
+    for path, reason in report.failures:
+        _say(f"failed: {path}: {reason}")
+    _print(report.to_json(), as_json,
+           keys=["out", "parameters", "bytes", "num_features", "images", "views", "steps", "losses", "val_accuracy",
+                 "feature_bytes_per_view", "soft_label_bytes_per_view", "images_per_second"])  # fmt: skip
+
+
+@app.command()
 def merge(
     head: HeadArgument,
     cache: Annotated[Path, typer.Argument(metavar="CACHE", help="The cache it was trained on.")],
