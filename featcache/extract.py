@@ -24,7 +24,7 @@ from tqdm import tqdm
 from featcache.cache import column_name
 from featcache.engines import Engine, processor_count
 from featcache.errors import ImageError, InputError
-from featcache.images import decode, reduced_side, resize_crop
+from featcache.images import decode, reduced_side, resize_crop, upright_size
 from featcache.intake import Intake, read_image_file
 from featcache.interrupts import deferred_interrupts
 from featcache.recipe import Preprocessing, Recipe
@@ -371,12 +371,15 @@ def _load(run: _Run, index: int, data: bytes, batches: Sequence[_Batch], clock: 
     try:
         for way in dict.fromkeys((look.decoder, look.min_side(view)) for look, view in todo):
             pixels = decode(data, decoder=way[0], min_side=way[1], reuse=True)
+            full_size = None if way[1] is None else upright_size(data)
             clock.stop("decode")
             for look, view in todo:
                 if (look.decoder, look.min_side(view)) == way:
                     drawn = draw_view(look.view_seed, digest, view)
                     out = slots[shared[look][0].number][view]
-                    resize_crop(pixels, look.preprocessing, decoder=look.decoder, view=drawn, out=out)
+                    resize_crop(
+                        pixels, look.preprocessing, decoder=look.decoder, view=drawn, full_size=full_size, out=out
+                    )
             clock.stop("resize")
     except ImageError as error:
         run.intake.fail(index, str(error))

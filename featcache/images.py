@@ -31,6 +31,7 @@ What becomes of an image, by either decoder:
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
+_REDUCED_MARGIN = 2.5
 _KEPT_BYTES = 64 << 20  # a buffer larger than this, for a photo over 22 megapixels, is not kept for the next image
 
 
@@ -63,28 +65,42 @@ def load_image(
 ) -> npt.NDArray[np.uint8]:
     """Return the network's input (height, width, 3) uint8 RGB of an encoded image, in `out` where given.
 
-    `dct_scaling`: decode a large JPEG at 1/2, 1/4 or 1/8, the smallest that keeps the short side at least as large as
-    the resize needs; it changes the pixels and applies to the plain view only. `view`: an augmented view.
+    `dct_scaling`: decode a large JPEG at 1/2, 1/4 or 1/8, the smallest that keeps the short side as long as
+    `reduced_side` says; it changes the pixels and applies to the plain view only. `view`: an augmented view.
 
     Releases the interpreter lock while it decodes and resizes. Raises `ImageError` with the reason in one line.
     """
     min_side = reduced_side(preprocessing) if dct_scaling and view is None else None
+    full_size = None if min_side is None else upright_size(data)
     if decoder == "pillow":
-        return _put(resize_with_pillow(_open(data, min_side), preprocessing, view), out)
+        return _put(resize_with_pillow(_open(data, min_side), preprocessing, view, full_size=full_size), out)
     return resize_crop(
         decode(data, decoder=decoder, min_side=min_side, reuse=True),
         preprocessing,
         decoder=decoder,
         view=view,
+        full_size=full_size,
         out=out,
     )
 
 
 def reduced_side(preprocessing: Preprocessing) -> int:
-    """Return the short side in pixels that a DCT-scaled image must keep: what it is resized to at most."""
+    """Return the short side in pixels that a DCT-scaled image must keep: two and a half times what it is resized to.
+
+    A reduced decode filters by blocks of 8x8, not as the antialiased resize does. The more is left to the resize the
+    less it shows, and the coefficients are read in any case: 1/4 takes little longer than 1/8.
+    """
     if preprocessing.crop_mode == "squash":
-        return max(preprocessing.height, preprocessing.width)
-    return preprocessing.resize
+        return math.ceil(_REDUCED_MARGIN * max(preprocessing.height, preprocessing.width))
+    return math.ceil(_REDUCED_MARGIN * preprocessing.resize)
+
+
+def upright_size(data: bytes) -> tuple[int, int] | None:
+    """Return (width, height) of a JPEG in full and upright, None for any other format. Raises `ImageError`."""
+    if not data.startswith(_JPEG_SIGNATURE):
+        return None
+    header = read_jpeg_header(data)
+    return (header.height, header.width) if header.orientation >= 5 else (header.width, header.height)
 
 
 def decode(
@@ -114,18 +130,21 @@ def resize_crop(
     *,
     decoder: Decoder = "fast",
     view: View | None = None,
+    full_size: tuple[int, int] | None = None,
     out: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Return upright RGB `pixels` (h, w, 3) resized and cropped to (height, width, 3) uint8, in `out` where given.
 
+    `full_size`: (width, height) of the image that `pixels` are a reduced decode of; they are resized to what it would
+    be, since their own sides, rounded up, can come out a pixel longer and move the crop by half of one.
     Interpolations other than bilinear and bicubic are resized by Pillow under either decoder. Raises `ImageError` where
     the image is so thin that the resize before the crop would exceed the limit of pixels.
     """
     if decoder == "fast" and torch_resizes(preprocessing):
-        return _put(resize_with_torch(pixels, preprocessing, view), out)
+        return _put(resize_with_torch(pixels, preprocessing, view, full_size=full_size), out)
     from PIL import Image
 
-    return _put(resize_with_pillow(Image.fromarray(pixels), preprocessing, view), out)
+    return _put(resize_with_pillow(Image.fromarray(pixels), preprocessing, view, full_size=full_size), out)
 
 
 def _open(data: bytes, min_side: int | None) -> Image:
@@ -169,7 +188,10 @@ def _decode_with_simplejpeg(
         )
     except ValueError:
         return None
-    return pixels if pixels.shape == (height, width, 3) else None
+    if pixels.shape != (height, width, 3):
+        return None
+    kept_width, kept_height = header.reduced_size(reduction)
+    return pixels[:kept_height, :kept_width]
 
 
 def _buffer(size: int) -> npt.NDArray[np.uint8]:

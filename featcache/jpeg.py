@@ -38,6 +38,13 @@ class JpegHeader:
     orientation: int
     _metadata: tuple[tuple[int, int], ...]
 
+    def reduced_size(self, reduction: int) -> tuple[int, int]:
+        """Return (width, height) of a decode at 1/`reduction`, before orientation, each to the nearest pixel.
+
+        libjpeg rounds up: a last pixel that stands for less than half of one would stretch what the image covers.
+        """
+        return max(1, round(self.width / reduction)), max(1, round(self.height / reduction))
+
     def without_metadata(self, data: bytes) -> bytes:
         """Return `data`, the file of this header, without comments, EXIF, colour profiles and previews."""
         kept, at = [], 0

@@ -56,7 +56,10 @@ def open_jpeg(data: bytes, header: JpegHeader, *, reduction: int = 1) -> Image.I
         if reduction > 1:
             image.draft(None, (header.width // reduction, header.height // reduction))
         image.load()
-        return turn_image(image if image.mode == "RGB" else image.convert("RGB"), header.orientation)
+        pixels = image if image.mode == "RGB" else image.convert("RGB")
+        if reduction > 1:
+            pixels = pixels.crop((0, 0, *header.reduced_size(reduction)))
+        return turn_image(pixels, header.orientation)
     except _DAMAGE as error:
         raise ImageError(f"damaged JPEG: {_reason(error)}") from error
 

@@ -134,6 +134,10 @@ def open_extractor(request: Request, *, adopt: Recipe | None = None) -> Extracto
         dtype=request.dtype or (adopt.dtype if adopt else "float16"),  # type: ignore[arg-type]
         weights=backbone.weights_label,
     )
+    if recipe.dct_scaling and adopt is None:
+        from featcache.dct_scaling import require_dct_scaling
+
+        require_dct_scaling(engine, recipe.preprocessing, decoder=recipe.decoder)
     return Extractor(engine, recipe)
 
 

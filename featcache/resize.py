@@ -60,10 +60,19 @@ def _plan(width: int, height: int, preprocessing: Preprocessing, view: View | No
     return _Geometry(whole, new_width, new_height, left, top, False)
 
 
-def resize_with_pillow(image: Image.Image, preprocessing: Preprocessing, view: View | None) -> npt.NDArray[np.uint8]:
-    """Return (height, width, 3) uint8 of an upright RGB `image`, read-only. Raises `ImageError` as `resize_crop`."""
-    plan = _plan(*image.size, preprocessing, view)
-    if plan.source != (0, 0, *image.size):
+def resize_with_pillow(
+    image: Image.Image,
+    preprocessing: Preprocessing,
+    view: View | None,
+    *,
+    full_size: tuple[int, int] | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Return (height, width, 3) uint8 of an upright RGB `image`, read-only. Raises `ImageError` as `resize_crop`.
+
+    `full_size`: of what `image` is a reduced decode of; only without a `view`.
+    """
+    plan = _plan(*(full_size or image.size), preprocessing, view)
+    if view is not None and plan.source != (0, 0, *image.size):
         image = image.crop(plan.source)
     # One axis after the other: pixels are rounded in between, so the order shows (by 6 levels in photos). Since version
     # 13 Pillow begins with the height where that shrinks much more than the width; before, and in torch, it never does.
@@ -79,15 +88,19 @@ def resize_with_pillow(image: Image.Image, preprocessing: Preprocessing, view: V
 
 
 def resize_with_torch(
-    pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing, view: View | None
+    pixels: npt.NDArray[np.uint8],
+    preprocessing: Preprocessing,
+    view: View | None,
+    *,
+    full_size: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Return (height, width, 3) uint8 of upright RGB `pixels`, perhaps a view of them. Raises `ImageError` likewise."""
     import torch
     from torch.nn import functional
 
     height, width = pixels.shape[:2]
-    plan = _plan(width, height, preprocessing, view)
-    left, top, right, bottom = plan.source
+    plan = _plan(*(full_size or (width, height)), preprocessing, view)
+    left, top, right, bottom = plan.source  # of a reduced decode, everything: beyond its end
     pixels = pixels[top:bottom, left:right]
     if pixels.shape[:2] != (plan.height, plan.width):
         # torch takes neither negative strides nor read-only memory, and its fast kernel only channels in one piece

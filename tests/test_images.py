@@ -257,14 +257,15 @@ def test_the_reduced_decode_keeps_the_short_side(decoder: Any) -> None:
     for min_side, short in [
         (801, 801),
         (401, 801),
-        (400, 401),
-        (201, 401),
-        (200, 201),
-        (100, 101),
-        (20, 101),
-        (1, 101),
+        (400, 400),
+        (201, 400),
+        (200, 200),
+        (100, 100),
+        (20, 100),
+        (1, 100),
     ]:
         assert decode(data, decoder=decoder, min_side=min_side).shape[0] == short
+    data = jpeg(1500, 1281)
     reduced = load_image(data, preprocessing(), decoder=decoder, dct_scaling=True).astype(int)
     assert not np.array_equal(reduced, load_image(data, preprocessing(), decoder=decoder))
     assert np.abs(reduced - load_image(data, preprocessing(), decoder=decoder)).mean() < 6
@@ -287,8 +288,24 @@ def test_the_reduced_decode_is_the_same_in_both_decoders() -> None:
 
 
 def test_the_side_that_reduction_keeps() -> None:
-    assert reduced_side(preprocessing(resize=256)) == 256
-    assert reduced_side(preprocessing(200, 224, resize=224, crop_mode="squash")) == 224
+    assert reduced_side(preprocessing(resize=256)) == 640
+    assert reduced_side(preprocessing(200, 224, resize=223, crop_mode="squash")) == 560
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_reduced_decode_is_cropped_where_the_full_one_is(decoder: Any) -> None:
+    # The long side of 4005x3000 becomes 341 pixels, of its quarter, rounded up to 1002x750, 342.
+    size = preprocessing(224, 224, resize=256)
+    horizontal, vertical = np.meshgrid(np.linspace(0, 255, 4005), np.linspace(0, 255, 3000))
+    ramp = np.stack([horizontal, vertical, 255 - horizontal], axis=-1).astype(np.uint8)
+    for exif in (None, exif_with(6), exif_with(3)):
+        buffer = io.BytesIO()
+        Image.fromarray(ramp).save(buffer, "jpeg", quality=95, **({"exif": exif} if exif else {}))
+        data = buffer.getvalue()
+        full = load_image(data, size, decoder=decoder).astype(float)
+        reduced = load_image(data, size, decoder=decoder, dct_scaling=True).astype(float)
+        # A pixel of the result is 0.75 levels wide here, so half a pixel would be a mean of about 0.37.
+        assert abs((full - reduced)[..., 0].mean()) < 0.15
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

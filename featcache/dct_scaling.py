@@ -1,0 +1,41 @@
+"""Whether large JPEGs may be decoded at a reduced scale: where the rows stay what they are, checked once per Recipe."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from featcache.engines import Engine
+from featcache.engines._precision import MIN_COSINE, check_images, lowest_cosine
+from featcache.errors import InputError
+from featcache.images import load_image, reduced_side
+from featcache.recipe import Decoder, Preprocessing
+
+
+def dct_scaling_cosine(engine: Engine, preprocessing: Preprocessing, *, decoder: Decoder = "fast") -> float:
+    """Return the lowest cosine between the rows of reduced and of full decodes, over all outputs of eight check images.
+
+    The images are as large as is reduced by a half, the hardest case: sharp to the last pixel, where a photo that is
+    reduced further has been softened by its lens and sensor.
+    """
+    short = 2 * reduced_side(preprocessing)
+    full, reduced = [], []
+    for pixels in check_images(short, short * 4 // 3):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "jpeg", quality=92)
+        data = buffer.getvalue()
+        full.append(load_image(data, preprocessing, decoder=decoder))
+        reduced.append(load_image(data, preprocessing, decoder=decoder, dct_scaling=True))
+    return lowest_cosine(engine.run(np.stack(reduced)), engine.run(np.stack(full)))
+
+
+def require_dct_scaling(engine: Engine, preprocessing: Preprocessing, *, decoder: Decoder = "fast") -> None:
+    """Raise `InputError` where the rows of reduced decodes keep a cosine of less than 0.999."""
+    cosine = dct_scaling_cosine(engine, preprocessing, decoder=decoder)
+    if cosine < MIN_COSINE:
+        raise InputError(
+            f"rows of JPEGs decoded at a reduced scale must keep a cosine of at least {MIN_COSINE} to those of full "
+            f"decodes, this network's keep {cosine:.5f} on the check images; build without dct_scaling"
+        )
