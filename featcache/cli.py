@@ -223,11 +223,13 @@ def train(
     caches: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="A cache made by build, or several.")],
     out: Annotated[Path | None, typer.Option("--out", help="Directory of the head to save.")] = None,
     dataset: DatasetOption = None,
-    kind: Annotated[str, typer.Option(help="linear, mlp, prototype or knn.")] = "linear",
+    kind: Annotated[str, typer.Option(help="linear, mlp, prototype or knn; several, by commas, compared.")] = "linear",
     l1: Annotated[str | None, typer.Option(help="A number or auto: drives weights to exactly zero.")] = None,
     l2: Annotated[str | None, typer.Option(help="A number or auto; auto where no penalty is given.")] = None,
     group_l1: Annotated[str | None, typer.Option(help="A number or auto: drops whole features.")] = None,
-    outputs: Annotated[str | None, typer.Option(help="Stored outputs to use, comma-separated.")] = None,
+    outputs: Annotated[
+        list[str] | None, typer.Option(help="Stored outputs, by commas, side by side; given again: compared.")
+    ] = None,
     views: Annotated[str, typer.Option(help="Stored views to train on, comma-separated.")] = "0",
     class_weight: Annotated[str | None, typer.Option(help="balanced: every class counts the same.")] = None,
     drop_duplicates: Annotated[bool, typer.Option(help="Drop train images that also stand elsewhere.")] = False,
@@ -248,21 +250,22 @@ def train(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train a head from a cache, in seconds; several caches are compared, the best on val is saved."""
+    """Train a head from a cache, in seconds; of several caches, kinds or outputs the best on val is saved."""
     from featcache.files import refuse_existing
     from featcache.train import compare, train_head
 
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
+    fits = [(cache, one, side) for cache in caches for one in kind.split(",") for side in outputs or [None]]
     results = [
         train_head(
             cache,
             dataset=dataset,
-            kind=kind,
+            kind=one_kind,
             l1=_penalty(l1, "--l1"),
             l2=_penalty(l2, "--l2"),
             group_l1=_penalty(group_l1, "--group-l1"),
-            outputs=outputs.split(",") if outputs else None,
+            outputs=side_by_side.split(",") if side_by_side else None,
             views=_integers(views, "--views"),
             class_weight=class_weight,
             drop_duplicates=drop_duplicates,
@@ -281,14 +284,16 @@ def train(
             neighbors=neighbors,
             seed=seed,
         )
-        for cache in caches
+        for cache, one_kind, side_by_side in fits
     ]
     for result in results:
         for note in result.notes:
             _say(f"note: {note}")
     best = max(results, key=lambda result: -1.0 if result.val_score is None else result.val_score)
     if len(results) > 1:
-        _say(compare(results, names=[str(cache) for cache in caches]))
+        plain = len(results) == len(caches)
+        titles = [str(cache) if plain else " ".join([str(cache), one, side or ""]) for cache, one, side in fits]
+        _say(compare(results, names=titles))
     if out is not None:
         best.save(out, overwrite=overwrite)
     _print(

@@ -358,55 +358,76 @@ def _celer(features, target, values):  # has no intercept: its objective is anot
     return fits
 
 
+def digits_rows(views: int = 1):
+    folder = DATA / "digits"
+    if not folder.exists() or not (SHARED / "weights").exists():
+        return None
+    return cached("digits", folder, views=views)
+
+
 def bench_quality(repeats: int) -> list[dict]:
-    """Compare heads by five paired folds over all photos: group L1 with few features, and training on drawn views."""
+    """Compare heads by five paired folds: group L1 with few features, training on drawn views, soft labels, mixes."""
+    return [*_quality("clothing10", clothing_rows), *_quality("digits", digits_rows)]
+
+
+def _quality(name: str, rows_of: Callable) -> list[dict]:
     from featcache.heads.solvers import Problem, solve_path
     from featcache.train.folds import stratified_folds
+    from featcache.train.targets import Supervision, mix, smooth
 
-    plain = clothing_rows()
-    if plain is None:
-        say("quality: skipped, ../shared is absent")
+    viewed = rows_of(views=4)
+    if viewed is None:
+        say(f"quality of {name}: skipped, its photos or ../shared are absent")
         return []
-    viewed = clothing_rows(views=4)
-    features, labels = plain.numpy()
     views = [viewed.numpy(view=view)[0] for view in range(4)]
+    features, labels = viewed.numpy()
+    k = int(labels.max()) + 1
     fold = stratified_folds(np.arange(len(labels)), labels, task="classification", folds=5, seed=0)
-    right: dict[str, np.ndarray] = {name: np.zeros(len(labels)) for name in ("l2", "group_l1", "views")}
+    right: dict[str, np.ndarray] = {}
     used = []
     for held in range(5):
         test, val = fold == held, fold == (held + 1) % 5
         train = ~test & ~val
-
-        def chosen(problem, penalty, val=val, most=1.0):
-            path = solve_path(problem, penalty=penalty, tolerance=1e-3, n_values=15, values=None)
-            path = [s for s in path if s.features_used <= most * features.shape[1]]
-            return max(path, key=lambda s: score(s, val).mean())
+        x, y = features[train], labels[train]
 
         def score(s, rows):
             return (features[rows] @ s.raw_weight().T + s.raw_bias()).argmax(1) == labels[rows]
 
-        single = Problem(features=features[train], targets=labels[train])
-        many = Problem(features=np.concatenate([v[train] for v in views]), targets=np.tile(labels[train], 4))
-        for name, problem, penalty in (("l2", single, "l2"), ("group_l1", single, "group_l1"), ("views", many, "l2")):
-            solution = chosen(problem, penalty, most=0.6 if penalty == "group_l1" else 1.0)
-            right[name][test] = score(solution, test)
-            if penalty == "group_l1":
-                used.append(solution.features_used / features.shape[1])
-        say(f"  fold {held}: " + ", ".join(f"{name} {hits[test].mean():.4f}" for name, hits in right.items()))
+        def take(head, path, most=1.0, score=score, val=val, test=test):
+            path = [s for s in path if s.features_used <= most * features.shape[1]]
+            best = max(path, key=lambda s: score(s, val).mean())
+            right.setdefault(head, np.zeros(len(labels)))[test] = score(best, test)
+            return best
+
+        def ridge(problem):
+            return solve_path(problem, values=np.logspace(0.5, -3, 15), tolerance=1e-3)
+
+        plain = Problem(features=x, targets=y)
+        l2 = take("l2", ridge(plain)).l2
+        groups = solve_path(plain, penalty="group_l1", n_values=10, tolerance=1e-3, l2=0.3 * l2)
+        used.append(take("group_l1 with l2", groups, most=0.6).features_used / features.shape[1])
+        soft = smooth(y, n_classes=k, amount=0.1, task="classification")
+        take("label smoothing", ridge(Problem(features=x, targets=soft)))
+        mixed = mix(Supervision(x, y, None, None), n_classes=k, amount=0.4, copies=2, seed=held)
+        take("mixup", ridge(Problem(features=mixed.features, targets=mixed.targets)))
+        many = np.concatenate([view[train] for view in views])
+        take("views", ridge(Problem(features=many, targets=np.tile(y, 4))))
+        shown = ", ".join(f"{head} {hits[test].mean():.4f}" for head, hits in right.items())
+        say(f"  {name}, fold {held}: {shown}; features used {used[-1]:.2f}")
     results = []
-    for name, bytes_ratio in (("group_l1", 1.0), ("views", 4.0)):
-        difference = right[name] - right["l2"]
+    for head in [head for head in right if head != "l2"]:
+        difference = right[head] - right["l2"]
         error = float(difference.std() / np.sqrt(len(difference)))
         results.append(
             {
-                "data": f"clothing10, five folds over {len(labels)} photos",
-                "head": name,
-                "accuracy": float(right[name].mean()),
+                "data": f"{name}, five folds over {len(labels)} photos",
+                "head": head,
+                "accuracy": float(right[head].mean()),
                 "accuracy_l2": float(right["l2"].mean()),
                 "difference_points": 100 * float(difference.mean()),
                 "interval_points": [100 * (float(difference.mean()) + sign * 1.96 * error) for sign in (-1, 1)],
-                "features_used": float(np.mean(used)) if name == "group_l1" else 1.0,
-                "bytes_ratio": bytes_ratio,
+                "features_used": float(np.mean(used)) if head.startswith("group") else 1.0,
+                "bytes_ratio": 4.0 if head == "views" else 1.0,
                 "only_this_right": int((difference > 0).sum()),
                 "only_l2_right": int((difference < 0).sum()),
             }

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from memory_cache import MemoryCache, blobs, make_samples
+from typer.testing import CliRunner
 
 from featcache.cache import create_cache, open_cache
+from featcache.cli import app
 from featcache.errors import InputError
 from featcache.heads import load_head
 from featcache.recipe import Preprocessing, Recipe
@@ -104,3 +106,30 @@ def test_several_data_sets_must_be_told_apart(tmp_path):
         assert result.val_accuracy is None
         again = train_head(cache, dataset="parity", **result.settings)
         assert np.array_equal(result.head.weight, again.head.weight)
+
+
+def test_several_kinds_and_outputs_are_compared_in_one_table(tmp_path):
+    plain = blobs()
+    columns = {"features": plain._columns["features"], "stage1": plain._columns["features"][:, :3]}
+    path = write_cache(tmp_path / "cache", MemoryCache(columns, plain.samples()))
+    command = [
+        "train",
+        str(path),
+        "--kind",
+        "linear,prototype",
+        "--outputs",
+        "features",
+        "--outputs",
+        "features,stage1",
+    ]
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "head")])
+    assert done.exit_code == 0, done.output
+    table = [line for line in done.stderr.splitlines() if str(path) in line]
+    assert [line.split()[1:4] for line in table] == [
+        ["linear", "features", "16"],
+        ["linear", "features,stage1", "19"],
+        ["prototype", "features", "16"],
+        ["prototype", "features,stage1", "19"],
+    ]
+    best = max(range(4), key=lambda i: float(table[i].split("*")[0].split()[-1]) if "*" in table[i] else -1)
+    assert load_head(tmp_path / "head").kind == table[best].split()[1]

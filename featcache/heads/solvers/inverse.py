@@ -25,7 +25,8 @@ def invert_positive_definite(matrix: Float32) -> Float32:
     half = d // 2
     first = invert_positive_definite(matrix[:half, :half])
     below = matrix[half:, :half] @ first
-    second = invert_positive_definite(matrix[half:, half:] - below @ matrix[:half, half:])
+    complement = np.subtract(matrix[half:, half:], below @ matrix[:half, half:], dtype=np.float32)
+    second = invert_positive_definite(complement)
     result = np.empty_like(matrix)
     corner = second @ below
     np.matmul(below.T, corner, out=result[:half, :half])
