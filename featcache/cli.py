@@ -256,7 +256,8 @@ def train(
 
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
-    fits = [(cache, one, side) for cache in caches for one in kind.split(",") for side in outputs or [None]]
+    sides: list[str | None] = [*outputs] if outputs else [None]
+    fits = [(cache, one, side) for cache in caches for one in kind.split(",") for side in sides]
     results = [
         train_head(
             cache,
