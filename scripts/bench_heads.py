@@ -371,7 +371,7 @@ def bench_quality(repeats: int) -> list[dict]:
 
 
 def _quality(name: str, rows_of: Callable) -> list[dict]:
-    from featcache.heads.solvers import Problem, solve_path
+    from featcache.heads.solvers import Problem, solve, solve_path
     from featcache.train.folds import stratified_folds
     from featcache.train.targets import Supervision, mix, smooth
 
@@ -405,7 +405,12 @@ def _quality(name: str, rows_of: Callable) -> list[dict]:
         plain = Problem(features=x, targets=y)
         l2 = take("l2", ridge(plain)).l2
         groups = solve_path(plain, penalty="group_l1", n_values=10, tolerance=1e-3, l2=0.3 * l2)
-        used.append(take("group_l1 with l2", groups, most=0.6).features_used / features.shape[1])
+        take("group_l1 with l2", groups, most=0.6)
+        kept = np.any([s for s in groups if s.features_used <= 0.6 * features.shape[1]][-1].weight != 0, axis=0)
+        used.append(float(kept.mean()))
+        fewer = solve(Problem(features=np.ascontiguousarray(x[:, kept]), targets=y), l2=l2, tolerance=1e-3)
+        hits = (features[test][:, kept] @ fewer.raw_weight().T + fewer.raw_bias()).argmax(1) == labels[test]
+        right.setdefault("l2 on the features group_l1 keeps", np.zeros(len(labels)))[test] = hits
         soft = smooth(y, n_classes=k, amount=0.1, task="classification")
         take("label smoothing", ridge(Problem(features=x, targets=soft)))
         mixed = mix(Supervision(x, y, None, None), n_classes=k, amount=0.4, copies=2, seed=held)
@@ -426,7 +431,7 @@ def _quality(name: str, rows_of: Callable) -> list[dict]:
                 "accuracy_l2": float(right["l2"].mean()),
                 "difference_points": 100 * float(difference.mean()),
                 "interval_points": [100 * (float(difference.mean()) + sign * 1.96 * error) for sign in (-1, 1)],
-                "features_used": float(np.mean(used)) if head.startswith("group") else 1.0,
+                "features_used": float(np.mean(used)) if "group" in head else 1.0,
                 "bytes_ratio": 4.0 if head == "views" else 1.0,
                 "only_this_right": int((difference > 0).sum()),
                 "only_l2_right": int((difference < 0).sum()),

@@ -4,9 +4,8 @@ Limited-memory BFGS learns the curvature from its steps: on 1,241 x 1280 feature
 classes it needed 2,388 passes. A Newton step solves ``H x = -g`` by conjugate gradients, a pass each, only as far as
 the step is worth (Dembo, Eisenstat and Steihaug 1982). H is block-diagonal but for the softmax's coupling, and its
 blocks differ little in shape, so that one matrix, ``Z' diag(mean_k w_i psi''_ik) Z + l2``, preconditions every class:
-as few iterations as with one matrix per class (146 against 155 there), at a tenth of the cost. It is made once the
-iterations have cost as much as it does, and made anew by the same rule, which is at most twice the best time that
-could have been chosen in hindsight (the ski-rental argument).
+nearly as few iterations as with one matrix per class (155 against 146 on 1,192 x 1280 rows at l2 = 1e-3), at a tenth
+of the cost. It is made once the iterations have cost as much as it does, and made anew by the same rule (ski rental).
 
 The logits move along a line with the weights, so that the line search costs no product at all.
 """
