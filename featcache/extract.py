@@ -354,7 +354,7 @@ def _missing(run: _Run, keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     missing = np.ones((len(keys), len(run.targets)), dtype=bool)
     if any(run.filled):
         with run.store:
-            for number in np.flatnonzero(run.filled):
+            for number in np.flatnonzero(run.filled).tolist():
                 missing[:, number] = run.targets[number].writer.find(keys) < 0
     return missing
 

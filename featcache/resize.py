@@ -99,7 +99,8 @@ def resize_with_torch(
     from torch.nn import functional
 
     height, width = pixels.shape[:2]
-    plan = _plan(*(full_size or (width, height)), preprocessing, view)
+    full_width, full_height = full_size or (width, height)
+    plan = _plan(full_width, full_height, preprocessing, view)
     left, top, right, bottom = plan.source  # of a reduced decode, everything: beyond its end
     pixels = pixels[top:bottom, left:right]
     if pixels.shape[:2] != (plan.height, plan.width):

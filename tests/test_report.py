@@ -59,7 +59,8 @@ def document(label: str = "cat", path: str = "test/cat/1.jpg") -> dict[str, Any]
             "prune": None,
             "quantize": {
                 "bytes_before": 8_900_000, "bytes_after": 2_400_000, "accuracy_float": 0.875,
-                "accuracy_before_refit": 0.5, "accuracy_after_refit": 0.75, "macs": 300_000_000, "macs_before": 310_000_000,
+                "accuracy_before_refit": 0.5, "accuracy_after_refit": 0.75, "macs": 300_000_000,
+                "macs_before": 310_000_000,
             },
         },
         "export": {

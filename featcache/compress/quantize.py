@@ -254,9 +254,9 @@ def integer_head(head: LinearHead, quantization: dict[str, Any], features: Featu
     scales = channel_scales(weight)
     stored = {"scale": [float(value) for value in scales], "zero_point": [0] * len(scales), "signed": True, "axis": 0}
     moments = MomentsSum()
-    rows = torch.from_numpy(features["train"].features)
-    for block in rows.split(_MOMENT_ROWS):
-        moments.add(block.T[None])
+    rows = features["train"].features
+    for start in range(0, len(rows), _MOMENT_ROWS):
+        moments.add(torch.from_numpy(rows[start : start + _MOMENT_ROWS].T[None]))
     found = moments.result()
     rounded = round_jointly(weight, scales, found).numpy()
     lost = (head.weight.astype(np.float64) - rounded) @ found.mean[0].numpy()
