@@ -201,9 +201,11 @@ def stored_rows(store: FeatureStore) -> dict[bytes, bytes]:
 
 
 def test_an_interrupt_commits_what_is_computed_and_the_next_run_carries_on(
-    paths: list[Path], store: FeatureStore
+    paths: list[Path], store: FeatureStore, request: pytest.FixtureRequest
 ) -> None:
     names = [os.fspath(path) for path in paths]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt), store.writer() as writer:
         extract(names, [Target(Interrupting(signal.SIGINT), fake_recipe(), writer)], workers=1, progress=False)  # type: ignore[arg-type]
     kept = stored_rows(store)
