@@ -195,6 +195,11 @@ def load_backbone(
     if name == EMBEDDED_BACKBONE:
         name, told = None, told or embedded_weights()
         source = str(told) if source == "hub" else source
+        if told == embedded_weights() and not told.is_file():
+            raise WeightsError(
+                f"{EMBEDDED_BACKBONE!r} must lie in this installation as {str(told)!r}, it does not: "
+                "name another backbone"
+            )
     if told is not None:
         state, metadata = read_checkpoint(told)
         name = name or metadata.get("timm_model")

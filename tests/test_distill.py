@@ -377,3 +377,18 @@ def test_the_command(photos: Path, teacher: Path, tmp_path: Path) -> None:
     assert "24 of soft labels" in done.stderr
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 1 and again.stderr.count("\n") == 1 and "exists already" in again.stderr
+
+
+def test_an_embedded_backbone_is_a_student_in_the_package(
+    photos: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "featcache_nano.safetensors"
+    monkeypatch.setattr("featcache.backbone.embedded_weights", lambda: place)
+    with pytest.raises(WeightsError, match="'featcache_nano' must lie in this installation"):
+        featcache.load_backbone("featcache_nano")
+    distill(photos, teacher, out=place, **{**QUICK, "epochs": 1})
+    backbone = featcache.load_backbone("featcache_nano")
+    untrained = featcache.load_backbone("featcache_nano", weights="random:0")
+    assert backbone.model_name == untrained.model_name == STUDENT
+    assert backbone.preprocessing == untrained.preprocessing and backbone.preprocessing.height == 32
+    assert untrained.weights_label == "random:0" and untrained.weights_sha256 != backbone.weights_sha256

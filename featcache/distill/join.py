@@ -56,7 +56,7 @@ def join_images(images: str | Path, teachers: Sequence[FeatureCache]) -> Joined:
     """Return the images at `images` that every teacher answered for.
 
     An image that failed in a teacher's build, or cannot be read, is left out and named in `failures`. Raises
-    `InputError` where a teacher never saw an image, or nothing is left.
+    `InputError` where a teacher never saw an image, or fewer than two are left.
     """
     listing = scan(images)
     digests, failures = _hash(listing)
@@ -83,8 +83,11 @@ def join_images(images: str | Path, teachers: Sequence[FeatureCache]) -> Joined:
             )
         train[failed] = False
         failures += [(listing.paths[i], known[digests[i].tobytes()]) for i in failed]
-    if not train.any():
-        raise InputError(f"a student needs images of the train split, or unlabelled ones, got none in {str(images)!r}")
+    if train.sum() < 2:
+        raise InputError(
+            f"a student needs two images or more of the train split, or unlabelled, got {int(train.sum())} in "
+            f"{str(images)!r}"
+        )
     return Joined(
         _take(listing, digests, labels, train),
         _take(listing, digests, labels, val),

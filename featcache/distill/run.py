@@ -134,8 +134,7 @@ def distill(
     started = time.perf_counter()
     place = Path(out)
     work = place.with_name(f"{place.name}.work")
-    if not (work / "progress.json").exists():
-        refuse_existing(place, overwrite=overwrite)
+    refuse_existing(place, overwrite=overwrite)
     with ExitStack() as stack:
         paths = [teacher] if isinstance(teacher, str | Path) else list(teacher)
         caches = [stack.enter_context(open_cache(path)) for path in paths]

@@ -50,9 +50,9 @@ class DistillSettings:
             raise InputError(f"targets must be 'features', 'logits' or 'both', got {self.targets!r}")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise InputError(f"precision must be 'auto', 'fp32' or 'bf16', got {self.precision!r}")
-        for name in ("epochs", "batch_size", "input_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        for name, least in (("epochs", 1), ("batch_size", 2), ("input_size", 1)):  # batch norm needs two
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
         for name in ("alpha", "cooldown"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")

@@ -119,8 +119,13 @@ def write_student(
         "preprocessing": json.dumps(preprocessing.to_json()),
         **{name: json.dumps(value) for name, value in notes.items()},
     }
-    metadata["digest"] = checkpoint_digest(tensors, metadata)
-    data = _ordered(save(tensors, metadata))
+    return write_weights(place, tensors, metadata)
+
+
+def write_weights(place: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """Write tensors and metadata as safetensors with a digest of both in the metadata; return the file's bytes."""
+    told = {**metadata, "digest": checkpoint_digest(tensors, metadata)}
+    data = _ordered(save(dict(tensors), told))
     write_atomically(place, data)
     return len(data)
 

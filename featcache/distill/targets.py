@@ -131,16 +131,21 @@ class CachedTargets:
     def features(self, positions: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float32]]:
         """Return standardised features (b, width) float32 of each teacher."""
         results = []
-        for reader, rows, mean, scale in zip(self._readers, self._rows, self._means, self._scales, strict=False):
-            values = np.empty((len(positions), len(mean)), dtype=np.float32)
+        for number, width in enumerate(self.feature_widths):
+            reader, rows = self._readers[number], self._rows[number]
+            values = np.empty((len(positions), width), dtype=np.float32)
             for slot in np.unique(views):
                 chosen = np.flatnonzero(views == slot)
                 column = column_name("features", self._views[slot])
                 values[chosen] = reader.gather(column, rows[positions[chosen]])
-            values -= mean
-            values *= scale
-            results.append(values)
+            results.append(self.standardise(number, values))
         return results
+
+    def standardise(self, number: int, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return features (b, width) of teacher `number` as the loss takes them; `values` is changed."""
+        values -= self._means[number]
+        values *= self._scales[number]
+        return values
 
     def soft_labels(self, positions: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> SoftLabels:
         """Return the stored soft labels, widened."""
@@ -198,12 +203,17 @@ def _compact(
                     logits = head.predict_logits(teacher.gather(block, output=list(head.columns), views=[view]))
                 soft = softmax(logits[:, source.order] / np.float32(temperature))
                 if classes is not None:
-                    top = np.argpartition(-soft, k - 1, axis=1)[:, :k]
+                    top, soft = largest(soft, k)
                     classes[start : start + len(block), slot] = top
-                    soft = np.take_along_axis(soft, top, axis=1)
                 probabilities[start : start + len(block), slot] = soft
                 bar.update(len(block))
     return classes, probabilities
+
+
+def largest(probabilities: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return the classes (b, k) of the k largest of `probabilities` (b, n), in no order, and their probabilities."""
+    top = np.argpartition(-probabilities, k - 1, axis=1)[:, :k]
+    return top, np.take_along_axis(probabilities, top, axis=1)
 
 
 def soft_source(teachers: Sequence[FeatureCache], head: Head | None, *, classes: tuple[str, ...]) -> SoftSource | None:
