@@ -460,6 +460,27 @@ def export(
 
 
 @app.command()
+def targets(
+    action: Annotated[str, typer.Argument(metavar="[list|install]", help="What to do.")] = "list",
+    names: Annotated[list[str] | None, typer.Argument(metavar="FORMAT...|all", help="What to install.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the device formats: installed or not, what each needs; 'install FORMAT...' gets what is missing."""
+    from featcache.export import install_targets, list_targets
+
+    if action not in ("list", "install"):
+        raise InputError(f"targets must be followed by list or install, got {action!r}")
+    found = install_targets(names or []) if action == "install" else list_targets()
+    if as_json:
+        _print({"targets": [status.to_json() for status in found]}, as_json)
+        return
+    for status in found:
+        state = status.version or f"missing: {status.missing}; {status.needs}"
+        unexecuted = f"; not run here: {status.unexecuted}" if status.version and status.unexecuted else ""
+        print(f"{status.name:>12}  {status.kind:<12} {state}{unexecuted}")
+
+
+@app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a model.")],
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="An image, a folder or a CSV.")],

@@ -8,6 +8,7 @@ Nothing here, nor in opening a file, loads torch.
 from __future__ import annotations
 
 import importlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +20,23 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import DependencyError, InputError
+from featcache.export.environments import Environment
 from featcache.recipe import Preprocessing
+
+FLOAT_TOLERANCE = 1e-4  # of logits up to 10, in proportion above: float32 holds seven digits
+_WARM_UP = 5
 
 # name → (module, class); order is the order of reports
 _TARGETS = {
     "onnx": ("featcache.export._onnx", "OnnxTarget"),
     "openvino": ("featcache.export._openvino", "OpenVinoTarget"),
+    "coreml": ("featcache.export._coreml", "CoreMlTarget"),
+    "tflite": ("featcache.export._tflite", "TfliteTarget"),
+    "executorch": ("featcache.export._executorch", "ExecuTorchTarget"),
+    "mslite": ("featcache.export._mslite", "MsliteTarget"),
+    "mindir": ("featcache.export._mslite", "MindirTarget"),
+    "ncnn": ("featcache.export._ncnn", "NcnnTarget"),
+    "tensorrt": ("featcache.export._tensorrt", "TensorRtTarget"),
 }
 
 
@@ -50,7 +62,12 @@ class ModelFacts:
 
 
 class Runner(ABC):
-    """A device file, loaded in its own runtime. Not thread-safe; use as a context manager."""
+    """A device file, loaded in its own runtime. Not thread-safe; use as a context manager.
+
+    `described`: what computes, where that is not the format's own runtime.
+    """
+
+    described: str | None = None
 
     @abstractmethod
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -59,6 +76,21 @@ class Runner(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release what the runtime holds."""
+
+    def time(self, image: npt.NDArray[np.uint8], *, seconds: float, least: int) -> list[float]:
+        """Return milliseconds of single runs of `image` (1, height, width, 3) over `seconds`, `least` of them or more.
+
+        A runtime in another process measures there, so that the way to it does not count.
+        """
+        for _ in range(_WARM_UP):
+            self.run(image)
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(times) < least or time.perf_counter() < end:
+            start = time.perf_counter()
+            self.run(image)
+            times.append((time.perf_counter() - start) * 1e3)
+        return times
 
     def __enter__(self) -> Runner:
         return self
@@ -70,10 +102,18 @@ class Runner(ABC):
 
 
 class Target(ABC):
-    """One device format. `name` is its word on the command line; `needs` says how to get its tools."""
+    """One device format. `name` is its word on the command line; `needs` says how to get its tools.
+
+    `packages`: what pip installs into the running environment; `environment`: where the tools live that cannot be
+    there. A format has one of the two, or neither where featcache's own dependencies do. `tolerance`: how far the
+    logits of a float file may be from torch's, in proportion above 10.
+    """
 
     name: str
     needs: str
+    packages: tuple[str, ...] = ()
+    environment: Environment | None = None
+    tolerance: float = FLOAT_TOLERANCE
 
     @abstractmethod
     def available(self) -> str | None:
@@ -93,6 +133,13 @@ class Target(ABC):
     @abstractmethod
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the loaded model that `convert` wrote, computing in float32 with `threads` threads."""
+
+    def twin(self, files: Sequence[Path], *, threads: int) -> Runner | None:
+        """Return the files' own program and weights in another interpreter, where this machine cannot run them.
+
+        What it computes is compared like a runtime's; the files still count as not executed. None: there is no such.
+        """
+        return None
 
     @abstractmethod
     def tensors(self, facts: ModelFacts) -> dict[str, Any]:
@@ -121,6 +168,16 @@ def find_target(name: str) -> Target:
     module, kind = _TARGETS[name]
     target: Target = getattr(importlib.import_module(module), kind)()
     return target
+
+
+def single_tensors(facts: ModelFacts, *, integers: bool) -> dict[str, Any]:
+    """Return `classifier_tensors` for one image at a time; `integers`: whether the format takes stored INT8 scales."""
+    tensors = classifier_tensors(facts)
+    for entry in (*tensors["inputs"].values(), *tensors["outputs"].values()):
+        entry["shape"] = [1, *entry["shape"][1:]]
+    if facts.quantized and not integers:
+        tensors["numbers"] = "float32: weights are what their integers stand for, activations are not rounded"
+    return tensors
 
 
 def classifier_tensors(facts: ModelFacts) -> dict[str, Any]:

@@ -211,11 +211,12 @@ def _verify(
     with ExitStack() as stack:
         reference: Runner = open_unoptimised(graph, threads=threads) if quantized else TorchRunner(model)
         stack.enter_context(reference)
-        runners = {
-            name: stack.enter_context(target.open(files[name], threads=threads))
-            for name, target in targets.items()
-            if target.executable() is None
-        }
+        runners = {}
+        for name, target in targets.items():
+            runs = target.executable() is None
+            runner = (target.open if runs else target.twin)(files[name], threads=threads)
+            if runner is not None:
+                runners[name] = stack.enter_context(runner)
         samples, verified_on = _samples(model, labelled, golden)
         if golden is not None:
             _check_golden(golden, model, reference, quantized=quantized)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.errors import VerificationError
@@ -21,6 +22,30 @@ def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     slim: onnx.ModelProto = onnxslim.slim(proto)
     return slim
+
+
+def fixed_batch(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph for one image at a time: tools that cannot vary the batch also fold its shape arithmetic away.
+
+    Nodes and values keep their names where they remain.
+    """
+    import onnx
+
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(proto)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        batch = value.type.tensor_type.shape.dim[0]
+        batch.ClearField("dim_param")
+        batch.dim_value = 1
+    return simplify(fixed)
+
+
+def write_single(source: Path, destination: Path) -> Path:
+    """Write the ONNX file `source` for one image at a time to `destination`, and return that."""
+    import onnx
+
+    destination.write_bytes(fixed_batch(onnx.load(source)).SerializeToString(deterministic=True))
+    return destination
 
 
 def unshare(proto: onnx.ModelProto) -> None:

@@ -16,14 +16,13 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from featcache.errors import InputError, VerificationError
-from featcache.export.base import Runner, Target
+from featcache.export.base import FLOAT_TOLERANCE, Runner, Target
 from featcache.recipe import Preprocessing
 from featcache.runtime.bench import Latency, measure_latency
 from featcache.runtime.evaluate import Evaluation, score
 from featcache.runtime.labelled import LabelledImages
 from featcache.runtime.stream import stream
 
-FLOAT_TOLERANCE = 1e-4  # of logits up to 10, in proportion above: float32 holds seven digits
 FLOAT_AGREEMENT = 0.997
 INT8_AGREEMENT = 0.98
 LEAST_FOR_AGREEMENT = 300  # a share of fewer images says nothing at 99.7 %
@@ -37,6 +36,8 @@ class FormatReport:
     `files`: relative to the bundle. `executed`: whether they were run here; `reason`: why not. `reference`: what their
     logits were compared with on `n_compared` images: `max_abs_diff`, and `top1_agreement` in [0, 1], None under 300.
     `disagreements`: images with another first class. `accuracy`: on the labelled test images, None without any.
+    `computed_by`: where the files were not run, what computed their own program and weights instead to compare them;
+    None where nothing did. It counts as no execution: neither accuracy nor latency is claimed of it.
     """
 
     files: tuple[str, ...]
@@ -51,6 +52,7 @@ class FormatReport:
     disagreements: int | None = None
     accuracy: float | None = None
     latency_ms: Latency | None = None
+    computed_by: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -67,6 +69,7 @@ class FormatReport:
             "disagreements": self.disagreements,
             "accuracy": self.accuracy,
             "latency_ms": None if self.latency_ms is None else self.latency_ms.to_json(),
+            "computed_by": self.computed_by,
         }
 
 
@@ -108,13 +111,19 @@ def run_all(
 
 
 def compare(
-    name: str, reference: npt.NDArray[np.float32], logits: npt.NDArray[np.float32], *, quantized: bool, task: str
+    name: str,
+    reference: npt.NDArray[np.float32],
+    logits: npt.NDArray[np.float32],
+    *,
+    quantized: bool,
+    task: str,
+    tolerance: float = FLOAT_TOLERANCE,
 ) -> tuple[float, int, float | None]:
     """Return (largest difference, images with another first class, agreement or None under 300) of two (n, k) logits.
 
     Raises `VerificationError` where the device file `name` does not do what its reference does: for float files another
-    value beyond 1e-4, for quantized ones another first class on more than 2 % of the images (ties aside), for any a
-    value that is not finite.
+    value beyond `tolerance`, for quantized ones another first class on more than 2 % of the images (ties aside), for
+    any a value that is not finite.
     """
     n = len(reference)
     if not n:
@@ -131,7 +140,7 @@ def compare(
     )
     agreement = 1 - len(changed) / n if task == "classification" else None
     if not quantized:
-        limit = FLOAT_TOLERANCE * max(1.0, float(np.abs(reference).max()) / 10)
+        limit = tolerance * max(1.0, float(np.abs(reference).max()) / 10)
         if difference > limit:
             raise VerificationError(
                 f"format {name!r} must give torch's logits within {limit:.2g}, it differs by {difference:.3g} on {n} "
@@ -178,12 +187,20 @@ def report_formats(
         names = tuple(path.relative_to(folder).as_posix() for path in files[name])
         size = sum(path.stat().st_size for path in files[name])
         if name not in runners:
-            reports[name] = FormatReport(names, size, False, target.executable())
+            reports[name] = FormatReport(names, size, False, _unexecuted(target))
             continue
         logits = measured.by_format[name]
         difference, changed, agreement = compare(
-            name, measured.reference[used], logits[used], quantized=quantized, task=task
+            name, measured.reference[used], logits[used], quantized=quantized, task=task, tolerance=target.tolerance
         )
+        changes = changed if task == "classification" else None
+        if target.executable() is not None:
+            reports[name] = FormatReport(
+                names, size, False, _unexecuted(target), reference=reference_name, n_compared=len(used),
+                max_abs_diff=difference, top1_agreement=agreement, disagreements=changes,
+                computed_by=runners[name].described,
+            )  # fmt: skip
+            continue
         evaluation = None
         if labelled is not None and labelled.has_labels:
             evaluation = score(labelled, logits, measured.failures, classes=classes, task=task, format=name)
@@ -198,8 +215,13 @@ def report_formats(
             n_compared=len(used),
             max_abs_diff=difference,
             top1_agreement=agreement,
-            disagreements=changed if task == "classification" else None,
+            disagreements=changes,
             accuracy=None if evaluation is None else evaluation.accuracy,
             latency_ms=measure_latency(runners[name], pixels, threads=threads),
         )
     return reports, headline
+
+
+def _unexecuted(target: Target) -> str:
+    """Return why the files of `target` were not run."""
+    return target.executable() or "its runtime is not here"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,6 @@ from featcache.errors import DependencyError
 from featcache.export.base import Runner, find_target
 from featcache.runtime.bundle import open_bundle, usable_threads
 
-_WARM_UP = 5
 _LEAST_RUNS = 20
 
 
@@ -92,12 +90,5 @@ def bench(
 
 def measure_latency(runner: Runner, image: npt.NDArray[np.uint8], *, threads: int, seconds: float = 0.5) -> Latency:
     """Return how long `runner` takes for `image` (1, height, width, 3), timed for about `seconds`, warmed up."""
-    for _ in range(_WARM_UP):
-        runner.run(image)
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < _LEAST_RUNS or time.perf_counter() < end:
-        start = time.perf_counter()
-        runner.run(image)
-        times.append((time.perf_counter() - start) * 1e3)
+    times = runner.time(image, seconds=seconds, least=_LEAST_RUNS)
     return Latency(float(np.median(times)), float(np.percentile(times, 95)), threads, len(times))

@@ -1,0 +1,4 @@
+"""Programs that run inside the environment of a device's tools, not inside ours; they import nothing of featcache.
+
+`protocol` is what each has in common; one named ``run_X.py`` is started as a script, so its folder is on the path.
+"""

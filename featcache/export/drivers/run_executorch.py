@@ -1,0 +1,40 @@
+"""ExecuTorch: torch graph to ``.pte`` with XNNPACK's kernels, run by ExecuTorch's own Python runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import protocol
+import torch
+import torch_graph
+
+
+class ExecuTorch(protocol.Program):
+    """Floats: XNNPACK's delegate of 1.5 converts per-channel integers of other quantizers, but does not run them."""
+
+    def convert(self, graph: str, folder: str, facts: dict[str, Any]) -> list[str]:
+        """Write ``model.pte``."""
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        module = torch_graph.TorchGraph(graph, integers="none").eval()
+        image = torch.zeros(facts["shape"], dtype=torch.uint8)
+        program = torch.export.export(module, (image,))
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        (Path(folder) / "model.pte").write_bytes(lowered.to_executorch().buffer)
+        return ["model.pte"]
+
+    def load(self, files: list[str], threads: int) -> None:
+        """Load the program."""
+        from executorch.runtime import Runtime
+
+        self._method = Runtime.get().load_program(files[0]).load_method("forward")
+
+    def infer(self, image: Any) -> Any:
+        """Return the logits."""
+        return self._method.execute([torch.from_numpy(image)])[0].numpy()
+
+
+if __name__ == "__main__":
+    protocol.serve(ExecuTorch())
