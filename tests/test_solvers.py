@@ -356,6 +356,18 @@ def test_weak_penalties_converge_where_two_levels_begin():
     assert solution.passes < 400
 
 
+def test_features_of_low_rank_have_a_coarse_space_too():
+    """As an untrained network's: fewer directions than the coarse space has places."""
+    generator = np.random.default_rng(2)
+    labels = np.arange(1200) % 900
+    hidden = generator.normal(size=(900, 3))[labels] + 0.1 * generator.normal(size=(1200, 3))
+    features = 5 + hidden @ generator.normal(size=(3, 256)) / 100
+    prepared = prepare(Problem(features=features.astype(np.float32), targets=labels))
+    assert prepared.two_level is not None
+    solution = solve(prepared.problem, l2=0.01, prepared=prepared)
+    assert solution.converged and solution.gap <= 1e-6
+
+
 def test_two_fits_are_bit_identical():
     problem = problem_of("softmax")
     for penalties in ({"l2": 0.01}, {"l1": 0.02}):

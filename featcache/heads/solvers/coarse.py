@@ -49,11 +49,8 @@ def pays(prepared: Prepared) -> bool:
 
 
 def _orthonormal(columns: Float32) -> Float32:
-    """Return an orthonormal basis of the columns' span by two Cholesky QRs, which are products and so fast."""
-    for _ in range(2):
-        lower = np.linalg.cholesky(columns.T @ columns)
-        columns = np.asarray(columns @ np.linalg.inv(lower).T, dtype=np.float32)
-    return columns
+    """Return an orthonormal basis of the columns' span, filled up where features of low rank leave fewer directions."""
+    return np.asarray(np.linalg.qr(columns.astype(np.float64))[0], dtype=np.float32)
 
 
 class TwoLevel:
