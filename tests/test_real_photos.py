@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from sklearn.linear_model import LogisticRegression
 
 from featcache.build import build_cache

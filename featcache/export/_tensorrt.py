@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from featcache.errors import VerificationError
 from featcache.export.base import ModelFacts, Runner, Target, classifier_tensors
@@ -117,8 +118,8 @@ def symmetric(proto: onnx.ModelProto) -> None:
         ends = np.array([limits.min, limits.max], dtype=np.float64) - float(zero.reshape(()))
         widened = np.float32(np.abs(ends).max() * float(scale.reshape(())) / 127)
         names = [f"{node.input[1]}/symmetric", f"{node.input[2]}/symmetric"]
-        values_of = [np.array(widened), np.array(0, dtype=np.int8)]
-        for name, value in zip(names, values_of, strict=True):
+        changed: list[npt.NDArray[Any]] = [np.array(widened), np.array(0, dtype=np.int8)]
+        for name, value in zip(names, changed, strict=True):
             if name not in values:
                 values[name] = numpy_helper.from_array(value, name)
                 graph.initializer.append(values[name])
