@@ -12,8 +12,8 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ from featcache.intake import Intake, read_image_file
 from featcache.interrupts import deferred_interrupts
 from featcache.recipe import Preprocessing, Recipe
 from featcache.store import StoreWriter
+from featcache.torch_threads import one_torch_thread
 from featcache.views import draw_view
 
 COMMIT_SECONDS = 5.0
@@ -218,7 +219,7 @@ def extract(
     run = _Run(Intake(paths), targets, looks, filled, queue.Queue(maxsize=2 * threads))
     counts = [0] * len(targets)
     uses_torch = any(target.recipe.decoder == "fast" or target.engine.name == "torch" for target in targets)
-    with _one_torch_thread(needed=uses_torch), deferred_interrupts() as interrupt:
+    with one_torch_thread() if uses_torch else nullcontext(), deferred_interrupts() as interrupt:
         started = time.perf_counter()
         pool = [threading.Thread(target=_work, args=(run,), name=f"extract-{i}", daemon=True) for i in range(threads)]
         for thread in pool:
@@ -390,19 +391,3 @@ def _load(run: _Run, index: int, data: bytes, batches: Sequence[_Batch], clock: 
                 slots[batch.number][...] = slots[users[0].number]
             batch.push(digest)
     run.intake.finish(index)
-
-
-@contextmanager
-def _one_torch_thread(*, needed: bool) -> Iterator[None]:
-    """Keep torch on the thread that calls it: there is one worker per processor already."""
-    if not needed:
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

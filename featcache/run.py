@@ -93,6 +93,9 @@ def run(
         images, cache, backbone=backbone, weights=weights, model_kwargs=model_kwargs, mean=mean, std=std, store=store,
         dataset="images", task=task,  # type: ignore[arg-type]
     )  # fmt: skip
+    if built.failed:
+        path, reason = built.failures[0]
+        notes.append(f"{built.failed} of {built.images} images were left out, the first being {path!r}: {reason}")
     if built.random_weights:
         notes.append(f"the backbone's weights are random ({built.weights}): it has learned nothing")
 

@@ -22,6 +22,7 @@ from featcache.cli import app
 from featcache.errors import DependencyError, InputError, VerificationError
 from featcache.export import environments as environments_module
 from featcache.export import export, find_target, install_targets, list_targets, write_onnx
+from featcache.export._openvino import OpenVinoTarget
 from featcache.export.base import ModelFacts, Target
 from featcache.export.drivers.torch_graph import TorchGraph
 from featcache.export.environments import Environment, find_python
@@ -124,6 +125,18 @@ def test_export_never_installs_and_leaves_nothing(tmp_path: Path, monkeypatch: p
     with pytest.raises(DependencyError, match=r"'tflite'.*not installed.*featcache targets install tflite"):
         export(model, out=tmp_path / "bundle", formats=("onnx", "tflite"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_network_that_a_format_cannot_hold_is_one_line_and_no_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> tuple[Path, ...]:
+        raise NotImplementedError("operations without a torch form: Sinh")
+
+    monkeypatch.setattr(OpenVinoTarget, "convert", refuse)
+    with pytest.raises(VerificationError, match=r"'openvino'.*Sinh.*nothing was exported"):
+        export(saved_model(tmp_path / "model"), out=tmp_path / "bundle", formats=["openvino"])
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.slow

@@ -11,16 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from tqdm import tqdm
 
 from featcache.distill.join import Images
@@ -30,6 +28,7 @@ from featcache.files import write_atomically
 from featcache.images import decode, resize_crop
 from featcache.intake import read_image_file
 from featcache.recipe import Decoder, Preprocessing, canonical_json
+from featcache.torch_threads import one_torch_thread
 from featcache.views import draw_view
 
 _CHUNK = 64
@@ -102,7 +101,7 @@ class StreamedViews:
             digest = self._images.digests[at].tobytes()
             self._look.render(self._images.paths[at], digest, [int(views[row])], pixels[row : row + 1])
 
-        with _one_torch_thread(), ThreadPoolExecutor(processor_count()) as pool:
+        with one_torch_thread(), ThreadPoolExecutor(processor_count()) as pool:
             list(pool.map(render, range(len(positions))))
         return pixels
 
@@ -131,7 +130,7 @@ def replay_views(place: Path, images: Images, look: Look) -> PixelSource:
         look.render(images.paths[index], images.digests[index].tobytes(), slots, pixels[index])
 
     with (
-        _one_torch_thread(),
+        one_torch_thread(),
         ThreadPoolExecutor(processor_count()) as pool,
         tqdm(total=len(images), desc="views", unit="image", disable=None) as bar,
     ):
@@ -149,14 +148,3 @@ def _read(note: Path) -> Any:
         return json.loads(note.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         return None  # a note cut short: the views are rendered again
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Keep torch's resize on the thread that calls it: there is one worker per processor already."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import copy
 import logging
 import queue
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from featcache.engines._precision import (
     reference_rows,
     refuse_precision,
 )
+from featcache.torch_threads import one_torch_thread
 
 DEFAULT_BATCH_SIZE = 16
 DEFAULT_CUDA_BATCH_SIZE = 128
@@ -49,7 +48,7 @@ class TorchEngine(Engine):
         self._network = _prepared(backbone, torch.device("cpu"))
 
     def _infer(self, batch: Images) -> tuple[Features, ...]:
-        with _one_thread(), torch.inference_mode(), _autocast("cpu", self.precision):
+        with one_torch_thread(), torch.inference_mode(), _autocast("cpu", self.precision):
             outputs = self._network(torch.from_numpy(batch))
         return tuple(output.float().numpy() for output in outputs)
 
@@ -156,17 +155,3 @@ def _prepared(backbone: Backbone, device: torch.device) -> ImageNetwork:
 
 def _autocast(device: str, precision: str) -> Any:
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on the calling thread alone: results do not depend on how a sum was shared out."""
-    before = torch.get_num_threads()
-    if before == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

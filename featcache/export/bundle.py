@@ -170,7 +170,13 @@ def _convert(
     for name, target in targets.items():
         place = folder if name == "onnx" else folder / name
         place.mkdir(exist_ok=True)
-        files[name] = target.convert(graph, place, facts=facts)
+        try:
+            files[name] = target.convert(graph, place, facts=facts)
+        except NotImplementedError as error:  # what the tools in environments of their own can raise, and we likewise
+            raise VerificationError(
+                f"format {name!r} must be able to hold the whole network, it is not: {error}; nothing was exported, "
+                "choose another format"
+            ) from error
     return files
 
 
