@@ -35,7 +35,7 @@ TEACHERS = {
     "mobilenetv2_100": ("mobilenetv2_100.tf_float_headless", ("features",)),
     "mobilenet_edgetpu_100": ("mobilenet_edgetpu_100.mlperf_qat", ("features", "logits")),
 }
-VIEWS = 2
+VIEWS = 4
 
 
 @dataclass(frozen=True)

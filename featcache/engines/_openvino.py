@@ -29,7 +29,7 @@ from featcache.recipe import Precision, Recipe
 if TYPE_CHECKING:
     from featcache.backbone import Backbone
 
-DEFAULT_BATCH_SIZE = 16
+DEFAULT_BATCH_SIZE = 4
 _EXACT_CONVOLUTIONS = (0, 3)
 _TYPES: dict[str, openvino.Type] = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
 _logger = logging.getLogger(__name__)
