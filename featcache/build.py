@@ -310,7 +310,7 @@ def _bring_up_to_date(jobs: list[_Job], work: _Work) -> None:
         # Locks are taken in one order, so that two builds of several caches never wait for each other.
         for number in sorted(range(len(jobs)), key=lambda number: str(jobs[number].cache.path)):
             job = jobs[number]
-            if job.plan.todo or work.prune_missing or not _is_stored(job, work):
+            if len(job.plan.todo) or work.prune_missing or not _is_stored(job, work):
                 writer = writers.enter_context(job.cache.store.writer(wait_seconds=work.wait_seconds))
                 # Another build may have held the lock until now: look again at what it left.
                 jobs[number] = job = _start(job.cache, job.extractor, work)
@@ -319,8 +319,9 @@ def _bring_up_to_date(jobs: list[_Job], work: _Work) -> None:
         for job in jobs:
             if job.writer is not None:
                 hash_known(work.listing, job.plan, job.writer, before=job.before, seen=seen)
-        if any(job.plan.todo for job in jobs):
-            _extract([job for job in jobs if job.plan.todo], work)
+        lacking = [job for job in jobs if len(job.plan.todo)]
+        if lacking:
+            _extract(lacking, work)
         for job in jobs:
             if job.writer is not None:
                 _store_samples(job, work)
@@ -341,17 +342,15 @@ def _extract(jobs: Sequence[_Job], work: _Work) -> None:
         assert job.writer is not None
         targets.append(Target(job.extractor.engine, job.extractor.recipe, job.writer))
     startup = time.perf_counter() - work.started
-    todo = jobs[0].plan.todo if len(jobs) == 1 else sorted(set().union(*(job.plan.todo for job in jobs)))
-    extraction = extract([work.listing.absolute(index) for index in todo], targets, workers=work.workers)
-    position = {index: at for at, index in enumerate(todo)}
+    todo = jobs[0].plan.todo if len(jobs) == 1 else np.unique(np.concatenate([job.plan.todo for job in jobs]))
+    extraction = extract(work.listing.absolute_paths(todo), targets, workers=work.workers)
     for job, extracted in zip(jobs, extraction.extracted_by_target, strict=True):
-        mine = [position[index] for index in job.plan.todo]
+        mine = np.searchsorted(todo, job.plan.todo)
         job.plan.digests[job.plan.todo] = extraction.digests[mine]
         job.plan.stats[job.plan.todo] = extraction.stats[mine]
-        for index in job.plan.todo:
-            reason = extraction.failures.get(position[index])
-            if reason is not None:
-                job.plan.failures[index] = reason
+        wanted = set(job.plan.todo.tolist()) if extraction.failures else set()
+        failures = {int(todo[position]): reason for position, reason in extraction.failures.items()}
+        job.plan.failures.update({index: reason for index, reason in failures.items() if index in wanted})
         job.startup_seconds, job.extract_seconds = startup, extraction.extract_seconds
         job.seconds_by_stage, job.extracted = extraction.seconds_by_stage, extracted
 

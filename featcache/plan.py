@@ -19,12 +19,12 @@ RACY_NANOSECONDS = 2_000_000_000  # a file changed this close to the last scan m
 
 @dataclass(slots=True)
 class Plan:
-    """Which samples are known from before, and what the others turn out to be."""
+    """Which samples are known from before, and what the others, the sorted indices `todo`, turn out to be."""
 
     digests: npt.NDArray[np.uint8]
     stats: npt.NDArray[np.int64]
     failures: dict[int, str]
-    todo: list[int]
+    todo: npt.NDArray[np.int64]
 
     def settle(self, index: int, digest: bytes, stat: FileStat, reason: str | None) -> None:
         """Note what sample `index` turned out to be: its digest, and why it has no row, if so."""
@@ -61,7 +61,7 @@ def plan_build(cache: FeatureCache, listing: Listing, before: Samples | None) ->
         decoded_indices = np.flatnonzero(decoded)
         missing = decoded_indices[reader.find(digests[decoded_indices]) < 0]
     known[missing] = False  # the row was dropped by a repair or a prune
-    return Plan(digests, listing.stats.copy(), failures, np.flatnonzero(~known).tolist())
+    return Plan(digests, listing.stats.copy(), failures, np.flatnonzero(~known))
 
 
 def same_listing(before: Samples, listing: Listing, *, seed: int) -> bool:
@@ -100,7 +100,8 @@ def hash_known(listing: Listing, plan: Plan, writer: StoreWriter, *, before: Sam
     if before is not None:
         failed = {before.digests[index].tobytes(): reason for index, reason in before.failures.items()}
     with tqdm(total=len(plan.todo), desc="changed files", unit="image", disable=None, delay=1) as bar:
-        for done, index in enumerate(plan.todo):
+        for done, number in enumerate(plan.todo):
+            index = int(number)
             if index not in seen:
                 seen[index] = _read(listing.absolute(index))
             found = seen[index]
@@ -110,11 +111,11 @@ def hash_known(listing: Listing, plan: Plan, writer: StoreWriter, *, before: Sam
             digest, status = found
             reason = None if digest in writer else failed.get(digest)
             if reason is None and digest not in writer:
-                del plan.todo[:done]
+                plan.todo = plan.todo[done:]
                 return
             plan.settle(index, digest, status, reason)
             bar.update()
-    plan.todo.clear()
+    plan.todo = plan.todo[:0]
 
 
 def _read(path: str) -> tuple[bytes, FileStat] | str:

@@ -10,10 +10,10 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,30 @@ class Listing:
     def absolute(self, index: int) -> str:
         """Return the path to open for sample `index`."""
         return os.path.join(self.root, self.paths[index])
+
+    def absolute_paths(self, indices: npt.NDArray[np.int64]) -> Sequence[str]:
+        """Return the paths to open for the samples at `indices`, each made when it is asked for."""
+        return _AbsolutePaths(self, indices)
+
+
+class _AbsolutePaths(Sequence[str]):
+    """Paths joined on demand: a million of them at once would be 150 MB."""
+
+    def __init__(self, listing: Listing, indices: npt.NDArray[np.int64]) -> None:
+        self._listing, self._indices = listing, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        """Return one path, or those of a slice, as lazily."""
+        if isinstance(index, slice):
+            return _AbsolutePaths(self._listing, self._indices[index])
+        return self._listing.absolute(int(self._indices[index]))
 
 
 @dataclass(frozen=True, slots=True)
