@@ -45,7 +45,8 @@ def replace_rows(path: Path, mapping: Mapping, record: Record, batches: Iterable
         try:
             cutter = BlockCutter(Committed(empty, {}))
             for batch in batches:
-                generation.write(list(cutter.cut([batch], finish=False)), None)
+                cutter.add([batch])
+                generation.write(cutter.cut(finish=False), None)
             generation.write(list(cutter.rest()), empty.with_rows(cutter.rows))
         finally:
             generation.close()

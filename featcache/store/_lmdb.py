@@ -106,7 +106,7 @@ class LmdbGeneration(Generation):
 
     def write(self, blocks: Iterable[Block], record: Record | None) -> None:
         values = [
-            (_block_key(b.layout, b.index), self._header(b.layout, b.index, b.payload) + bytes(b.payload))
+            (_block_key(b.layout, b.index), b"".join((self._header(b.layout, b.index, b.payload), b.payload)))
             for b in blocks
         ]
         record = record or self.record()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -136,10 +136,10 @@ class DiskWriter(StoreWriter):
         self._new_index.add(keys)
 
     def _write_pending(self, *, publish: bool) -> None:
-        blocks = list(self._cutter.cut(self._pending, finish=True))
-        self._pending, self._pending_bytes = [], 0
+        self._cutter.add(self._pending)
+        self._pending_bytes = 0
         record = self._committed.record.with_rows(self._cutter.rows) if publish else None
-        self._mapping.generation.write(blocks, record)
+        self._mapping.generation.write(self._cutter.cut(finish=True), record)
 
     def _tidy(self) -> None:
         """Write the rows afresh where superseded last blocks take more than a share of the disk."""
@@ -164,23 +164,31 @@ class BlockCutter:
 
     def __init__(self, committed: Committed) -> None:
         self._arrays = committed.record.arrays
-        self.rows = committed.record.rows
+        self.rows = self._cut_rows = committed.record.rows
         self._tails = {layout.name: bytearray(committed.tails.get(layout.name, b"")) for layout in self._arrays}
 
-    def cut(self, batches: Sequence[Mapping[str, npt.NDArray[Any]]], *, finish: bool) -> Iterator[Block]:
-        """Yield the blocks that the rows of `batches` fill, and, to `finish`, the partial ones that they end in."""
-        added = sum(len(batch[KEYS]) for batch in batches)
+    def add(self, batches: list[dict[str, npt.NDArray[Any]]]) -> None:
+        """Take over the rows of `batches`, emptying it: a commit's rows need not be in memory several times over."""
+        self.rows += sum(len(batch[KEYS]) for batch in batches)
         for layout in self._arrays:
             tail = self._tails[layout.name]
-            block = self.rows // layout.block_rows
             for batch in batches:
-                tail += np.ascontiguousarray(batch[layout.name]).reshape(-1).view(np.uint8).data
+                tail += np.ascontiguousarray(batch.pop(layout.name)).reshape(-1).view(np.uint8).data
+        batches.clear()
+
+    def cut(self, *, finish: bool) -> Iterator[Block]:
+        """Yield the blocks that the rows added since the last time fill; to `finish`, the partial ones they end in."""
+        first, self._cut_rows = self._cut_rows, self.rows
+        for layout in self._arrays:
+            tail = self._tails[layout.name]
+            block = first // layout.block_rows
             while len(tail) >= layout.block_bytes:
-                yield Block(layout, block, bytes(tail[: layout.block_bytes]))
+                with memoryview(tail) as whole:
+                    payload = bytes(whole[: layout.block_bytes])
                 del tail[: layout.block_bytes]
+                yield Block(layout, block, payload)
                 block += 1
-        self.rows += added
-        if finish and added:
+        if finish and self.rows > first:
             yield from self.rest()
 
     def rest(self) -> Iterator[Block]:
