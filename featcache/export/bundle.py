@@ -139,9 +139,11 @@ def _facts(model: MergedModel) -> ModelFacts:
         "weights_sha256": model.recipe.weights_sha256,
         "steps": [dict(step) for step in model.lineage],
     }
+    unknown = model.fitted.unknown
     return ModelFacts(
-        model.recipe.model, model.classes, model.preprocessing, lineage, quantized=model.quantization is not None
-    )
+        model.recipe.model, model.classes, model.preprocessing, lineage, quantized=model.quantization is not None,
+        task=model.fitted.task, unknown=None if unknown is None else unknown.to_json(),
+    )  # fmt: skip
 
 
 def _test_images(
@@ -189,12 +191,11 @@ def _describe(
     golden: Golden | None,
 ) -> None:
     """Write labels, preprocessing, model card and golden samples."""
-    task, unknown = model.fitted.task, model.fitted.unknown
     write_atomically(folder / "labels.txt", labels_text(facts.classes).encode())
-    described = preprocess_document(facts, targets, task=task, unknown=None if unknown is None else unknown.to_json())
+    described = preprocess_document(facts, targets)
     write_atomically(folder / PREPROCESS_FILE, _json_bytes(described))
     names = {name: tuple(path.relative_to(folder).as_posix() for path in paths) for name, paths in files.items()}
-    card = model_card(facts, names, task=task, weights=model.recipe.weights, random_weights=model.recipe.random_weights)
+    card = model_card(facts, names, weights=model.recipe.weights, random_weights=model.recipe.random_weights)
     write_atomically(folder / "model_card.md", card.encode())
     if golden is not None:
         (folder / GOLDEN_FOLDER).mkdir()

@@ -91,4 +91,5 @@ def bench(
 def measure_latency(runner: Runner, image: npt.NDArray[np.uint8], *, threads: int, seconds: float = 0.5) -> Latency:
     """Return how long `runner` takes for `image` (1, height, width, 3), timed for about `seconds`, warmed up."""
     times = runner.time(image, seconds=seconds, least=_LEAST_RUNS)
-    return Latency(float(np.median(times)), float(np.percentile(times, 95)), threads, len(times))
+    used = runner.threads or threads
+    return Latency(float(np.median(times)), float(np.percentile(times, 95)), used, len(times))
