@@ -207,12 +207,13 @@ def info(
 def verify(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A cache, model or bundle.")],
     repair: Annotated[bool, typer.Option(help="Drop exactly the damaged rows of a cache.")] = False,
+    public_key: Annotated[Path | None, typer.Option(help="PEM file of the key a bundle must be signed with.")] = None,
     as_json: Json = False,
 ) -> None:
     """Check every stored byte of a cache, model or bundle; exit status 1 where something is wrong."""
     from featcache.verify import verify as check
 
-    result = check(path, repair=repair)
+    result = check(path, repair=repair, public_key=public_key)
     _print(result.to_json(), as_json)
     if not result.ok:
         raise typer.Exit(1)
@@ -439,6 +440,7 @@ def export(
     images: Annotated[Path | None, typer.Option(help="Images whose test split to verify on.")] = None,
     cache: Annotated[Path | None, typer.Option(help="A cache whose test images to verify on.")] = None,
     dataset: DatasetOption = None,
+    sign: Annotated[Path | None, typer.Option(help="PEM file of an Ed25519 private key to sign with.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -446,8 +448,9 @@ def export(
     from featcache.export import export as export_model
 
     report = export_model(
-        model, out=out, formats=formats.split(","), images=images, cache=cache, dataset=dataset, overwrite=overwrite
-    )
+        model, out=out, formats=formats.split(","), images=images, cache=cache, dataset=dataset, sign=sign,
+        overwrite=overwrite,
+    )  # fmt: skip
     _random_note(report.random_weights, report.weights)
     values = report.to_json()
     if as_json:
@@ -457,6 +460,35 @@ def export(
     for name, entry in values["formats"].items():
         shown = {key: entry[key] for key in ("bytes", "executed", "accuracy", "top1_agreement", "max_abs_diff")}
         print(f"{name:>20}  {_human(shown)}")
+
+
+@app.command()
+def pack(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle made by export.")],
+    out: Annotated[Path, typer.Option("--out", help="The zip file to make.")],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a bundle, checked, as one zip file."""
+    from featcache.export import pack as pack_bundle
+
+    made = pack_bundle(bundle, out, overwrite=overwrite)
+    _print({"archive": str(made), "bytes": made.stat().st_size}, as_json)
+
+
+@app.command()
+def unpack(
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="A zip file made by pack.")],
+    out: OutOption,
+    public_key: Annotated[Path | None, typer.Option(help="PEM file of the key it must be signed with.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Unpack a zipped bundle and check it; one that is changed, or would leave its folder, leaves nothing."""
+    from featcache.export import unpack as unpack_bundle
+
+    made = unpack_bundle(archive, out, public_key=public_key, overwrite=overwrite)
+    _print({"bundle": str(made)}, as_json)
 
 
 @app.command()

@@ -44,6 +44,13 @@ def find_chromium() -> str | None:
     return next((found for name in [named, *_NAMES] if name and (found := shutil.which(name))), None)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: a connection ends when the browser does; a page that misses an answer is noticed by `call`."""
+
+
 class Browser:
     """A running browser; `folders` are what its page can read, by name. Use as a context manager, which ends it.
 
@@ -58,8 +65,7 @@ class Browser:
         self._answers: queue.Queue[bytes] = queue.Queue()
         self._token = secrets.token_urlsafe(12)
         self._closed = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler({"driver": _DRIVER, **folders}))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler({"driver": _DRIVER, **folders}))
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         self._profile = tempfile.TemporaryDirectory(prefix="featcache-browser-", ignore_cleanup_errors=True)

@@ -20,12 +20,22 @@ from featcache.export._onnx import open_unoptimised, write_onnx
 from featcache.export.base import ModelFacts, Runner, Target, find_target
 from featcache.export.card import labels_text, model_card, preprocess_document
 from featcache.export.measure import FormatReport, Measured, compare, report_formats, run_all
+from featcache.export.signature import load_private_key
+from featcache.export.signature import sign as signature_of
 from featcache.export.verify import manifest_bytes, manifest_entries
 from featcache.files import new_directory, refuse_existing, write_atomically
 from featcache.golden import GOLDEN_FILE, Golden, golden_patterns
 from featcache.machine import describe_machine
 from featcache.recipe import canonical_json
-from featcache.runtime.bundle import FORMAT, MANIFEST_FILE, PREPROCESS_FILE, REPORT_FILE, VERSION, usable_threads
+from featcache.runtime.bundle import (
+    FORMAT,
+    MANIFEST_FILE,
+    PREPROCESS_FILE,
+    REPORT_FILE,
+    SIGNATURE_FILE,
+    VERSION,
+    usable_threads,
+)
 from featcache.runtime.evaluate import Evaluation
 from featcache.runtime.labelled import LabelledImages, cached_images, labelled_images
 from featcache.runtime.sources import TorchRunner
@@ -82,6 +92,7 @@ def export(
     images: str | os.PathLike[str] | None = None,
     cache: FeatureCache | str | os.PathLike[str] | None = None,
     dataset: str | None = None,
+    sign: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Write the BUNDLE of `model` (a MODEL directory) at `out`, verified, and return what was measured.
@@ -90,12 +101,13 @@ def export(
     here is run, from the bytes of image files through the bundle's own preprocessing: on the test split of `images` (a
     folder or CSV) or of the data set of `cache`, else on the model's golden samples. Float files must give torch's
     logits within 1e-4, quantized ones the first class of their reference. Two exports of one model are byte-identical,
-    but for ``report.json``.
+    but for ``report.json``. `sign`: the PEM file of an Ed25519 private key, whose signature of the manifest is added.
 
     Raises `VerificationError` where a file does not do what it must, `DependencyError` where a format's tools are not
     installed, `ExistsError`; no bundle is left then, nor a half of one.
     """
     refuse_existing(Path(out), overwrite=overwrite)
+    key = None if sign is None else load_private_key(sign)
     targets = {name: find_target(name) for name in dict.fromkeys(["onnx", *formats])}
     for target in targets.values():
         target.require()
@@ -118,7 +130,10 @@ def export(
         )  # fmt: skip
         document = _report_document(report, facts, merged, labelled, measured)
         write_atomically(folder / REPORT_FILE, _json_bytes(document))
-        write_atomically(folder / MANIFEST_FILE, _manifest(folder, facts, files))
+        manifest = _manifest(folder, facts, files)
+        write_atomically(folder / MANIFEST_FILE, manifest)
+        if key is not None:
+            write_atomically(folder / SIGNATURE_FILE, signature_of(manifest, key))
     return report
 
 

@@ -2,7 +2,8 @@
 
 BUNDLE/manifest.json     format, version, device files by format, lineage, sha256 and size of every file
 BUNDLE/preprocess.json   labels, task, how an image becomes the input, the tensors of each format
-BUNDLE/report.json       what was measured when it was made; the one file the manifest does not cover
+BUNDLE/report.json       what was measured when it was made; not covered by the manifest
+BUNDLE/signature.json    where it was signed: an Ed25519 signature of the manifest
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from featcache.recipe import Preprocessing
 FORMAT = "featcache.bundle"
 VERSION = 1
 MANIFEST_FILE, PREPROCESS_FILE, REPORT_FILE = "manifest.json", "preprocess.json", "report.json"
+SIGNATURE_FILE = "signature.json"
 
 
 @dataclass(frozen=True, slots=True)
