@@ -557,6 +557,51 @@ def evaluate(
 
 
 @app.command()
+def bench(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle made by export.")],
+    formats: Annotated[
+        str | None, typer.Option("--format", help="Device formats, comma-separated; default: all.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads to compute with; default: every processor.")] = None,
+    seconds: Annotated[float, typer.Option(help="How long to time each format.")] = 2.0,
+    plot: Annotated[Path | None, typer.Option(help="An SVG picture to make of it.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a bundle's device files here: latency and memory; what their graph costs is counted."""
+    from featcache.files import refuse_existing
+    from featcache.machine import describe_machine
+    from featcache.runtime import bench as bench_bundle
+    from featcache.runtime import write_plot
+
+    if plot is not None:
+        refuse_existing(plot, overwrite=overwrite)
+    chosen = formats.split(",") if formats else None
+    found = bench_bundle(bundle, formats=chosen, threads=threads, seconds=seconds)
+    if plot is not None:
+        write_plot(found, plot, overwrite=overwrite)
+    if as_json:
+        measured = {entry.format: entry.to_json() for entry in found}
+        _print({"bundle": str(bundle), "machine": describe_machine(), "formats": measured, "plot": plot}, as_json)
+        return
+    slowest = max(entry.latency_ms.median for entry in found if entry.latency_ms is not None)
+    for entry in found:
+        if entry.latency_ms is None:
+            print(f"{entry.format:>12}  {entry.bytes / 1e6:8.2f} MB  not run here: {entry.reason}")
+            continue
+        took, memory = entry.latency_ms, entry.resident_bytes
+        resident = "memory -" if memory is None else f"memory {memory / 1e6:.1f} MB"
+        bar = "█" * max(1, round(30 * took.median / slowest))
+        print(
+            f"{entry.format:>12}  {entry.bytes / 1e6:8.2f} MB  {took.median:8.2f} ms (p95 {took.p95:.2f}, "
+            f"{took.threads} threads)  {resident:<18} {bar}"
+        )
+    if (counted := found[0].figures) is not None:
+        _say(f"{counted.macs:,} multiply-accumulates and {counted.parameters:,} parameters, counted when exported")
+    _say("power is not measured: it takes the device and a meter")
+
+
+@app.command()
 def run(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of class folders, or a CSV file.")],
     out: OutOption,

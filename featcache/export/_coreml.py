@@ -37,6 +37,7 @@ class CoreMlTarget(Target):
     name = "coreml"
     needs = "featcache targets install coreml, or pip install 'featcache[coreml]'"
     packages = ("coremltools==9.0",)
+    takes_scales = False
 
     def available(self) -> str | None:
         """Return why coremltools cannot be used here, or None."""
@@ -54,7 +55,7 @@ class CoreMlTarget(Target):
 
     def tensors(self, facts: ModelFacts) -> dict[str, Any]:
         """Return an image in; logits and, where classes exclude each other, a label and a score per label out."""
-        tensors = single_tensors(facts, integers=False)
+        tensors = single_tensors(facts, takes_scales=self.takes_scales)
         image = tensors["inputs"]["image"]
         image.update(dtype="image, 8 bits a channel", layout="Core ML image")
         tensors["outputs"][_SCORES] = {"dtype": "dictionary of label to float"}

@@ -90,6 +90,13 @@ class Runner(ABC):
         """
         return None
 
+    def resident_bytes(self) -> int | None:
+        """Return by how much the memory of the process that computes grew at most since before it opened the file.
+
+        None: it is this process (`featcache.runtime.resident` asks a fresh one), or cannot be told.
+        """
+        return None
+
     def time(self, image: npt.NDArray[np.uint8], *, seconds: float, least: int) -> list[float]:
         """Return milliseconds of single runs of `image` (1, height, width, 3) over `seconds`, `least` of them or more.
 
@@ -119,7 +126,8 @@ class Target(ABC):
 
     `packages`: what pip installs into the running environment; `environment`: where the tools live that cannot be
     there. A format has one of the two, or neither where featcache's own dependencies do. `tolerance`: how far the
-    logits of a float file may be from torch's, in proportion above 10.
+    logits of a float file may be from torch's, in proportion above 10. `takes_scales`: whether its files compute an
+    INT8 model in integers with the stored scales; else in floats.
     """
 
     name: str
@@ -127,6 +135,7 @@ class Target(ABC):
     packages: tuple[str, ...] = ()
     environment: Installation | None = None
     tolerance: float = FLOAT_TOLERANCE
+    takes_scales: bool = True
 
     @abstractmethod
     def available(self) -> str | None:
@@ -162,6 +171,17 @@ class Target(ABC):
     def version(self) -> str:
         """Return the name and version of the runtime that `open` uses."""
 
+    def resident_bytes(
+        self, runner: Runner, files: Sequence[Path], *, image_shape: tuple[int, int, int], threads: int
+    ) -> int | None:
+        """Return the bytes of memory that the opened `files` take in a process that runs them; None where untold."""
+        found = runner.resident_bytes()
+        if found is not None or self.environment is not None:
+            return found
+        from featcache.runtime.resident import measure_resident
+
+        return measure_resident(self.name, files, image_shape=image_shape, threads=threads)
+
     def require(self) -> None:
         """Raise `DependencyError` where the target's tools are not installed."""
         reason = self.available()
@@ -183,12 +203,12 @@ def find_target(name: str) -> Target:
     return target
 
 
-def single_tensors(facts: ModelFacts, *, integers: bool) -> dict[str, Any]:
-    """Return `classifier_tensors` for one image at a time; `integers`: whether the format takes stored INT8 scales."""
+def single_tensors(facts: ModelFacts, *, takes_scales: bool) -> dict[str, Any]:
+    """Return `classifier_tensors` for one image at a time; `takes_scales`: as of its target."""
     tensors = classifier_tensors(facts)
     for entry in (*tensors["inputs"].values(), *tensors["outputs"].values()):
         entry["shape"] = [1, *entry["shape"][1:]]
-    if facts.quantized and not integers:
+    if facts.quantized and not takes_scales:
         tensors["numbers"] = "float32: weights are what their integers stand for, activations are not rounded"
     return tensors
 

@@ -19,6 +19,7 @@ from featcache.errors import InputError, VerificationError
 from featcache.export._onnx import open_unoptimised, write_onnx
 from featcache.export.base import ModelFacts, Runner, Target, find_target
 from featcache.export.card import labels_text, model_card, preprocess_document
+from featcache.export.figures import Figures, count_figures
 from featcache.export.measure import FormatReport, Measured, compare, report_formats, run_all
 from featcache.export.signature import load_private_key
 from featcache.export.signature import sign as signature_of
@@ -121,7 +122,10 @@ def export(
         graph = write_onnx(merged, Path(scratch) / "model.onnx", metadata={"lineage": canonical_json(facts.lineage)})
         files = _convert(targets, graph, folder, facts)
         _describe(folder, facts, targets, files, merged, golden)
-        measured, verified_on, reports, evaluation = _verify(merged, graph, targets, files, folder, labelled, golden)
+        figures = {name: count_figures(graph, integers=target.takes_scales) for name, target in targets.items()}
+        measured, verified_on, reports, evaluation = _verify(
+            merged, graph, targets, files, folder, labelled, golden, figures
+        )
         total = sum(entry["bytes"] for entry in manifest_entries(folder).values())
         recipe = merged.recipe
         report = ExportReport(
@@ -130,7 +134,7 @@ def export(
         )  # fmt: skip
         document = _report_document(report, facts, merged, labelled, measured)
         write_atomically(folder / REPORT_FILE, _json_bytes(document))
-        manifest = _manifest(folder, facts, files)
+        manifest = _manifest(folder, facts, files, figures)
         write_atomically(folder / MANIFEST_FILE, manifest)
         if key is not None:
             write_atomically(folder / SIGNATURE_FILE, signature_of(manifest, key))
@@ -226,6 +230,7 @@ def _verify(
     folder: Path,
     labelled: LabelledImages | None,
     golden: Golden | None,
+    figures: Mapping[str, Figures],
 ) -> tuple[Measured, str, dict[str, FormatReport], Evaluation | None]:
     quantized, threads = model.quantization is not None, usable_threads()
     size = model.preprocessing
@@ -247,6 +252,7 @@ def _verify(
             targets, files, folder=folder, runners=runners, measured=measured, labelled=labelled,
             reference_name="the stored scales in float32" if quantized else "torch float32", classes=model.classes,
             task=model.fitted.task, quantized=quantized, threads=threads, pixels=noise,
+            figures=figures,
         )  # fmt: skip
     return measured, verified_on, reports, evaluation
 
@@ -277,7 +283,9 @@ def _check_golden(golden: Golden, model: MergedModel, reference: Runner, *, quan
     compare("golden", golden.logits, found.reference, quantized=quantized, task=model.fitted.task)
 
 
-def _manifest(folder: Path, facts: ModelFacts, files: Mapping[str, tuple[Path, ...]]) -> bytes:
+def _manifest(
+    folder: Path, facts: ModelFacts, files: Mapping[str, tuple[Path, ...]], figures: Mapping[str, Figures]
+) -> bytes:
     return manifest_bytes(
         {
             "format": FORMAT,
@@ -285,7 +293,10 @@ def _manifest(folder: Path, facts: ModelFacts, files: Mapping[str, tuple[Path, .
             "name": facts.name,
             "quantized": facts.quantized,
             "formats": {
-                name: {"files": [path.relative_to(folder).as_posix() for path in paths]}
+                name: {
+                    "files": [path.relative_to(folder).as_posix() for path in paths],
+                    "figures": figures[name].to_json(),
+                }
                 for name, paths in files.items()
             },
             "lineage": dict(facts.lineage),

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from featcache.errors import InputError, VerificationError
 from featcache.export.base import FLOAT_TOLERANCE, Runner, Target
+from featcache.export.figures import Figures, figures_json
 from featcache.recipe import Preprocessing
 from featcache.runtime.bench import Latency, measure_latency
 from featcache.runtime.evaluate import Evaluation, score
@@ -39,7 +40,8 @@ class FormatReport:
     `computed_by`: where the files were not run, what computed their own program and weights instead to compare them;
     None where nothing did. It counts as no execution: neither accuracy nor latency is claimed of it. `from_files`: of a
     format that decodes and resizes by itself (the web page), what that changes: images compared with the reference,
-    `disagreements`, `max_abs_diff`, and images it cannot decode; `accuracy` is then of this way.
+    `disagreements`, `max_abs_diff`, and images it cannot decode; `accuracy` is then of this way. `figures`: what the
+    graph costs by counting; `resident_bytes`: memory that the opened file took here.
     """
 
     files: tuple[str, ...]
@@ -56,6 +58,8 @@ class FormatReport:
     latency_ms: Latency | None = None
     computed_by: str | None = None
     from_files: Mapping[str, Any] | None = None
+    figures: Figures | None = None
+    resident_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -74,6 +78,7 @@ class FormatReport:
             "latency_ms": None if self.latency_ms is None else self.latency_ms.to_json(),
             "computed_by": self.computed_by,
             "from_files": None if self.from_files is None else dict(self.from_files),
+            **figures_json(self.figures, self.resident_bytes),
         }
 
 
@@ -186,11 +191,12 @@ def report_formats(
     quantized: bool,
     threads: int,
     pixels: npt.NDArray[np.uint8],
+    figures: Mapping[str, Figures],
 ) -> tuple[dict[str, FormatReport], Evaluation | None]:
     """Return one report per format, and the evaluation of the first that ran; raises as `compare`.
 
     `pixels` (1, height, width, 3) uint8: what latency is measured with. `labelled`: the images behind `measured`, None
-    for golden samples, of which no accuracy is claimed.
+    for golden samples, of which no accuracy is claimed. `figures`: of every format.
     """
     used = measured.decoded()
     reports: dict[str, FormatReport] = {}
@@ -199,7 +205,7 @@ def report_formats(
         names = tuple(path.relative_to(folder).as_posix() for path in files[name])
         size = sum(path.stat().st_size for path in files[name])
         if name not in runners:
-            reports[name] = FormatReport(names, size, False, _unexecuted(target))
+            reports[name] = FormatReport(names, size, False, _unexecuted(target), figures=figures[name])
             continue
         logits = measured.by_format[name]
         difference, changed, agreement = compare(
@@ -210,7 +216,7 @@ def report_formats(
             reports[name] = FormatReport(
                 names, size, False, _unexecuted(target), reference=reference_name, n_compared=len(used),
                 max_abs_diff=difference, top1_agreement=agreement, disagreements=changes,
-                computed_by=runners[name].described,
+                computed_by=runners[name].described, figures=figures[name],
             )  # fmt: skip
             continue
         evaluation = None
@@ -222,6 +228,7 @@ def report_formats(
                 failures |= {int(i): "its own decoder cannot read it" for i in used if np.isnan(own[i]).any()}
             evaluation = score(labelled, logits, failures, classes=classes, task=task, format=name)
             headline = headline or evaluation
+        shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
         reports[name] = FormatReport(
             names,
             size,
@@ -235,6 +242,8 @@ def report_formats(
             disagreements=changes,
             accuracy=None if evaluation is None else evaluation.accuracy,
             latency_ms=measure_latency(runners[name], pixels, threads=threads),
+            figures=figures[name],
+            resident_bytes=target.resident_bytes(runners[name], files[name], image_shape=shape, threads=threads),
             from_files=None if own is None else _compare_files(name, measured.reference[used], own[used], task=task),
         )
     return reports, headline

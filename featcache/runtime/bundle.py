@@ -17,6 +17,7 @@ from typing import Any
 
 from featcache.errors import CorruptError, FormatError, InputError, MissingError
 from featcache.export.base import Runner, find_target
+from featcache.export.figures import Figures
 from featcache.heads.unknown import UnknownRule
 from featcache.recipe import Preprocessing
 
@@ -28,7 +29,10 @@ SIGNATURE_FILE = "signature.json"
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What stands in a bundle's JSON files. `formats`: files of each format, the one to open first."""
+    """What stands in a bundle's JSON files. `formats`: files of each format, the one to open first.
+
+    `figures`: what each format's graph costs by counting, as counted by the export; None in bundles that lack them.
+    """
 
     path: Path
     name: str
@@ -38,6 +42,7 @@ class Bundle:
     preprocessing: Preprocessing
     formats: Mapping[str, tuple[str, ...]]
     lineage: Mapping[str, Any]
+    figures: Mapping[str, Figures | None]
 
     def format_named(self, name: str | None) -> str:
         """Return `name`, or for None the first format; `InputError` for one the bundle does not hold."""
@@ -88,6 +93,10 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             preprocessing=Preprocessing.from_json(described["preprocessing"]),
             formats={name: tuple(entry["files"]) for name, entry in manifest["formats"].items()},
             lineage=manifest["lineage"],
+            figures={
+                name: Figures(**entry["figures"]) if "figures" in entry else None
+                for name, entry in manifest["formats"].items()
+            },
         )
         for files in bundle.formats.values():
             for name in files:
