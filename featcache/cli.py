@@ -436,7 +436,7 @@ def quantize(
 def export(
     model: ModelArgument,
     out: OutOption,
-    formats: Annotated[str, typer.Option("--format", help="Device formats, comma-separated.")] = "onnx",
+    formats: Annotated[str, typer.Option("--format", help="Device formats, comma-separated, or all.")] = "onnx",
     images: Annotated[Path | None, typer.Option(help="Images whose test split to verify on.")] = None,
     cache: Annotated[Path | None, typer.Option(help="A cache whose test images to verify on.")] = None,
     dataset: DatasetOption = None,
@@ -452,6 +452,8 @@ def export(
         overwrite=overwrite,
     )  # fmt: skip
     _random_note(report.random_weights, report.weights)
+    for name, reason in report.not_installed.items():
+        _say(f"not exported: {name}: {reason}")
     values = report.to_json()
     if as_json:
         _print(values, as_json)

@@ -17,12 +17,13 @@ import numpy as np
 
 from featcache.errors import InputError, VerificationError
 from featcache.export._onnx import open_unoptimised, write_onnx
-from featcache.export.base import ModelFacts, Runner, Target, find_target
+from featcache.export.base import ModelFacts, Runner, Target, find_target, target_names
 from featcache.export.card import labels_text, model_card, preprocess_document
 from featcache.export.figures import Figures, count_figures
 from featcache.export.measure import FormatReport, Measured, compare, report_formats, run_all
 from featcache.export.signature import load_private_key
 from featcache.export.signature import sign as signature_of
+from featcache.export.snippet import write_snippets
 from featcache.export.verify import manifest_bytes, manifest_entries
 from featcache.files import new_directory, refuse_existing, write_atomically
 from featcache.golden import GOLDEN_FILE, Golden, golden_patterns
@@ -55,7 +56,8 @@ class ExportReport:
 
     `verified_on`: ``test`` (the test split of the images given), ``golden`` (the model's golden samples) or
     ``synthetic`` (random colours, where the model has none). `formats`: one report each. `evaluation`: of the first
-    format that ran, on the test split; None without labelled images.
+    format that ran, on the test split; None without labelled images. `not_installed`: of ``all``, the formats that are
+    not in the bundle because their tools are missing, and what they need.
     """
 
     bundle: str
@@ -68,6 +70,7 @@ class ExportReport:
     verified_on: str
     formats: Mapping[str, FormatReport]
     evaluation: Evaluation | None
+    not_installed: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -82,6 +85,7 @@ class ExportReport:
             "verified_on": self.verified_on,
             "formats": {name: report.to_json() for name, report in self.formats.items()},
             "evaluation": None if self.evaluation is None else self.evaluation.to_json(),
+            "not_installed": dict(self.not_installed),
         }
 
 
@@ -98,7 +102,8 @@ def export(
 ) -> ExportReport:
     """Write the BUNDLE of `model` (a MODEL directory) at `out`, verified, and return what was measured.
 
-    `formats`: names of device formats; ``onnx`` is always made, the others are made from it. Every file that can be run
+    `formats`: names of device formats, or ``all``, every one whose tools are installed; ``onnx`` is always made, the
+    others are made from it. Every file that can be run
     here is run, from the bytes of image files through the bundle's own preprocessing: on the test split of `images` (a
     folder or CSV) or of the data set of `cache`, else on the model's golden samples. Float files must give torch's
     logits within 1e-4, quantized ones the first class of their reference. Two exports of one model are byte-identical,
@@ -109,9 +114,7 @@ def export(
     """
     refuse_existing(Path(out), overwrite=overwrite)
     key = None if sign is None else load_private_key(sign)
-    targets = {name: find_target(name) for name in dict.fromkeys(["onnx", *formats])}
-    for target in targets.values():
-        target.require()
+    targets, missing = _chosen(formats)
     if images is not None and cache is not None:
         raise InputError("either images or a cache must be given to verify on, got both")
     merged, golden = _load(model)
@@ -130,7 +133,7 @@ def export(
         recipe = merged.recipe
         report = ExportReport(
             str(place), facts.name, recipe.weights, recipe.random_weights, facts.quantized, merged.parameter_count(),
-            total, verified_on, reports, evaluation,
+            total, verified_on, reports, evaluation, missing,
         )  # fmt: skip
         document = _report_document(report, facts, merged, labelled, measured)
         write_atomically(folder / REPORT_FILE, _json_bytes(document))
@@ -139,6 +142,25 @@ def export(
         if key is not None:
             write_atomically(folder / SIGNATURE_FILE, signature_of(manifest, key))
     return report
+
+
+def _chosen(formats: Sequence[str]) -> tuple[dict[str, Target], dict[str, str]]:
+    """Return the targets to export for, and of ``all`` those that are not installed, with what they need."""
+    everything = "all" in formats
+    names = target_names() if everything else tuple(dict.fromkeys(["onnx", *formats]))
+    for name in formats:
+        if name != "all":
+            find_target(name)  # an unknown name is an error beside ``all`` too
+    targets = {name: find_target(name) for name in names}
+    missing: dict[str, str] = {}
+    for name, target in list(targets.items()):
+        reason = target.available()
+        if everything and reason is not None and name not in formats:
+            missing[name] = f"{reason}; {target.needs}"
+            del targets[name]
+        else:
+            target.require()
+    return targets, missing
 
 
 def _load(model: MergedModel | str | os.PathLike[str]) -> tuple[MergedModel, Golden | None]:
@@ -209,13 +231,16 @@ def _describe(
     model: MergedModel,
     golden: Golden | None,
 ) -> None:
-    """Write labels, preprocessing, model card and golden samples."""
+    """Write labels, preprocessing, model card, snippets and golden samples."""
     write_atomically(folder / "labels.txt", labels_text(facts.classes).encode())
     described = preprocess_document(facts, targets)
     write_atomically(folder / PREPROCESS_FILE, _json_bytes(described))
     names = {name: tuple(path.relative_to(folder).as_posix() for path in paths) for name, paths in files.items()}
     card = model_card(facts, names, weights=model.recipe.weights, random_weights=model.recipe.random_weights)
     write_atomically(folder / "model_card.md", card.encode())
+    for name, text in write_snippets(facts, list(targets)).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_atomically(folder / name, text.encode())
     if golden is not None:
         (folder / GOLDEN_FOLDER).mkdir()
         for name, data in golden.files().items():

@@ -56,13 +56,16 @@ def model_card(facts: ModelFacts, files: Mapping[str, tuple[str, ...]], *, weigh
 
     What was measured depends on the machine and stands in ``report.json``; the card is the same for equal models.
     """
-    front = {
+    front: dict[str, Any] = {
         "library_name": "featcache",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", *(["int8"] if facts.quantized else []), *files],
     }
-    if facts.name:
-        front["base_model"] = one_line(facts.name)
+    if "/" in facts.name:
+        front["base_model"] = one_line(facts.name).removeprefix("hf-hub:").removeprefix("hf_hub:")
+    elif facts.name:
+        # not an address on the hub, which `base_model` has to be
+        front["tags"] = [*front["tags"], one_line(facts.name)]
     lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()), "---", ""]
     lines += [f"# Image classifier on {_inline(facts.name)}", ""]
     if random_weights:
