@@ -110,7 +110,9 @@ def build(
         bool | None, typer.Option("--dct-scaling/--no-dct-scaling", help="Decode large JPEGs at a reduced scale.")
     ] = None,
     engine: Annotated[str | None, typer.Option(help="openvino, onnxruntime or torch.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16; default: bf16 where it is exact enough.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or int8-dynamic; default: the fastest that is exact enough.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="What rows are stored as: float16 or float32.")] = None,
     store: Annotated[StoreKind, typer.Option(help="Storage of a new cache.")] = StoreKind.lmdb,
     dataset: Annotated[str | None, typer.Option(help="Name of the data set; default: the folder's name.")] = None,
@@ -325,7 +327,7 @@ def distill(
     alpha: Annotated[float, typer.Option(help="Share of the soft labels beside hard ones, in [0, 1].")] = 0.5,
     feature_weight: Annotated[float, typer.Option(help="Weight of the features beside labels.")] = 1.0,
     jitter: Annotated[float, typer.Option(help="Strength of the student's own changes of colour; 0: none.")] = 0.0,
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16.")] = "auto",
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights on one machine.")] = 0,
     start: Annotated[Path | None, typer.Option(help="Work directory of another run to begin from.")] = None,
     classifier: Annotated[bool, typer.Option(help="Keep the classifier over the images' classes.")] = True,

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 
-from featcache.engines import Engine
+from featcache.engines import Engine, Features, Images
 from featcache.engines._precision import MIN_COSINE, check_images, lowest_cosine
 from featcache.errors import InputError
 from featcache.images import load_image, reduced_side
 from featcache.recipe import Decoder, Preprocessing
 
+Reference = Callable[[Images], Sequence[Features]]
 
-def dct_scaling_cosine(engine: Engine, preprocessing: Preprocessing, *, decoder: Decoder = "fast") -> float:
-    """Return the lowest cosine between the rows of reduced and of full decodes, over all outputs of eight check images.
+
+def dct_scaling_cosine(
+    engine: Engine, reference: Reference, preprocessing: Preprocessing, *, decoder: Decoder = "fast"
+) -> float:
+    """Return the lowest cosine, over all outputs of eight check images, between two rows of an image.
+
+    One is the engine's, of a reduced decode; the other that of `reference` (pixels (n, height, width, 3) uint8 → rows
+    in fp32), of a full decode: what reducing costs and what the engine's precision costs add up in a row.
 
     The images are as large as is reduced by a half, the hardest case: sharp to the last pixel, where a photo that is
     reduced further has been softened by its lens and sensor.
@@ -28,14 +36,17 @@ def dct_scaling_cosine(engine: Engine, preprocessing: Preprocessing, *, decoder:
         data = buffer.getvalue()
         full.append(load_image(data, preprocessing, decoder=decoder))
         reduced.append(load_image(data, preprocessing, decoder=decoder, dct_scaling=True))
-    return lowest_cosine(engine.run(np.stack(reduced)), engine.run(np.stack(full)))
+    return lowest_cosine(engine.run(np.stack(reduced)), reference(np.stack(full)))
 
 
-def require_dct_scaling(engine: Engine, preprocessing: Preprocessing, *, decoder: Decoder = "fast") -> None:
+def require_dct_scaling(
+    engine: Engine, reference: Reference, preprocessing: Preprocessing, *, decoder: Decoder = "fast"
+) -> None:
     """Raise `InputError` where the rows of reduced decodes keep a cosine of less than 0.999."""
-    cosine = dct_scaling_cosine(engine, preprocessing, decoder=decoder)
+    cosine = dct_scaling_cosine(engine, reference, preprocessing, decoder=decoder)
     if cosine < MIN_COSINE:
         raise InputError(
-            f"rows of JPEGs decoded at a reduced scale must keep a cosine of at least {MIN_COSINE} to those of full "
-            f"decodes, this network's keep {cosine:.5f} on the check images; build without dct_scaling"
+            f"rows of JPEGs decoded at a reduced scale must keep a cosine of at least {MIN_COSINE} to fp32 rows of "
+            f"full decodes, this network's keep {cosine:.5f} on the check images in {engine.precision}; build without "
+            "dct_scaling" + ("" if engine.precision == "fp32" else ", or with precision='fp32'")
         )

@@ -36,6 +36,7 @@ COMMIT_SECONDS = 5.0
 COMMIT_ROWS = 4096
 _CHUNK_FILES = 8
 _CHUNK_BYTES = 8 << 20
+_BURST = 32  # images computed one after another by a worker, at least
 _LARGEST_FLOAT16 = 65504.0
 _STAGES = ("read", "decode", "resize", "network", "write", "wait")
 
@@ -117,12 +118,17 @@ class _Clock:
 
 
 class _Batch:
-    """One worker's images for one target: as many as fill whole runs of the engine with all their views."""
+    """One worker's images for one target: as many as fill some whole runs of the engine with all their views.
+
+    Runs follow one another in bursts: the network's weights and code are then in the processor's caches for all of them
+    but the first, where a decode between two runs would drive them out.
+    """
 
     def __init__(self, number: int, target: Target, look: _Look) -> None:
         self.number, self.look, self._target = number, look, target
         size, views = look.preprocessing, look.views
-        self.capacity = target.engine.batch_size // math.gcd(target.engine.batch_size, views)
+        whole = target.engine.batch_size // math.gcd(target.engine.batch_size, views)
+        self.capacity = -(-_BURST // (whole * views)) * whole
         self._pixels = np.zeros((self.capacity * views, size.height, size.width, 3), dtype=np.uint8)
         self._keys: list[bytes] = []
 

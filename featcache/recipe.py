@@ -16,7 +16,7 @@ from typing import Any, Literal
 from featcache.errors import FormatError, InputError
 
 Decoder = Literal["fast", "pillow"]
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "int8-dynamic", "int8"]
 
 _INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
 _CROP_MODES = ("center", "squash")

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import InputError
@@ -136,8 +137,10 @@ def open_extractor(request: Request, *, adopt: Recipe | None = None) -> Extracto
     )
     if recipe.dct_scaling and adopt is None:
         from featcache.dct_scaling import require_dct_scaling
+        from featcache.engines._precision import reference_rows
 
-        require_dct_scaling(engine, recipe.preprocessing, decoder=recipe.decoder)
+        reference = partial(reference_rows, backbone)
+        require_dct_scaling(engine, reference, recipe.preprocessing, decoder=recipe.decoder)
     return Extractor(engine, recipe)
 
 

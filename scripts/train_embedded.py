@@ -48,7 +48,7 @@ class Stage:
     learning_rate: float
 
 
-STAGES = (Stage("small", 64, 60, 2e-3), Stage("full", 96, 20, 1e-3))
+STAGES = (Stage("small", 64, 40, 2e-3), Stage("full", 96, 24, 1e-3))
 SETTINGS: dict[str, Any] = {"alpha": 0.8, "jitter": 0.25, "temperature": 2.0, "batch_size": 128, "classifier": False}
 TEST_SIDE = 96
 MOST_BYTES, MOST_PARAMETERS = 3_600_000, 1_700_000

@@ -159,6 +159,48 @@ def test_bf16_is_taken_only_where_the_check_images_agree(backbone: Backbone, mon
             assert opened.precision == "fp32"
 
 
+@pytest.fixture(scope="module")
+def transformer() -> Backbone:
+    return load_backbone("vit_tiny_patch16_224", weights="random:0", model_kwargs={"img_size": 64, "depth": 3})
+
+
+def test_transformers_multiply_integers_where_the_check_images_agree(
+    transformer: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not _openvino._has_dynamic_int8():
+        pytest.skip("this processor has not both VNNI and bf16")
+    noise = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    pictures = np.concatenate([check_images(64, 64), noise])
+    with open_engine(transformer, batch_size=4) as opened:
+        assert opened.precision == "int8-dynamic"
+        (rows,) = opened.run(pictures)
+        assert 0.999 <= lowest_cosine([rows], reference_rows(transformer, pictures)) < 0.99999
+        np.testing.assert_array_equal(opened.run(pictures[9:10])[0][0], rows[9])  # no row depends on its neighbours
+    for precision in ("bf16", "auto"):  # one kept network is not taken for the other
+        with open_engine(transformer, batch_size=4, precision=precision) as again:
+            assert again.precision == ("bf16" if precision == "bf16" else "int8-dynamic")
+    monkeypatch.setattr(_openvino, "lowest_cosine", lambda rows, wanted: 0.9992)
+    with open_engine(transformer, batch_size=4, cached=False) as careful:
+        assert careful.precision == "bf16"
+
+
+def test_only_matrix_products_count_for_dynamic_integers(transformer: Backbone, backbone: Backbone) -> None:
+    assert _openvino._Graph.of(transformer, batch_size=1).product_share > 0.8
+    graph = _openvino._Graph.of(backbone, batch_size=1)
+    assert graph.product_share < 0.01
+    if _openvino._has_dynamic_int8():
+        with pytest.raises(InputError, match=r"'int8-dynamic'.*few of its multiplications are matrix products"):
+            open_engine(backbone, engine="openvino", precision="int8-dynamic", cached=False)
+
+
+def test_a_batch_is_what_the_caches_hold(backbone: Backbone) -> None:
+    large = load_backbone("mobilenetv2_100", weights="random:0")
+    with open_engine(large, engine="openvino", precision="fp32", cached=False) as opened:
+        assert opened.batch_size == 4  # 112 x 112 x 96 numbers after the first expansion
+    with open_engine(backbone, engine="openvino", precision="fp32", cached=False) as opened:
+        assert opened.batch_size == 16
+
+
 def test_a_precision_that_the_machine_lacks_is_refused_by_name(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +209,8 @@ def test_a_precision_that_the_machine_lacks_is_refused_by_name(
         assert opened.precision == "fp32"
     with pytest.raises(InputError, match=r"'bf16'.*neither AVX512-BF16 nor AMX.*fp32"):
         open_engine(backbone, engine="openvino", precision="bf16")
+    with pytest.raises(InputError, match=r"'int8-dynamic'.*VNNI"):
+        open_engine(backbone, engine="openvino", precision="int8-dynamic")
     with pytest.raises(InputError, match=r"'bf16'.*fp32 only"):
         open_engine(backbone, engine="onnxruntime", precision="bf16")
     with pytest.raises(InputError, match="precision must be"):

@@ -76,6 +76,12 @@ def paths(photos: Path) -> list[Path]:
     return sorted(photos.rglob("*.jpg"))
 
 
+@pytest.fixture
+def _one_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows leave a worker after every run of the engine, not in bursts of several."""
+    monkeypatch.setattr("featcache.extract._BURST", 1)
+
+
 @pytest.fixture(scope="module")
 def network() -> Iterator[tuple[Engine, Preprocessing]]:
     backbone = load_backbone("test_efficientnet", weights="random:0")
@@ -163,6 +169,7 @@ def test_targets_share_reading_and_decoding(paths: list[Path], monkeypatch: pyte
                 np.testing.assert_array_equal(target.writer.committed[key][name], values)  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("_one_run_at_a_time")
 def test_commits_come_after_so_many_rows_or_seconds(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(featcache.extract, "COMMIT_ROWS", 16)
     _, notes = run(paths, workers=1)
@@ -200,6 +207,7 @@ def stored_rows(store: FeatureStore) -> dict[bytes, bytes]:
         return {key.tobytes(): row.tobytes() for key, row in zip(reader.keys(), rows, strict=True)}
 
 
+@pytest.mark.usefixtures("_one_run_at_a_time")
 def test_an_interrupt_commits_what_is_computed_and_the_next_run_carries_on(
     paths: list[Path], store: FeatureStore, request: pytest.FixtureRequest
 ) -> None:
@@ -269,6 +277,7 @@ def test_what_the_store_refuses_is_raised_and_every_thread_ends(
 
 
 @pytest.mark.parametrize(("value", "message"), [(np.nan, "must be finite"), (70000.0, "float16.*--dtype float32")])
+@pytest.mark.usefixtures("_one_run_at_a_time")
 def test_features_that_cannot_be_stored_stop_the_run_after_what_came_before(
     paths: list[Path], value: float, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +322,7 @@ class Slow(FakeEngine):
         return super().run(batch)
 
 
+@pytest.mark.usefixtures("_one_run_at_a_time")
 def test_seconds_by_stage_show_the_bottleneck(paths: list[Path]) -> None:
     threads = 2
     extraction, _ = run(paths, Slow(), workers=threads)

@@ -7,12 +7,13 @@ sends telemetry.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,17 +22,33 @@ from openvino import properties
 from openvino._offline_transformations import apply_moc_transformations
 
 from featcache.engines import Engine, Features, Images, identity, processor_count
+from featcache.engines._dynamic_int8 import GROUP_SIZE, product_share, quantize_products
 from featcache.engines._network_cache import entry_path, load_entry, save_entry
-from featcache.engines._precision import MIN_COSINE, check_images, lowest_cosine, reference_rows, refuse_precision
+from featcache.engines._precision import (
+    MIN_COSINE,
+    MIN_INT8_COSINE,
+    check_images,
+    lowest_cosine,
+    processor_has_int8,
+    reference_rows,
+    refuse_precision,
+)
 from featcache.errors import BackboneError
 from featcache.recipe import Precision, Recipe
 
 if TYPE_CHECKING:
     from featcache.backbone import Backbone
 
-DEFAULT_BATCH_SIZE = 4
+_LARGEST_BATCH_SIZE = 16
+_CACHED_BYTES = 12 << 20
 _EXACT_CONVOLUTIONS = (0, 3)
-_TYPES: dict[str, openvino.Type] = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
+_TYPES: dict[str, openvino.Type] = {
+    "fp32": openvino.Type.f32,
+    "bf16": openvino.Type.bf16,
+    "int8-dynamic": openvino.Type.bf16,  # what is no product of matrices
+}
+_LEAST_COSINE = {"fp32": 0.0, "bf16": MIN_COSINE, "int8-dynamic": MIN_INT8_COSINE}
+_LEAST_PRODUCT_SHARE = 0.5
 _logger = logging.getLogger(__name__)
 
 
@@ -81,69 +98,68 @@ def open_backbone(backbone: Backbone, *, precision: str, batch_size: int | None,
     """Return `backbone` compiled; see `featcache.engines.open_engine`."""
     from featcache.backbone import weights_digest
 
-    batch_size = batch_size or DEFAULT_BATCH_SIZE
-    has_bf16 = _has_bf16()
     if precision == "int8":
         raise refuse_precision(precision, engine="openvino", why="a float backbone is not quantized")
-    if precision == "bf16" and not has_bf16:
+    if precision == "bf16" and not _has_bf16():
         raise refuse_precision(precision, engine="openvino", why="its processor has neither AVX512-BF16 nor AMX")
+    if precision == "int8-dynamic" and not _has_dynamic_int8():
+        raise refuse_precision(precision, engine="openvino", why="its processor has not both VNNI and AVX512-BF16")
     # Surgery changes a network without changing its name: only an untouched one is what its name says.
     cached = cached and backbone.model_digest is None and weights_digest(backbone.network) == backbone.weights_sha256
-    tried = "bf16" if precision == "bf16" or (precision == "auto" and has_bf16) else "fp32"
-    path = entry_path(_key(identity(backbone), tried, batch_size))
-    entry = load_entry(path) if cached else None
-    if entry is not None:
-        engine, cosine = _import(*entry), entry[0]["cosine"]
-    else:
-        graph = _Graph.of(backbone, batch_size=batch_size)
-        engine, cosine = _compile_bf16(graph, backbone) if tried == "bf16" else (graph.compile("fp32"), 1.0)
-        if cached:
-            header = {"columns": engine.columns, "precision": tried, "cosine": cosine}
-            save_entry(path, header, engine.export())
-    if precision == "auto" and cosine < MIN_COSINE:
-        _logger.info("bf16 keeps a cosine of %.5f only, below %s: fp32 it is", cosine, MIN_COSINE)
+    auto = precision == "auto"
+    candidates = _fastest_first() if auto else (cast("Precision", precision),)
+    paths = {tried: entry_path(_key(identity(backbone), tried, batch_size)) for tried in candidates}
+    for path in paths.values() if cached else ():
+        entry = load_entry(path)
+        if entry is not None and (entry[0]["chosen"] or not auto):
+            return _import(*entry)
+    graph = _Graph.of(backbone, batch_size=batch_size)
+    for tried in candidates:
+        if tried == "int8-dynamic" and graph.product_share < _LEAST_PRODUCT_SHARE:
+            if not auto:
+                raise refuse_precision(tried, engine="openvino", why="few of its multiplications are matrix products")
+            continue
+        engine, cosine = graph.compile_checked(tried, backbone)
+        if cosine >= _LEAST_COSINE[tried] or not auto:
+            break
+        _logger.info("%s keeps a cosine of %.5f only, below %s", tried, cosine, _LEAST_COSINE[tried])
         engine.close()
-        return open_backbone(backbone, precision="fp32", batch_size=batch_size, cached=cached)
+    if cached:
+        header = {"columns": engine.columns, "precision": tried, "chosen": auto}
+        save_entry(paths[tried], header, engine.export())
     return engine
 
 
-def _compile_bf16(graph: _Graph, backbone: Backbone) -> tuple[OpenVinoEngine, float]:
-    """Return the network in bf16 and the lowest cosine of its rows on the check images to fp32.
-
-    Where bf16 throughout is not good enough, the first convolutions stay in fp32: the channels of a first depthwise
-    convolution can be nearly constant with a huge scale behind them, which turns its rounding into most of the error.
-    """
-    size = backbone.preprocessing
-    images = check_images(size.height, size.width)
-    wanted = reference_rows(backbone, images)
-    for exact_convolutions in _EXACT_CONVOLUTIONS:
-        engine = graph.compile("bf16", exact_convolutions=exact_convolutions)
-        cosine = lowest_cosine(engine.run(images), wanted)
-        _logger.info("bf16 with %d convolutions in fp32: cosine %.6f", exact_convolutions, cosine)
-        if cosine >= MIN_COSINE:
-            break
-    return engine, cosine
+def _fastest_first() -> tuple[Precision, ...]:
+    """Return the precisions this processor computes fast, the fastest first; fp32 is always among them."""
+    found: list[Precision] = ["int8-dynamic"] if _has_dynamic_int8() else []
+    return (*found, *(("bf16",) if _has_bf16() else ()), "fp32")
 
 
 def open_recipe(recipe: Recipe) -> OpenVinoEngine | None:
     """Return the engine of `recipe` from the cache of compiled networks, or None."""
-    if recipe.engine_version != openvino_version() or (recipe.precision == "bf16" and not _has_bf16()):
+    if recipe.engine_version != openvino_version() or recipe.precision not in _fastest_first():
         return None
-    entry = load_entry(entry_path(_key(identity(recipe), recipe.precision, DEFAULT_BATCH_SIZE)))
+    entry = load_entry(entry_path(_key(identity(recipe), recipe.precision, None)))
     return None if entry is None else _import(*entry)
 
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """The whole graph in OpenVINO's own files, uint8 images in, of a fixed batch size, optimised but in fp32."""
+    """The whole graph in OpenVINO's own files, uint8 images in, of a fixed batch size, optimised but in fp32.
+
+    Without a `batch_size`, it is what the processor's caches hold (`_cached_batch_size`).
+    """
 
     xml: bytes
     weights: openvino.Tensor
     columns: tuple[tuple[str, tuple[int, ...]], ...]
+    product_share: float
 
     @classmethod
-    def of(cls, backbone: Backbone, *, batch_size: int) -> _Graph:
-        model = _convert(backbone, batch_size=batch_size)
+    def of(cls, backbone: Backbone, *, batch_size: int | None) -> _Graph:
+        model = _convert(backbone)
+        _set_batch_size(model, backbone, batch_size or _cached_batch_size(model))
         shapes = [tuple(int(size) for size in output.shape)[1:] for output in model.outputs]
         # Operations are fused here, since marks on them (`compile`) would be lost when they are fused later.
         apply_moc_transformations(model, cf=True)
@@ -151,7 +167,28 @@ class _Graph:
             path = Path(folder) / "network.xml"
             openvino.save_model(model, path, compress_to_fp16=False)
             weights = np.fromfile(path.with_suffix(".bin"), dtype=np.uint8)
-            return cls(path.read_bytes(), openvino.Tensor(weights), tuple(zip(backbone.outputs, shapes, strict=True)))
+            columns = tuple(zip(backbone.outputs, shapes, strict=True))
+            return cls(path.read_bytes(), openvino.Tensor(weights), columns, product_share(model))
+
+    def compile_checked(self, precision: Precision, backbone: Backbone) -> tuple[OpenVinoEngine, float]:
+        """Return the network compiled and the lowest cosine of its rows on the check images to fp32.
+
+        Where bf16 throughout is not good enough, the first convolutions stay in fp32: the channels of a first depthwise
+        convolution can be nearly constant with a huge scale behind them, which turns its rounding into most of the
+        error.
+        """
+        if precision == "fp32":
+            return self.compile(precision), 1.0
+        size = backbone.preprocessing
+        images = check_images(size.height, size.width)
+        wanted = reference_rows(backbone, images)
+        for exact_convolutions in _EXACT_CONVOLUTIONS if precision == "bf16" else (0,):
+            engine = self.compile(precision, exact_convolutions=exact_convolutions)
+            cosine = lowest_cosine(engine.run(images), wanted)
+            _logger.info("%s with %d convolutions in fp32: cosine %.6f", precision, exact_convolutions, cosine)
+            if cosine >= _LEAST_COSINE[precision]:
+                break
+        return engine, cosine
 
     def compile(self, precision: Precision, *, exact_convolutions: int = 0) -> OpenVinoEngine:
         """Return the network compiled, everything up to that many convolutions in fp32 whatever the precision."""
@@ -171,12 +208,15 @@ class _Graph:
                     ElementTree.SubElement(marks, "attribute", {"name": "precise", "version": "0"})
             xml = ElementTree.tostring(root)
         core = openvino.Core()
-        compiled = core.compile_model(core.read_model(xml, self.weights), "CPU", _configuration(precision))
+        model = core.read_model(xml, self.weights)
+        if precision == "int8-dynamic":
+            quantize_products(model)
+        compiled = core.compile_model(model, "CPU", _configuration(precision))
         return OpenVinoEngine(compiled, columns=self.columns, precision=precision, streams=processor_count())
 
 
-def _convert(backbone: Backbone, *, batch_size: int) -> openvino.Model:
-    """Return the whole graph as the front end makes it of TorchScript."""
+def _convert(backbone: Backbone) -> openvino.Model:
+    """Return the whole graph for one image as the front end makes it of TorchScript."""
     import torch
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -192,14 +232,37 @@ def _convert(backbone: Backbone, *, batch_size: int) -> openvino.Model:
         decoder = TorchScriptPythonDecoder(scripted, example_input=example)
     front_end = FrontEndManager().load_by_framework("pytorch")
     model = front_end.convert(front_end.load(decoder))
-    model.reshape({model.input(0): [batch_size, height, width, 3]})
+    model.reshape({model.input(0): [1, height, width, 3]})
+    return model
+
+
+def _cached_batch_size(model: openvino.Model) -> int:
+    """Return how many images of a one-image `model` to compute at once, a power of two up to 16.
+
+    A layer's output is read by the next layer at once, and from memory where it is larger than the caches. MobileNetV2,
+    whose largest output is 2.4 MB in bf16, computes 455 images/s in fours and 380 in sixteens; MobileNetV3-small (0.5
+    MB) gains nothing from less than sixteen. The bound is the same on every machine, since rows may depend on it.
+    """
+    largest = max(
+        2 * math.prod(output.shape)
+        for operation in model.get_ordered_ops()
+        if operation.get_type_name() != "Constant"
+        for output in operation.outputs()
+        if output.partial_shape.is_static
+    )
+    most = min(_LARGEST_BATCH_SIZE, max(1, _CACHED_BYTES // largest))
+    return 1 << (int(most).bit_length() - 1)
+
+
+def _set_batch_size(model: openvino.Model, backbone: Backbone, batch_size: int) -> None:
+    """Reshape a one-image `model`; raise `BackboneError` where its outputs do not follow."""
+    model.reshape({model.input(0): [batch_size, *model.input(0).shape[1:]]})
     if any(output.partial_shape.is_dynamic or output.shape[0] != batch_size for output in model.outputs):
         shapes = [str(output.partial_shape) for output in model.outputs]
         raise BackboneError(
             f"every output of {backbone.model_name!r} must have one row per image in OpenVINO's graph, got {shapes!r}; "
             "use engine='torch'"
         )
-    return model
 
 
 def _configuration(precision: str) -> dict[str, Any]:
@@ -210,6 +273,7 @@ def _configuration(precision: str) -> dict[str, Any]:
         properties.inference_num_threads: count,
         properties.hint.enable_cpu_pinning: False,
         properties.hint.enable_hyper_threading: True,
+        properties.hint.dynamic_quantization_group_size: GROUP_SIZE if precision == "int8-dynamic" else 0,
     }
 
 
@@ -222,7 +286,11 @@ def _has_bf16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", properties.device.capabilities)
 
 
-def _key(network: dict[str, Any], precision: str, batch_size: int) -> dict[str, Any]:
+def _has_dynamic_int8() -> bool:
+    return _has_bf16() and processor_has_int8()
+
+
+def _key(network: dict[str, Any], precision: str, batch_size: int | None) -> dict[str, Any]:
     core = openvino.Core()
     return {
         **network,

@@ -126,8 +126,8 @@ def open_backbone(backbone: Backbone, *, precision: str, batch_size: int | None)
     engine_class = CudaEngine if cuda else TorchEngine
     size = batch_size or (DEFAULT_CUDA_BATCH_SIZE if cuda else DEFAULT_BATCH_SIZE)
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else processor_has_bf16()
-    if precision == "int8":
-        raise refuse_precision(precision, engine="torch", why="a float backbone is not quantized")
+    if precision in ("int8", "int8-dynamic"):
+        raise refuse_precision(precision, engine="torch", why="it computes a float backbone in fp32 or bf16 only")
     if precision == "bf16" and not has_bf16:
         raise refuse_precision(precision, engine="torch", why="it has no bf16 arithmetic")
     if precision != "auto":
