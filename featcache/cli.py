@@ -209,12 +209,13 @@ def info(
 def verify(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A cache, model or bundle.")],
     repair: Annotated[bool, typer.Option(help="Drop exactly the damaged rows of a cache.")] = False,
+    public_key: Annotated[Path | None, typer.Option(help="PEM file of the key a bundle must be signed with.")] = None,
     as_json: Json = False,
 ) -> None:
     """Check every stored byte of a cache, model or bundle; exit status 1 where something is wrong."""
     from featcache.verify import verify as check
 
-    result = check(path, repair=repair)
+    result = check(path, repair=repair, public_key=public_key)
     _print(result.to_json(), as_json)
     if not result.ok:
         raise typer.Exit(1)
@@ -437,10 +438,11 @@ def quantize(
 def export(
     model: ModelArgument,
     out: OutOption,
-    formats: Annotated[str, typer.Option("--format", help="Device formats, comma-separated.")] = "onnx",
+    formats: Annotated[str, typer.Option("--format", help="Device formats, comma-separated, or all.")] = "onnx",
     images: Annotated[Path | None, typer.Option(help="Images whose test split to verify on.")] = None,
     cache: Annotated[Path | None, typer.Option(help="A cache whose test images to verify on.")] = None,
     dataset: DatasetOption = None,
+    sign: Annotated[Path | None, typer.Option(help="PEM file of an Ed25519 private key to sign with.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -448,9 +450,12 @@ def export(
     from featcache.export import export as export_model
 
     report = export_model(
-        model, out=out, formats=formats.split(","), images=images, cache=cache, dataset=dataset, overwrite=overwrite
-    )
+        model, out=out, formats=formats.split(","), images=images, cache=cache, dataset=dataset, sign=sign,
+        overwrite=overwrite,
+    )  # fmt: skip
     _random_note(report.random_weights, report.weights)
+    for name, reason in report.not_installed.items():
+        _say(f"not exported: {name}: {reason}")
     values = report.to_json()
     if as_json:
         _print(values, as_json)
@@ -459,6 +464,35 @@ def export(
     for name, entry in values["formats"].items():
         shown = {key: entry[key] for key in ("bytes", "executed", "accuracy", "top1_agreement", "max_abs_diff")}
         print(f"{name:>20}  {_human(shown)}")
+
+
+@app.command()
+def pack(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle made by export.")],
+    out: Annotated[Path, typer.Option("--out", help="The zip file to make.")],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a bundle, checked, as one zip file."""
+    from featcache.export import pack as pack_bundle
+
+    made = pack_bundle(bundle, out, overwrite=overwrite)
+    _print({"archive": str(made), "bytes": made.stat().st_size}, as_json)
+
+
+@app.command()
+def unpack(
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="A zip file made by pack.")],
+    out: OutOption,
+    public_key: Annotated[Path | None, typer.Option(help="PEM file of the key it must be signed with.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Unpack a zipped bundle and check it; one that is changed, or would leave its folder, leaves nothing."""
+    from featcache.export import unpack as unpack_bundle
+
+    made = unpack_bundle(archive, out, public_key=public_key, overwrite=overwrite)
+    _print({"bundle": str(made)}, as_json)
 
 
 @app.command()
@@ -524,6 +558,51 @@ def evaluate(
     for path, reason in result.failures:
         _say(f"failed: {path}: {reason}")
     _print(result.to_json(), as_json, keys=["accuracy", "n", "format", "split", "failed"])
+
+
+@app.command()
+def bench(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle made by export.")],
+    formats: Annotated[
+        str | None, typer.Option("--format", help="Device formats, comma-separated; default: all.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads to compute with; default: every processor.")] = None,
+    seconds: Annotated[float, typer.Option(help="How long to time each format.")] = 2.0,
+    plot: Annotated[Path | None, typer.Option(help="An SVG picture to make of it.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a bundle's device files here: latency and memory; what their graph costs is counted."""
+    from featcache.files import refuse_existing
+    from featcache.machine import describe_machine
+    from featcache.runtime import bench as bench_bundle
+    from featcache.runtime import write_plot
+
+    if plot is not None:
+        refuse_existing(plot, overwrite=overwrite)
+    chosen = formats.split(",") if formats else None
+    found = bench_bundle(bundle, formats=chosen, threads=threads, seconds=seconds)
+    if plot is not None:
+        write_plot(found, plot, overwrite=overwrite)
+    if as_json:
+        measured = {entry.format: entry.to_json() for entry in found}
+        _print({"bundle": str(bundle), "machine": describe_machine(), "formats": measured, "plot": plot}, as_json)
+        return
+    slowest = max(entry.latency_ms.median for entry in found if entry.latency_ms is not None)
+    for entry in found:
+        if entry.latency_ms is None:
+            print(f"{entry.format:>12}  {entry.bytes / 1e6:8.2f} MB  not run here: {entry.reason}")
+            continue
+        took, memory = entry.latency_ms, entry.resident_bytes
+        resident = "memory -" if memory is None else f"memory {memory / 1e6:.1f} MB"
+        bar = "█" * max(1, round(30 * took.median / slowest))
+        print(
+            f"{entry.format:>12}  {entry.bytes / 1e6:8.2f} MB  {took.median:8.2f} ms (p95 {took.p95:.2f}, "
+            f"{took.threads} threads)  {resident:<18} {bar}"
+        )
+    if (counted := found[0].figures) is not None:
+        _say(f"{counted.macs:,} multiply-accumulates and {counted.parameters:,} parameters, counted when exported")
+    _say("power is not measured: it takes the device and a meter")
 
 
 @app.command()

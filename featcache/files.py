@@ -9,7 +9,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from featcache.errors import ExistsError, FeatcacheError, StorageError
 from featcache.recipe import canonical_json
@@ -70,6 +70,27 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise StorageError(f"{str(path)!r} must be writable, got: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """Yield a file to write that takes the name `path`, durable, if the block succeeds, and vanishes if it fails."""
+    refuse_existing(path, overwrite=overwrite)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except FeatcacheError:
+        raise  # some are an OSError too: they have said what is wrong
+    except OSError as error:
+        raise StorageError(f"{str(path)!r} must be writable, got: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:

@@ -14,13 +14,17 @@ Kind = Literal["cache", "head", "model", "bundle"]
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found. `rows`: intact rows of a cache, intact files of anything else. `problems`: one line each."""
+    """What was found. `rows`: intact rows of a cache, intact files of anything else. `problems`: one line each.
+
+    `signed_by`: fingerprint of the key whose signature of a bundle holds; None without one, or where none was checked.
+    """
 
     path: str
     kind: Kind
     ok: bool
     rows: int
     problems: tuple[str, ...]
+    signed_by: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -30,25 +34,35 @@ class Verification:
             "ok": self.ok,
             "rows": self.rows,
             "problems": list(self.problems),
+            "signed_by": self.signed_by,
         }
 
 
-def verify(path: str | os.PathLike[str], *, repair: bool = False) -> Verification:
+def verify(
+    path: str | os.PathLike[str], *, repair: bool = False, public_key: str | os.PathLike[str] | None = None
+) -> Verification:
     """Return what a check of every byte stored at `path` finds.
 
     `repair`: drop exactly the damaged rows of a cache, so that the next build makes them again; nothing else can be
-    repaired. Raises `MissingError` where `path` is none of a cache, head, model or bundle.
+    repaired. `public_key`: the PEM file of the Ed25519 key that a bundle must be signed with. Raises `MissingError`
+    where `path` is none of a cache, head, model or bundle.
     """
     place = Path(path)
     kind = _kind(place)
     if repair and kind != "cache":
         raise InputError(f"only a cache can be repaired, {str(path)!r} is a {kind}: make it again")
+    if public_key is not None and kind != "bundle":
+        raise InputError(f"only a bundle can be signed, {str(path)!r} is a {kind}: leave the public key out")
+    signed_by = None
     if kind == "cache":
         rows, problems = _check_cache(place, repair=repair)
     elif kind == "bundle":
+        from featcache.export.signature import check_signature, load_public_key
         from featcache.export.verify import verify_bundle
 
-        rows, problems = verify_bundle(place)
+        key = None if public_key is None else load_public_key(public_key)
+        rows, problems = verify_bundle(place, public_key=key)
+        signed_by = check_signature(place, key)[0]
     elif kind == "model":
         from featcache.model import verify_model
 
@@ -56,7 +70,7 @@ def verify(path: str | os.PathLike[str], *, repair: bool = False) -> Verificatio
         rows = sum(1 for file in place.rglob("*") if file.is_file()) if not problems else 0
     else:
         rows, problems = _check_head(place)
-    return Verification(str(path), kind, not problems, rows, tuple(problems))
+    return Verification(str(path), kind, not problems, rows, tuple(problems), signed_by)
 
 
 def _kind(place: Path) -> Kind:

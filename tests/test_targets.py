@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -201,6 +202,27 @@ def test_coreml_holds_the_program_the_labels_and_no_date(model: MergedModel, gra
     (tmp_path / "again").mkdir()
     _, again = made("coreml", model, graph, tmp_path / "again")
     assert [path.read_bytes() for path in files] == [path.read_bytes() for path in again]
+
+
+@pytest.mark.target
+def test_coreml_stores_the_weights_of_an_int8_model_as_integers(
+    model: MergedModel, graph: Path, tmp_path: Path
+) -> None:
+    target, plain = made("coreml", model, graph, tmp_path)
+    facts = dataclasses.replace(facts_of(model), quantized=True)
+    written = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        written.append(target.convert(graph, tmp_path / name, facts=facts))
+    assert [path.read_bytes() for path in written[0]] == [path.read_bytes() for path in written[1]]
+    assert sum(p.stat().st_size for p in written[0][2:]) < 0.4 * sum(p.stat().st_size for p in plain[2:])
+    assert b"constexpr_affine_dequantize" in written[0][1].read_bytes()
+    twin = target.twin(written[0], threads=1)
+    assert twin is not None
+    images = pixels(2, model)
+    difference = np.abs(twin.run(images) - logits_of(model, images)).max()
+    assert 0 < difference < 0.05, "rounded, and little"
+    assert "INT8" in target.tensors(facts)["numbers"]
 
 
 @pytest.mark.target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -13,42 +12,13 @@ import onnx
 from torch import nn
 
 from featcache.engines import processor_count
-from featcache.errors import FormatError
+from featcache.export.figures import node_macs
+
+__all__ = ["graph_macs", "latencies_ms", "node_macs", "zero_share"]
 
 _WARM_RUNS = 5
 _TIMED_SECONDS = 1.5  # per graph; enough for a hundred runs of a MobileNet
 _LEAST_RUNS = 15
-
-
-def node_macs(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the multiply-accumulates per image of every convolution and matrix product, by node name.
-
-    Counted on the exported graph with a batch of one, after shape inference; `FormatError` where a shape stays unknown.
-    """
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    for value in (*fixed.graph.input, *fixed.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
-    for value in (*inferred.value_info, *inferred.input, *inferred.output):
-        shapes[value.name] = tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim)
-    counts: dict[str, int] = {}
-    for node in inferred.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
-            continue
-        result, weight = shapes.get(node.output[0], ()), shapes.get(node.input[1], ())
-        if not result or not weight or not all(result) or not all(weight):
-            raise FormatError(f"the graph must have known shapes to count its work, node {node.name!r} has not")
-        if node.op_type == "Conv":
-            per_value = math.prod(weight[1:])
-        elif node.op_type == "MatMul":
-            per_value = weight[-2]
-        else:
-            transposed = any(entry.name == "transB" and entry.i for entry in node.attribute)
-            per_value = weight[1] if transposed else weight[0]
-        counts[node.name] = math.prod(result) * per_value
-    return counts
 
 
 def graph_macs(path: str | Path) -> int:

@@ -19,7 +19,8 @@ _HOMES = {
     "install_targets": "listing",
     "list_targets": "listing",
     "target_names": "base",
-    "unpack": "verify",
+    "pack": "archive",
+    "unpack": "archive",
     "verify_bundle": "verify",
     "write_onnx": "_onnx",
 }

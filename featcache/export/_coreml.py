@@ -6,8 +6,10 @@ outputs and labels of the saved description are checked.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import logging
 import platform
@@ -26,6 +28,9 @@ _PACKAGE = "model.mlpackage"
 _SPEC, _WEIGHTS = "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"
 _LABEL, _SCORES = "label", "probabilities"
 _DEPLOYMENT = "iOS16"
+# of an operation, what it computes; the last four are of weights stored as INT8
+_ATTRIBUTES = ("name", "val", "quantized_data", "axis", "scale", "zero_point")
+_LEAST_NUMBERS = 512  # of a tensor that is stored as INT8: below, its scales would take as much as they save
 
 
 class CoreMlTarget(Target):
@@ -37,6 +42,7 @@ class CoreMlTarget(Target):
     name = "coreml"
     needs = "featcache targets install coreml, or pip install 'featcache[coreml]'"
     packages = ("coremltools==9.0",)
+    takes_scales = False
 
     def available(self) -> str | None:
         """Return why coremltools cannot be used here, or None."""
@@ -54,11 +60,16 @@ class CoreMlTarget(Target):
 
     def tensors(self, facts: ModelFacts) -> dict[str, Any]:
         """Return an image in; logits and, where classes exclude each other, a label and a score per label out."""
-        tensors = single_tensors(facts, integers=False)
+        tensors = single_tensors(facts, takes_scales=self.takes_scales)
         image = tensors["inputs"]["image"]
         image.update(dtype="image, 8 bits a channel", layout="Core ML image")
         tensors["outputs"][_SCORES] = {"dtype": "dictionary of label to float"}
         tensors["outputs"][_LABEL] = {"dtype": "string"}
+        if facts.quantized:
+            tensors["numbers"] = (
+                "weights INT8, symmetric, a scale per output channel as coremltools chooses it over the values of the "
+                "stored integers; activations are not rounded"
+            )
         tensors["least_system"] = _DEPLOYMENT
         return tensors
 
@@ -87,6 +98,8 @@ class CoreMlTarget(Target):
                 minimum_deployment_target=tools.target.iOS16,
                 convert_to="mlprogram",
             )
+            if facts.quantized:
+                model = _store_integers(tools, model)
             spec = model.get_spec()
             if exclusive:
                 _rename_outputs(tools, spec)
@@ -151,6 +164,21 @@ def _tools() -> Any:
     return coremltools
 
 
+def _store_integers(tools: Any, model: Any) -> Any:
+    """Return `model` with the weights of convolutions and matrix products as INT8 and a scale per output channel.
+
+    They are what the stored integers stand for. coremltools rounds them anew over the largest of each channel, which
+    gives the same integers wherever that is 127.
+    """
+    optimize = tools.optimize.coreml
+    config = optimize.OpLinearQuantizerConfig(
+        mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=_LEAST_NUMBERS
+    )
+    # it draws a progress bar of its own
+    with contextlib.redirect_stderr(io.StringIO()):
+        return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=config))
+
+
 def _rename_outputs(tools: Any, spec: Any) -> None:
     """Give the outputs their names; coremltools numbers them."""
     scores = spec.description.predictedProbabilitiesName
@@ -183,7 +211,7 @@ def _describe(spec: Any, facts: ModelFacts) -> None:
                 texts = operation.attributes["name"].immediateValue.tensor.strings.values
                 texts[:] = [names.get(text, text) for text in texts]
                 # where in the source each operation came from: paths of this machine
-                for key in [key for key in operation.attributes if key not in ("name", "val")]:
+                for key in [key for key in operation.attributes if key not in _ATTRIBUTES]:
                     del operation.attributes[key]
 
 

@@ -29,6 +29,7 @@ class NcnnTarget(Target):
     name = "ncnn"
     needs = "featcache targets install ncnn, or pip install 'featcache[ncnn]'"
     packages = ("ncnn==1.0.20261020", "pnnx==20261020")
+    takes_scales = False
 
     def available(self) -> str | None:
         """Return why ncnn cannot be used here, or None."""
@@ -41,7 +42,7 @@ class NcnnTarget(Target):
 
     def tensors(self, facts: ModelFacts) -> dict[str, Any]:
         """Return planar floats in, logits out, without a batch."""
-        tensors = single_tensors(facts, integers=False)
+        tensors = single_tensors(facts, takes_scales=self.takes_scales)
         height, width, channels = facts.image_shape
         planar = {"dtype": "float32", "layout": "CHW", "color": "RGB", "range": [0, 255]}
         return {

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.export.base import ModelFacts, Runner, Target, classifier_tensors
+from featcache.recipe import canonical_json
 
 
 class OpenVinoTarget(Target):
@@ -43,7 +44,10 @@ class OpenVinoTarget(Target):
         # where OpenVINO's Model API looks: labels apart by spaces; the exact ones stand under framework/labels
         labels = ["_".join(label.split()) or "_" for label in facts.classes]
         model.set_rt_info(" ".join(labels), ["model_info", "labels"])
-        model.set_rt_info("Classification", ["model_info", "model_type"])
+        if facts.task != "regression":
+            model.set_rt_info("Classification", ["model_info", "model_type"])
+            model.set_rt_info(str(facts.task == "multilabel"), ["model_info", "multilabel"])
+        model.set_rt_info(canonical_json(facts.preprocessing.to_json()), ["featcache", "preprocessing"])
         xml = folder / "model.xml"
         # save_model halves the weights to float16 unless told not to: the file must be what was verified
         openvino.save_model(model, xml, compress_to_fp16=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import DependencyError, InputError
-from featcache.export.environments import Environment
+from featcache.export.environments import Installation
 from featcache.recipe import Preprocessing
 
 FLOAT_TOLERANCE = 1e-4  # of logits up to 10, in proportion above: float32 holds seven digits
@@ -36,6 +36,7 @@ _TARGETS = {
     "mslite": ("featcache.export._mslite", "MsliteTarget"),
     "mindir": ("featcache.export._mslite", "MindirTarget"),
     "ncnn": ("featcache.export._ncnn", "NcnnTarget"),
+    "web": ("featcache.export._web", "WebTarget"),
     "tensorrt": ("featcache.export._tensorrt", "TensorRtTarget"),
 }
 
@@ -46,7 +47,8 @@ class ModelFacts:
 
     `name`: for people, e.g. timm's model name. `classes`: label of each logit, in order. `lineage`: JSON values that
     say where the model came from (recipe, weights, head, compression). `quantized`: whether the graph holds
-    QuantizeLinear/DequantizeLinear pairs.
+    QuantizeLinear/DequantizeLinear pairs. `task`: ``classification``, ``multilabel`` or ``regression``. `unknown`: the
+    rule for images of no known class as JSON values, None without one.
     """
 
     name: str
@@ -54,6 +56,8 @@ class ModelFacts:
     preprocessing: Preprocessing
     lineage: Mapping[str, Any]
     quantized: bool
+    task: str = "classification"
+    unknown: Mapping[str, Any] | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -64,10 +68,12 @@ class ModelFacts:
 class Runner(ABC):
     """A device file, loaded in its own runtime. Not thread-safe; use as a context manager.
 
-    `described`: what computes, where that is not the format's own runtime.
+    `described`: what computes, where that is more or other than the format's own runtime. `threads`: how many it
+    computes with, where it cannot have the number it was opened with.
     """
 
     described: str | None = None
+    threads: int | None = None
 
     @abstractmethod
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -76,6 +82,20 @@ class Runner(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release what the runtime holds."""
+
+    def run_files(self, sources: Sequence[Callable[[], bytes]]) -> npt.NDArray[np.float32] | None:
+        """Return the logits (n, n_classes) of encoded images through the format's own decoding and resizing.
+
+        A row of NaN is an image that it cannot decode. None: it has none of its own, the bundle's is used.
+        """
+        return None
+
+    def resident_bytes(self) -> int | None:
+        """Return by how much the memory of the process that computes grew at most since before it opened the file.
+
+        None: it is this process (`featcache.runtime.resident` asks a fresh one), or cannot be told.
+        """
+        return None
 
     def time(self, image: npt.NDArray[np.uint8], *, seconds: float, least: int) -> list[float]:
         """Return milliseconds of single runs of `image` (1, height, width, 3) over `seconds`, `least` of them or more.
@@ -106,14 +126,16 @@ class Target(ABC):
 
     `packages`: what pip installs into the running environment; `environment`: where the tools live that cannot be
     there. A format has one of the two, or neither where featcache's own dependencies do. `tolerance`: how far the
-    logits of a float file may be from torch's, in proportion above 10.
+    logits of a float file may be from torch's, in proportion above 10. `takes_scales`: whether its files compute an
+    INT8 model in integers with the stored scales; else in floats.
     """
 
     name: str
     needs: str
     packages: tuple[str, ...] = ()
-    environment: Environment | None = None
+    environment: Installation | None = None
     tolerance: float = FLOAT_TOLERANCE
+    takes_scales: bool = True
 
     @abstractmethod
     def available(self) -> str | None:
@@ -149,6 +171,17 @@ class Target(ABC):
     def version(self) -> str:
         """Return the name and version of the runtime that `open` uses."""
 
+    def resident_bytes(
+        self, runner: Runner, files: Sequence[Path], *, image_shape: tuple[int, int, int], threads: int
+    ) -> int | None:
+        """Return the bytes of memory that the opened `files` take in a process that runs them; None where untold."""
+        found = runner.resident_bytes()
+        if found is not None or self.environment is not None:
+            return found
+        from featcache.runtime.resident import measure_resident
+
+        return measure_resident(self.name, files, image_shape=image_shape, threads=threads)
+
     def require(self) -> None:
         """Raise `DependencyError` where the target's tools are not installed."""
         reason = self.available()
@@ -170,12 +203,12 @@ def find_target(name: str) -> Target:
     return target
 
 
-def single_tensors(facts: ModelFacts, *, integers: bool) -> dict[str, Any]:
-    """Return `classifier_tensors` for one image at a time; `integers`: whether the format takes stored INT8 scales."""
+def single_tensors(facts: ModelFacts, *, takes_scales: bool) -> dict[str, Any]:
+    """Return `classifier_tensors` for one image at a time; `takes_scales`: as of its target."""
     tensors = classifier_tensors(facts)
     for entry in (*tensors["inputs"].values(), *tensors["outputs"].values()):
         entry["shape"] = [1, *entry["shape"][1:]]
-    if facts.quantized and not integers:
+    if facts.quantized and not takes_scales:
         tensors["numbers"] = "float32: weights are what their integers stand for, activations are not rounded"
     return tensors
 

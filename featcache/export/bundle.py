@@ -17,15 +17,27 @@ import numpy as np
 
 from featcache.errors import InputError, VerificationError
 from featcache.export._onnx import open_unoptimised, write_onnx
-from featcache.export.base import ModelFacts, Runner, Target, find_target
+from featcache.export.base import ModelFacts, Runner, Target, find_target, target_names
 from featcache.export.card import labels_text, model_card, preprocess_document
+from featcache.export.figures import Figures, count_figures
 from featcache.export.measure import FormatReport, Measured, compare, report_formats, run_all
+from featcache.export.signature import load_private_key
+from featcache.export.signature import sign as signature_of
+from featcache.export.snippet import write_snippets
 from featcache.export.verify import manifest_bytes, manifest_entries
 from featcache.files import new_directory, refuse_existing, write_atomically
 from featcache.golden import GOLDEN_FILE, Golden, golden_patterns
 from featcache.machine import describe_machine
 from featcache.recipe import canonical_json
-from featcache.runtime.bundle import FORMAT, MANIFEST_FILE, PREPROCESS_FILE, REPORT_FILE, VERSION, usable_threads
+from featcache.runtime.bundle import (
+    FORMAT,
+    MANIFEST_FILE,
+    PREPROCESS_FILE,
+    REPORT_FILE,
+    SIGNATURE_FILE,
+    VERSION,
+    usable_threads,
+)
 from featcache.runtime.evaluate import Evaluation
 from featcache.runtime.labelled import LabelledImages, cached_images, labelled_images
 from featcache.runtime.sources import TorchRunner
@@ -44,7 +56,8 @@ class ExportReport:
 
     `verified_on`: ``test`` (the test split of the images given), ``golden`` (the model's golden samples) or
     ``synthetic`` (random colours, where the model has none). `formats`: one report each. `evaluation`: of the first
-    format that ran, on the test split; None without labelled images.
+    format that ran, on the test split; None without labelled images. `not_installed`: of ``all``, the formats that are
+    not in the bundle because their tools are missing, and what they need.
     """
 
     bundle: str
@@ -57,6 +70,7 @@ class ExportReport:
     verified_on: str
     formats: Mapping[str, FormatReport]
     evaluation: Evaluation | None
+    not_installed: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -71,6 +85,7 @@ class ExportReport:
             "verified_on": self.verified_on,
             "formats": {name: report.to_json() for name, report in self.formats.items()},
             "evaluation": None if self.evaluation is None else self.evaluation.to_json(),
+            "not_installed": dict(self.not_installed),
         }
 
 
@@ -82,23 +97,24 @@ def export(
     images: str | os.PathLike[str] | None = None,
     cache: FeatureCache | str | os.PathLike[str] | None = None,
     dataset: str | None = None,
+    sign: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Write the BUNDLE of `model` (a MODEL directory) at `out`, verified, and return what was measured.
 
-    `formats`: names of device formats; ``onnx`` is always made, the others are made from it. Every file that can be run
+    `formats`: names of device formats, or ``all``, every one whose tools are installed; ``onnx`` is always made, the
+    others are made from it. Every file that can be run
     here is run, from the bytes of image files through the bundle's own preprocessing: on the test split of `images` (a
     folder or CSV) or of the data set of `cache`, else on the model's golden samples. Float files must give torch's
     logits within 1e-4, quantized ones the first class of their reference. Two exports of one model are byte-identical,
-    but for ``report.json``.
+    but for ``report.json``. `sign`: the PEM file of an Ed25519 private key, whose signature of the manifest is added.
 
     Raises `VerificationError` where a file does not do what it must, `DependencyError` where a format's tools are not
     installed, `ExistsError`; no bundle is left then, nor a half of one.
     """
     refuse_existing(Path(out), overwrite=overwrite)
-    targets = {name: find_target(name) for name in dict.fromkeys(["onnx", *formats])}
-    for target in targets.values():
-        target.require()
+    key = None if sign is None else load_private_key(sign)
+    targets, missing = _chosen(formats)
     if images is not None and cache is not None:
         raise InputError("either images or a cache must be given to verify on, got both")
     merged, golden = _load(model)
@@ -109,17 +125,42 @@ def export(
         graph = write_onnx(merged, Path(scratch) / "model.onnx", metadata={"lineage": canonical_json(facts.lineage)})
         files = _convert(targets, graph, folder, facts)
         _describe(folder, facts, targets, files, merged, golden)
-        measured, verified_on, reports, evaluation = _verify(merged, graph, targets, files, folder, labelled, golden)
+        figures = {name: count_figures(graph, integers=target.takes_scales) for name, target in targets.items()}
+        measured, verified_on, reports, evaluation = _verify(
+            merged, graph, targets, files, folder, labelled, golden, figures
+        )
         total = sum(entry["bytes"] for entry in manifest_entries(folder).values())
         recipe = merged.recipe
         report = ExportReport(
             str(place), facts.name, recipe.weights, recipe.random_weights, facts.quantized, merged.parameter_count(),
-            total, verified_on, reports, evaluation,
+            total, verified_on, reports, evaluation, missing,
         )  # fmt: skip
         document = _report_document(report, facts, merged, labelled, measured)
         write_atomically(folder / REPORT_FILE, _json_bytes(document))
-        write_atomically(folder / MANIFEST_FILE, _manifest(folder, facts, files))
+        manifest = _manifest(folder, facts, files, figures)
+        write_atomically(folder / MANIFEST_FILE, manifest)
+        if key is not None:
+            write_atomically(folder / SIGNATURE_FILE, signature_of(manifest, key))
     return report
+
+
+def _chosen(formats: Sequence[str]) -> tuple[dict[str, Target], dict[str, str]]:
+    """Return the targets to export for, and of ``all`` those that are not installed, with what they need."""
+    everything = "all" in formats
+    names = target_names() if everything else tuple(dict.fromkeys(["onnx", *formats]))
+    for name in formats:
+        if name != "all":
+            find_target(name)  # an unknown name is an error beside ``all`` too
+    targets = {name: find_target(name) for name in names}
+    missing: dict[str, str] = {}
+    for name, target in list(targets.items()):
+        reason = target.available()
+        if everything and reason is not None and name not in formats:
+            missing[name] = f"{reason}; {target.needs}"
+            del targets[name]
+        else:
+            target.require()
+    return targets, missing
 
 
 def _load(model: MergedModel | str | os.PathLike[str]) -> tuple[MergedModel, Golden | None]:
@@ -139,9 +180,11 @@ def _facts(model: MergedModel) -> ModelFacts:
         "weights_sha256": model.recipe.weights_sha256,
         "steps": [dict(step) for step in model.lineage],
     }
+    unknown = model.fitted.unknown
     return ModelFacts(
-        model.recipe.model, model.classes, model.preprocessing, lineage, quantized=model.quantization is not None
-    )
+        model.recipe.model, model.classes, model.preprocessing, lineage, quantized=model.quantization is not None,
+        task=model.fitted.task, unknown=None if unknown is None else unknown.to_json(),
+    )  # fmt: skip
 
 
 def _test_images(
@@ -188,14 +231,16 @@ def _describe(
     model: MergedModel,
     golden: Golden | None,
 ) -> None:
-    """Write labels, preprocessing, model card and golden samples."""
-    task, unknown = model.fitted.task, model.fitted.unknown
+    """Write labels, preprocessing, model card, snippets and golden samples."""
     write_atomically(folder / "labels.txt", labels_text(facts.classes).encode())
-    described = preprocess_document(facts, targets, task=task, unknown=None if unknown is None else unknown.to_json())
+    described = preprocess_document(facts, targets)
     write_atomically(folder / PREPROCESS_FILE, _json_bytes(described))
     names = {name: tuple(path.relative_to(folder).as_posix() for path in paths) for name, paths in files.items()}
-    card = model_card(facts, names, task=task, weights=model.recipe.weights, random_weights=model.recipe.random_weights)
+    card = model_card(facts, names, weights=model.recipe.weights, random_weights=model.recipe.random_weights)
     write_atomically(folder / "model_card.md", card.encode())
+    for name, text in write_snippets(facts, list(targets)).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_atomically(folder / name, text.encode())
     if golden is not None:
         (folder / GOLDEN_FOLDER).mkdir()
         for name, data in golden.files().items():
@@ -210,6 +255,7 @@ def _verify(
     folder: Path,
     labelled: LabelledImages | None,
     golden: Golden | None,
+    figures: Mapping[str, Figures],
 ) -> tuple[Measured, str, dict[str, FormatReport], Evaluation | None]:
     quantized, threads = model.quantization is not None, usable_threads()
     size = model.preprocessing
@@ -231,6 +277,7 @@ def _verify(
             targets, files, folder=folder, runners=runners, measured=measured, labelled=labelled,
             reference_name="the stored scales in float32" if quantized else "torch float32", classes=model.classes,
             task=model.fitted.task, quantized=quantized, threads=threads, pixels=noise,
+            figures=figures,
         )  # fmt: skip
     return measured, verified_on, reports, evaluation
 
@@ -261,7 +308,9 @@ def _check_golden(golden: Golden, model: MergedModel, reference: Runner, *, quan
     compare("golden", golden.logits, found.reference, quantized=quantized, task=model.fitted.task)
 
 
-def _manifest(folder: Path, facts: ModelFacts, files: Mapping[str, tuple[Path, ...]]) -> bytes:
+def _manifest(
+    folder: Path, facts: ModelFacts, files: Mapping[str, tuple[Path, ...]], figures: Mapping[str, Figures]
+) -> bytes:
     return manifest_bytes(
         {
             "format": FORMAT,
@@ -269,7 +318,10 @@ def _manifest(folder: Path, facts: ModelFacts, files: Mapping[str, tuple[Path, .
             "name": facts.name,
             "quantized": facts.quantized,
             "formats": {
-                name: {"files": [path.relative_to(folder).as_posix() for path in paths]}
+                name: {
+                    "files": [path.relative_to(folder).as_posix() for path in paths],
+                    "figures": figures[name].to_json(),
+                }
                 for name, paths in files.items()
             },
             "lineage": dict(facts.lineage),

@@ -22,9 +22,7 @@ def labels_text(classes: tuple[str, ...]) -> str:
     return "".join(f"{one_line(label)}\n" for label in classes)
 
 
-def preprocess_document(
-    facts: ModelFacts, targets: Mapping[str, Target], *, task: str, unknown: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def preprocess_document(facts: ModelFacts, targets: Mapping[str, Target]) -> dict[str, Any]:
     """Return ``preprocess.json``: how encoded image bytes become the input tensor, and what comes out."""
     size = facts.preprocessing
     resize = (
@@ -42,8 +40,8 @@ def preprocess_document(
     steps.append("pass the bytes 0 to 255 as they are: mean and std are applied inside the model")
     return {
         "labels": list(facts.classes),
-        "task": task,
-        "unknown": None if unknown is None else dict(unknown),
+        "task": facts.task,
+        "unknown": None if facts.unknown is None else dict(facts.unknown),
         "preprocessing": size.to_json(),
         "decoder": "pillow",
         "orientation": "exif",
@@ -53,20 +51,21 @@ def preprocess_document(
     }
 
 
-def model_card(
-    facts: ModelFacts, files: Mapping[str, tuple[str, ...]], *, task: str, weights: str, random_weights: bool
-) -> str:
+def model_card(facts: ModelFacts, files: Mapping[str, tuple[str, ...]], *, weights: str, random_weights: bool) -> str:
     """Return ``model_card.md`` (Hugging Face's front matter), which holds what was done but no measurement.
 
     What was measured depends on the machine and stands in ``report.json``; the card is the same for equal models.
     """
-    front = {
+    front: dict[str, Any] = {
         "library_name": "featcache",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", *(["int8"] if facts.quantized else []), *files],
     }
-    if facts.name:
-        front["base_model"] = one_line(facts.name)
+    if "/" in facts.name:
+        front["base_model"] = one_line(facts.name).removeprefix("hf-hub:").removeprefix("hf_hub:")
+    elif facts.name:
+        # not an address on the hub, which `base_model` has to be
+        front["tags"] = [*front["tags"], one_line(facts.name)]
     lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()), "---", ""]
     lines += [f"# Image classifier on {_inline(facts.name)}", ""]
     if random_weights:
@@ -78,7 +77,7 @@ def model_card(
     more = "" if len(facts.classes) <= 20 else f" and {len(facts.classes) - 20} more (`labels.txt`)"
     height, width, _ = facts.image_shape
     lines += [
-        f"- Task: {task}, {len(facts.classes)} classes: {shown}{more}",
+        f"- Task: {facts.task}, {len(facts.classes)} classes: {shown}{more}",
         f"- Input: RGB, {width} x {height} pixels, made as `preprocess.json` says; mean and std are in the model",
         f"- Backbone: {_inline(facts.name)}, weights {_inline(weights)}",
         f"- Numbers: {'8-bit integers (static, per channel), refitted head' if facts.quantized else '32-bit floats'}",

@@ -15,12 +15,34 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 from featcache.errors import DependencyError
 from featcache.files import cache_home, new_directory, write_atomically
 
 _DRIVERS = Path(__file__).parent / "drivers"
 _MARKER = "installed.json"
+
+
+class Installation(Protocol):
+    """What a format needs that is installed apart from featcache's own packages, when the user asks for it."""
+
+    @property
+    def kind(self) -> str:
+        """One word for people: what it is."""
+
+    @property
+    def megabytes(self) -> int:
+        """What it takes on the disk."""
+
+    def needs(self) -> str:
+        """Return what must be there before it can be installed, for people."""
+
+    def reason(self) -> str | None:
+        """Return why it cannot be used, or None."""
+
+    def install(self) -> Path:
+        """Make it, or make it anew, and return its folder; `DependencyError` where that cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +61,7 @@ class Environment:
     megabytes: int
     python: str | None = None
     machines: tuple[str, ...] = ()
+    kind: ClassVar[str] = "environment"
 
     def path(self) -> Path:
         """Return the folder it lives in, made or not."""

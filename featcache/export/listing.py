@@ -16,7 +16,8 @@ from featcache.export.environments import install_packages
 class TargetStatus:
     """One format here. `missing`: why it cannot be made, None where it can; `unexecuted`: why it cannot be run.
 
-    `kind`: ``own`` (featcache's dependencies do), ``extra`` (pip, beside them) or ``environment`` (apart from them).
+    `kind`: ``own`` (featcache's dependencies do), ``extra`` (pip, beside them) ``environment`` (apart from
+    them) or ``npm`` (files from the npm registry).
     """
 
     name: str
@@ -45,7 +46,7 @@ def list_targets() -> list[TargetStatus]:
     for name in target_names():
         target = find_target(name)
         missing = target.available()
-        kind = "environment" if target.environment else "extra" if target.packages else "own"
+        kind = target.environment.kind if target.environment else "extra" if target.packages else "own"
         version = None if missing else target.version()
         needs = target.needs
         if target.environment is not None:

@@ -7,7 +7,7 @@ scales computed in float32 (ONNX Runtime without any optimisation): what the int
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from featcache.errors import InputError, VerificationError
 from featcache.export.base import FLOAT_TOLERANCE, Runner, Target
+from featcache.export.figures import Figures, figures_json
 from featcache.recipe import Preprocessing
 from featcache.runtime.bench import Latency, measure_latency
 from featcache.runtime.evaluate import Evaluation, score
@@ -37,7 +38,10 @@ class FormatReport:
     logits were compared with on `n_compared` images: `max_abs_diff`, and `top1_agreement` in [0, 1], None under 300.
     `disagreements`: images with another first class. `accuracy`: on the labelled test images, None without any.
     `computed_by`: where the files were not run, what computed their own program and weights instead to compare them;
-    None where nothing did. It counts as no execution: neither accuracy nor latency is claimed of it.
+    None where nothing did. It counts as no execution: neither accuracy nor latency is claimed of it. `from_files`: of a
+    format that decodes and resizes by itself (the web page), what that changes: images compared with the reference,
+    `disagreements`, `max_abs_diff`, and images it cannot decode; `accuracy` is then of this way. `figures`: what the
+    graph costs by counting; `resident_bytes`: memory that the opened file took here.
     """
 
     files: tuple[str, ...]
@@ -53,6 +57,9 @@ class FormatReport:
     accuracy: float | None = None
     latency_ms: Latency | None = None
     computed_by: str | None = None
+    from_files: Mapping[str, Any] | None = None
+    figures: Figures | None = None
+    resident_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -70,16 +77,22 @@ class FormatReport:
             "accuracy": self.accuracy,
             "latency_ms": None if self.latency_ms is None else self.latency_ms.to_json(),
             "computed_by": self.computed_by,
+            "from_files": None if self.from_files is None else dict(self.from_files),
+            **figures_json(self.figures, self.resident_bytes),
         }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """Logits (n, n_classes) float32 of the reference and of each runner on the same decoded images, in their order."""
+    """Logits (n, n_classes) float32 of the reference and of each runner on the same decoded images, in their order.
+
+    `from_files`: of runners that decode and resize by themselves, the logits of that; NaN where they could not.
+    """
 
     reference: npt.NDArray[np.float32]
     by_format: Mapping[str, npt.NDArray[np.float32]]
     failures: Mapping[int, str]
+    from_files: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def decoded(self) -> npt.NDArray[np.int64]:
         """Return the indices of the images that have pixels."""
@@ -100,14 +113,18 @@ def run_all(
     shape = (len(sources), num_classes)
     expected = np.zeros(shape, dtype=np.float32)
     found = {name: np.zeros(shape, dtype=np.float32) for name in runners}
+    from_files: dict[str, npt.NDArray[np.float32]] = {}
     failures: dict[int, str] = {}
     with tqdm(total=len(sources), desc="compare", unit="image", disable=None) as bar:
         for batch in stream(sources, preprocessing, failures=failures):
             expected[batch.indices] = reference.run(batch.pixels)
             for name, runner in runners.items():
                 found[name][batch.indices] = runner.run(batch.pixels)
+                own = runner.run_files([sources[index] for index in batch.indices.tolist()])
+                if own is not None:
+                    from_files.setdefault(name, np.full(shape, np.nan, dtype=np.float32))[batch.indices] = own
             bar.update(len(batch.indices))
-    return Measured(expected, found, failures)
+    return Measured(expected, found, failures, from_files)
 
 
 def compare(
@@ -174,11 +191,12 @@ def report_formats(
     quantized: bool,
     threads: int,
     pixels: npt.NDArray[np.uint8],
+    figures: Mapping[str, Figures],
 ) -> tuple[dict[str, FormatReport], Evaluation | None]:
     """Return one report per format, and the evaluation of the first that ran; raises as `compare`.
 
     `pixels` (1, height, width, 3) uint8: what latency is measured with. `labelled`: the images behind `measured`, None
-    for golden samples, of which no accuracy is claimed.
+    for golden samples, of which no accuracy is claimed. `figures`: of every format.
     """
     used = measured.decoded()
     reports: dict[str, FormatReport] = {}
@@ -187,7 +205,7 @@ def report_formats(
         names = tuple(path.relative_to(folder).as_posix() for path in files[name])
         size = sum(path.stat().st_size for path in files[name])
         if name not in runners:
-            reports[name] = FormatReport(names, size, False, _unexecuted(target))
+            reports[name] = FormatReport(names, size, False, _unexecuted(target), figures=figures[name])
             continue
         logits = measured.by_format[name]
         difference, changed, agreement = compare(
@@ -198,19 +216,25 @@ def report_formats(
             reports[name] = FormatReport(
                 names, size, False, _unexecuted(target), reference=reference_name, n_compared=len(used),
                 max_abs_diff=difference, top1_agreement=agreement, disagreements=changes,
-                computed_by=runners[name].described,
+                computed_by=runners[name].described, figures=figures[name],
             )  # fmt: skip
             continue
         evaluation = None
+        own = measured.from_files.get(name)
         if labelled is not None and labelled.has_labels:
-            evaluation = score(labelled, logits, measured.failures, classes=classes, task=task, format=name)
+            failures = dict(measured.failures)
+            if own is not None:
+                logits = own
+                failures |= {int(i): "its own decoder cannot read it" for i in used if np.isnan(own[i]).any()}
+            evaluation = score(labelled, logits, failures, classes=classes, task=task, format=name)
             headline = headline or evaluation
+        shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
         reports[name] = FormatReport(
             names,
             size,
             True,
             None,
-            runtime=target.version(),
+            runtime=runners[name].described or target.version(),
             reference=reference_name,
             n_compared=len(used),
             max_abs_diff=difference,
@@ -218,8 +242,27 @@ def report_formats(
             disagreements=changes,
             accuracy=None if evaluation is None else evaluation.accuracy,
             latency_ms=measure_latency(runners[name], pixels, threads=threads),
+            figures=figures[name],
+            resident_bytes=target.resident_bytes(runners[name], files[name], image_shape=shape, threads=threads),
+            from_files=None if own is None else _compare_files(name, measured.reference[used], own[used], task=task),
         )
     return reports, headline
+
+
+def _compare_files(
+    name: str, reference: npt.NDArray[np.float32], logits: npt.NDArray[np.float32], *, task: str
+) -> dict[str, Any]:
+    """Return what a format's own decoding and resizing changes; raises as `compare` does for quantized files.
+
+    A decoder's grey level here and there moves logits by more than a runtime does, the first class hardly ever.
+    """
+    read = ~np.isnan(logits).any(axis=1)
+    found: dict[str, Any] = {"n_compared": int(read.sum()), "undecoded": int((~read).sum())}
+    if not read.any():
+        return {**found, "disagreements": None, "max_abs_diff": None}
+    called = f"{name}, from image files"
+    difference, changed, _ = compare(called, reference[read], logits[read], quantized=True, task=task)
+    return {**found, "disagreements": changed if task == "classification" else None, "max_abs_diff": difference}
 
 
 def _unexecuted(target: Target) -> str:

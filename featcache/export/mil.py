@@ -70,6 +70,18 @@ class MilRunner(Runner):
         self._operations = []
 
 
+def _dequantize(given: dict[str, Any]) -> torch.Tensor:
+    data = torch.as_tensor(given["quantized_data"]).to(torch.float32)
+    shape = [1] * data.ndim
+    shape[int(given["axis"])] = -1
+    scale, zero = (torch.as_tensor(np.asarray(given[key], dtype=np.float32)) for key in ("scale", "zero_point"))
+    if scale.ndim:
+        scale = scale.reshape(shape)
+    if zero.ndim:
+        zero = zero.reshape(shape)
+    return (data - zero) * scale
+
+
 def _ints(value: Any) -> list[int]:
     return [int(entry) for entry in np.asarray(value).reshape(-1)]
 
@@ -170,6 +182,7 @@ def _unary(function: Callable[[Any], Any]) -> Callable[[dict[str, Any]], Any]:
 
 
 _OPERATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "constexpr_affine_dequantize": _dequantize,
     "add": _binary(lambda x, y: x + y),
     "avg_pool": lambda given: _pool(given, largest=False),
     "clip": lambda given: torch.clamp(given["x"], float(given["alpha"]), float(given["beta"])),

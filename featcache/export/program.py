@@ -119,6 +119,11 @@ class ProgramRunner(Runner):
         times: list[float] = self._program.call("time", image=str(self._put(image)), seconds=seconds, least=least)
         return times
 
+    def resident_bytes(self) -> int | None:
+        """Return what the program measured of itself."""
+        found: int | None = self._program.call("resident")
+        return found
+
     def close(self) -> None:
         """End the program."""
         self._program.close()
@@ -133,6 +138,7 @@ class EnvironmentTarget(Target):
     """A format whose tools live in an `environment` of their own; `convert` hands them the graph for one image."""
 
     environment: Environment
+    takes_scales = False
 
     @property
     def needs(self) -> str:  # type: ignore[override]
@@ -149,7 +155,7 @@ class EnvironmentTarget(Target):
 
     def tensors(self, facts: ModelFacts) -> dict[str, Any]:
         """Return the reference form for one image at a time."""
-        return single_tensors(facts, integers=False)
+        return single_tensors(facts, takes_scales=self.takes_scales)
 
     def graph(self, onnx_path: Path, scratch: Path) -> Path:
         """Return the file that the tools are handed: the graph with a batch of one."""

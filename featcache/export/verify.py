@@ -1,23 +1,29 @@
-"""Check a bundle against its manifest, byte for byte, and unpack one from a zip without leaving its folder."""
+"""Check a bundle against its manifest, byte for byte."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import stat
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featcache.errors import CorruptError, FeatcacheError, InputError, MissingError, VerificationError
-from featcache.files import new_directory
+from featcache.errors import FeatcacheError, InputError, MissingError
 from featcache.recipe import canonical_json
-from featcache.runtime.bundle import MANIFEST_FILE, REPORT_FILE, check_inside, open_bundle, read_manifest
+from featcache.runtime.bundle import (
+    MANIFEST_FILE,
+    REPORT_FILE,
+    SIGNATURE_FILE,
+    check_inside,
+    open_bundle,
+    read_manifest,
+)
 
-_CHUNK = 1 << 20
-_MAX_UNPACKED = 16 << 30  # a zip of a few bytes can claim to hold any amount
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+_UNCOVERED = (MANIFEST_FILE, REPORT_FILE, SIGNATURE_FILE)  # files that the manifest does not state
 
 
 def digest_file(path: Path) -> str:
@@ -34,20 +40,22 @@ def manifest_bytes(values: Mapping[str, Any]) -> bytes:
 
 
 def manifest_entries(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return ``{name: {sha256, bytes}}`` of every file below `folder` but the manifest and the report, by name."""
+    """Return ``{name: {sha256, bytes}}`` of every file below `folder` that the manifest covers, by name."""
     return {
         name: {"sha256": digest_file(path), "bytes": path.stat().st_size}
-        for name, path in sorted(_files_below(folder))
-        if name not in (MANIFEST_FILE, REPORT_FILE)
+        for name, path in sorted(files_below(folder))
+        if name not in _UNCOVERED
     }
 
 
-def verify_bundle(path: str | os.PathLike[str]) -> tuple[int, tuple[str, ...]]:
+def verify_bundle(
+    path: str | os.PathLike[str], *, public_key: Ed25519PublicKey | None = None
+) -> tuple[int, tuple[str, ...]]:
     """Return the number of intact files of the bundle at `path` and one line per problem.
 
     A problem is a changed, added or missing file, a link (it could point anywhere), or JSON that is not a bundle's.
-    Only ``report.json``, which holds measurements, may differ. A manifest rewritten to match is not noticed: that takes
-    a signature.
+    Only ``report.json``, which holds measurements, may differ. A manifest rewritten to match is a problem where the
+    bundle is signed; where the signature was made anew or taken away as well, only with the `public_key` of its maker.
     """
     place = Path(path)
     if not place.is_dir():
@@ -60,8 +68,10 @@ def verify_bundle(path: str | os.PathLike[str]) -> tuple[int, tuple[str, ...]]:
         open_bundle(place)
     except (FeatcacheError, KeyError) as error:
         return 0, (str(error),)
-    problems, intact = [], 0
-    present = dict(_files_below(place))
+    from featcache.export.signature import check_signature
+
+    problems, intact = list(check_signature(place, public_key)[1]), 0
+    present = dict(files_below(place))
     for name in sorted(stated):
         entry = stated[name]
         try:
@@ -79,50 +89,17 @@ def verify_bundle(path: str | os.PathLike[str]) -> tuple[int, tuple[str, ...]]:
             problems.append(f"{name!r} is stated with another size")
         else:
             intact += 1
-    extra = sorted(set(present) - set(stated) - {MANIFEST_FILE, REPORT_FILE})
+    extra = sorted(set(present) - set(stated) - set(_UNCOVERED))
     problems += [f"{name!r} was added after the export" for name in extra]
     problems += [
         f"{name!r} is a symbolic link, not a file"
-        for name in (MANIFEST_FILE, REPORT_FILE)
+        for name in _UNCOVERED
         if name in present and present[name].is_symlink()
     ]
     return intact, tuple(problems)
 
 
-def unpack(archive: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    """Unpack the zip of a bundle at `archive` as the directory `out`, and return it; nothing is written outside it.
-
-    Raises `InputError` for an entry with an absolute path, a ``..``, a link or a name twice, `CorruptError` for a
-    broken zip, `VerificationError` for a bundle that does not match its manifest; `out` then does not exist.
-    """
-    target = Path(os.path.abspath(out))
-    try:
-        with zipfile.ZipFile(archive) as packed, new_directory(target, overwrite=overwrite) as folder:
-            entries = [entry for entry in packed.infolist() if not entry.is_dir()]
-            if len({entry.filename for entry in entries}) != len(entries):
-                raise InputError(f"{os.fspath(archive)!r} must not name a file twice")
-            if sum(entry.file_size for entry in entries) > _MAX_UNPACKED:
-                raise InputError(f"{os.fspath(archive)!r} must unpack to at most {_MAX_UNPACKED >> 30} GiB")
-            for entry in entries:
-                check_inside(entry.filename)
-                if stat.S_ISLNK(entry.external_attr >> 16):
-                    raise InputError(f"a bundle must hold no links, got {entry.filename!r}")
-                destination = folder / entry.filename
-                destination.parent.mkdir(parents=True, exist_ok=True)
-                with packed.open(entry) as source, open(destination, "xb") as file:
-                    while chunk := source.read(_CHUNK):
-                        file.write(chunk)
-            _, problems = verify_bundle(folder)
-            if problems:
-                raise VerificationError(f"{os.fspath(archive)!r} must hold an unchanged bundle: {problems[0]}")
-    except FileNotFoundError as error:
-        raise MissingError(f"the archive must exist, {os.fspath(archive)!r} does not") from error
-    except zipfile.BadZipFile as error:
-        raise CorruptError(f"{os.fspath(archive)!r} must be a zip file, got: {error}") from error
-    return target
-
-
-def _files_below(folder: Path) -> list[tuple[str, Path]]:
+def files_below(folder: Path) -> list[tuple[str, Path]]:
     """Return (name, path) of everything below `folder` that is no directory; links are not followed."""
     found = []
     for parent, folders, files in os.walk(folder):

@@ -5,6 +5,17 @@ from __future__ import annotations
 from featcache.runtime.bench import Benchmark, bench
 from featcache.runtime.bundle import Bundle, open_bundle
 from featcache.runtime.evaluate import Evaluation, evaluate
+from featcache.runtime.plot import write_plot
 from featcache.runtime.predict import Prediction, predict
 
-__all__ = ["Benchmark", "Bundle", "Evaluation", "Prediction", "bench", "evaluate", "open_bundle", "predict"]
+__all__ = [
+    "Benchmark",
+    "Bundle",
+    "Evaluation",
+    "Prediction",
+    "bench",
+    "evaluate",
+    "open_bundle",
+    "predict",
+    "write_plot",
+]

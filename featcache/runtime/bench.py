@@ -1,4 +1,4 @@
-"""`bench`: how long one image takes in each device file of a bundle, here and now."""
+"""`bench`: how long one image takes in each device file of a bundle and how much memory, here and now."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from featcache.errors import DependencyError
 from featcache.export.base import Runner, find_target
+from featcache.export.figures import Figures, figures_json
 from featcache.runtime.bundle import open_bundle, usable_threads
 
 _LEAST_RUNS = 20
@@ -34,13 +35,19 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """One device file, timed. `latency_ms` is None where it was not run, and `reason` says why."""
+    """One device file, measured. `latency_ms` is None where it was not run, and `reason` says why.
+
+    `figures`: what its graph costs by counting, None in a bundle that does not say. `resident_bytes`: the memory
+    that it took here.
+    """
 
     format: str
     runtime: str | None
     bytes: int
     latency_ms: Latency | None
     reason: str | None
+    figures: Figures | None
+    resident_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -52,6 +59,7 @@ class Benchmark:
             "executed": latency is not None,
             "reason": self.reason,
             "latency_ms": latency,
+            **figures_json(self.figures, self.resident_bytes),
         }
 
 
@@ -75,13 +83,16 @@ def bench(
     for name in tqdm(chosen, desc="bench", unit="format", disable=None):
         size = sum(path.stat().st_size for path in opened.files(name))
         target = find_target(name)
-        reason = target.executable()
+        figures = opened.figures[name]
+        reason = target.available() or target.executable()
         if reason is not None:
-            found.append(Benchmark(name, None, size, None, reason))
+            found.append(Benchmark(name, None, size, None, reason, figures))
             continue
         with opened.open(name, threads=count) as runner:
             latency = measure_latency(runner, image, threads=count, seconds=seconds)
-        found.append(Benchmark(name, target.version(), size, latency, None))
+            resident = target.resident_bytes(runner, opened.files(name), image_shape=shape, threads=count)
+        runtime = runner.described or target.version()
+        found.append(Benchmark(name, runtime, size, latency, None, figures, resident))
     if all(entry.latency_ms is None for entry in found):
         reasons = "; ".join(f"{entry.format}: {entry.reason}" for entry in found)
         raise DependencyError(f"at least one format must be runnable here, got none ({reasons})")
@@ -91,4 +102,5 @@ def bench(
 def measure_latency(runner: Runner, image: npt.NDArray[np.uint8], *, threads: int, seconds: float = 0.5) -> Latency:
     """Return how long `runner` takes for `image` (1, height, width, 3), timed for about `seconds`, warmed up."""
     times = runner.time(image, seconds=seconds, least=_LEAST_RUNS)
-    return Latency(float(np.median(times)), float(np.percentile(times, 95)), threads, len(times))
+    used = runner.threads or threads
+    return Latency(float(np.median(times)), float(np.percentile(times, 95)), used, len(times))

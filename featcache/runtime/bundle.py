@@ -2,7 +2,8 @@
 
 BUNDLE/manifest.json     format, version, device files by format, lineage, sha256 and size of every file
 BUNDLE/preprocess.json   labels, task, how an image becomes the input, the tensors of each format
-BUNDLE/report.json       what was measured when it was made; the one file the manifest does not cover
+BUNDLE/report.json       what was measured when it was made; not covered by the manifest
+BUNDLE/signature.json    where it was signed: an Ed25519 signature of the manifest
 """
 
 from __future__ import annotations
@@ -16,17 +17,22 @@ from typing import Any
 
 from featcache.errors import CorruptError, FormatError, InputError, MissingError
 from featcache.export.base import Runner, find_target
+from featcache.export.figures import Figures
 from featcache.heads.unknown import UnknownRule
 from featcache.recipe import Preprocessing
 
 FORMAT = "featcache.bundle"
 VERSION = 1
 MANIFEST_FILE, PREPROCESS_FILE, REPORT_FILE = "manifest.json", "preprocess.json", "report.json"
+SIGNATURE_FILE = "signature.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What stands in a bundle's JSON files. `formats`: files of each format, the one to open first."""
+    """What stands in a bundle's JSON files. `formats`: files of each format, the one to open first.
+
+    `figures`: what each format's graph costs by counting, as counted by the export; None in bundles that lack them.
+    """
 
     path: Path
     name: str
@@ -36,6 +42,7 @@ class Bundle:
     preprocessing: Preprocessing
     formats: Mapping[str, tuple[str, ...]]
     lineage: Mapping[str, Any]
+    figures: Mapping[str, Figures | None]
 
     def format_named(self, name: str | None) -> str:
         """Return `name`, or for None the first format; `InputError` for one the bundle does not hold."""
@@ -86,6 +93,10 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             preprocessing=Preprocessing.from_json(described["preprocessing"]),
             formats={name: tuple(entry["files"]) for name, entry in manifest["formats"].items()},
             lineage=manifest["lineage"],
+            figures={
+                name: Figures(**entry["figures"]) if "figures" in entry else None
+                for name, entry in manifest["formats"].items()
+            },
         )
         for files in bundle.formats.values():
             for name in files:

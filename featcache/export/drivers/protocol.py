@@ -18,6 +18,9 @@ import numpy as np
 class Program(ABC):
     """One device format's tools. `run` gets (1, H, W, 3) uint8 and gives (1, n_classes) float32."""
 
+    def __init__(self) -> None:
+        self._before = _status_bytes("VmRSS")
+
     @abstractmethod
     def convert(self, graph: str, folder: str, facts: dict[str, Any]) -> list[str]:
         """Write the files made of the ONNX file `graph` (of batch 1) into `folder`; return their names."""
@@ -36,6 +39,11 @@ class Program(ABC):
         rows = [np.asarray(self.infer(pixels[i : i + 1]), dtype=np.float32).reshape(1, -1) for i in range(len(pixels))]
         np.save(out, np.concatenate(rows), allow_pickle=False)
 
+    def resident(self) -> int | None:
+        """Return by how many bytes the process grew at most since before the file was opened; None off Linux."""
+        peak = _status_bytes("VmHWM")
+        return None if peak is None or self._before is None else peak - self._before
+
     def time(self, image: str, seconds: float, least: int) -> list[float]:
         """Return milliseconds of single runs over `seconds`, `least` of them at the least."""
         pixels = np.load(image, allow_pickle=False)
@@ -48,6 +56,15 @@ class Program(ABC):
             self.infer(pixels)
             times.append((time.perf_counter() - start) * 1e3)
         return times
+
+
+def _status_bytes(key: str) -> int | None:
+    """Return a figure of this process in bytes; None off Linux."""
+    try:
+        with open("/proc/self/status", encoding="utf-8") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith(key + ":")), None)
+    except OSError:
+        return None
 
 
 def serve(program: Program) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mindspore_lite
 import protocol
 
 
@@ -14,6 +13,8 @@ class MindSporeLite(protocol.Program):
 
     def convert(self, graph: str, folder: str, facts: dict[str, Any]) -> list[str]:
         """Write ``model.ms`` or ``model.mindir``."""
+        import mindspore_lite
+
         kinds = {"ms": mindspore_lite.ModelType.MINDIR_LITE, "mindir": mindspore_lite.ModelType.MINDIR}
         converter = mindspore_lite.Converter()
         converter.save_type = kinds[facts["kind"]]
@@ -26,6 +27,8 @@ class MindSporeLite(protocol.Program):
 
     def load(self, files: list[str], threads: int) -> None:
         """Build the model for the CPU."""
+        import mindspore_lite
+
         kinds = {".ms": mindspore_lite.ModelType.MINDIR_LITE, ".mindir": mindspore_lite.ModelType.MINDIR}
         context = mindspore_lite.Context()
         context.target = ["cpu"]
