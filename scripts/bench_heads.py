@@ -46,7 +46,7 @@ def cached(name: str, images: Path, *, views: int = 1):
     """Return the opened cache of `images`, built where it is not there yet."""
     from featcache import build_cache, open_cache
 
-    place = DATA / "bench_heads" / f"{name}-{views}"
+    place = DATA / "heads" / f"{name}-{views}"
     weights = SHARED / "weights" / f"{WEIGHTS}.safetensors"
     build_cache(images, place, backbone="mobilenetv2_100", weights=weights, views=views)
     return open_cache(place)

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.heads.solvers import active
+from featcache.heads.solvers.active import ActiveSet
 from featcache.heads.solvers.coarse import TwoLevel, pays
 from featcache.heads.solvers.losses import Loss
 from featcache.heads.solvers.newton import Newton, fits
 from featcache.heads.solvers.problem import Problem
 from featcache.heads.solvers.rows import Float32, Float64, StandardisedRows
+from featcache.heads.solvers.spectral import Spectral
 
 KEEP_BYTES = 1 << 29  # logits kept between the Newton steps of a bias
 
@@ -36,6 +39,8 @@ class Prepared:
         self._gram: Float64 | None = None
         self._two_level: TwoLevel | None = None
         self._newton: Newton | None = None
+        self._spectral: Spectral | None = None
+        self._active: ActiveSet | None = None
         self._inverse: tuple[float, float, Float32] | None = None
 
     def evaluate(self, weight: NDArray[Any], bias: NDArray[Any], gradient: NDArray[Any]) -> tuple[float, Float64]:
@@ -154,7 +159,7 @@ class Prepared:
         part.n_features = len(columns)
         part._anchor = np.ascontiguousarray(self.anchor[:, columns])
         part._known_mean = self._known_mean[columns]
-        part._gram = part._inverse = part._two_level = part._newton = None
+        part._gram = part._inverse = part._two_level = part._newton = part._spectral = part._active = None
         part._logits = None
         part.passes = 0.0
         return part
@@ -179,6 +184,20 @@ class Prepared:
         if self._two_level is None and pays(self):
             self._two_level = TwoLevel(self)
         return self._two_level
+
+    @property
+    def spectral(self) -> Spectral | None:
+        """Return the solver for paths of L2 penalties, None where it is not expected to be the fastest."""
+        if self._spectral is None and pays(self) and self.loss.kind != "squared":
+            self._spectral = Spectral(self)
+        return self._spectral
+
+    @property
+    def active(self) -> ActiveSet | None:
+        """Return the L1 solver for one output, None where there are several or the rows are streamed."""
+        if self._active is None and active.fits(self):
+            self._active = ActiveSet(self)
+        return self._active
 
     @property
     def newton(self) -> Newton | None:

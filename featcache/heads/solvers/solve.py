@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import InputError
 from featcache.heads.solvers.certificate import Penalty, column_norms
+from featcache.heads.solvers.coarse import LOOSE
 from featcache.heads.solvers.prepared import Prepared, prepare
 from featcache.heads.solvers.problem import Problem, Solution
 from featcache.heads.solvers.rows import Float32
@@ -87,11 +88,24 @@ def _fit(
     """Return the solution and the state it was certified at (over all columns)."""
     before = prepared.passes
     if penalty.l1 or penalty.group_l1:
-        state, gap, converged = minimise_sparse(
-            prepared, weight, bias, penalty=penalty, tolerance=tolerance, max_passes=max_passes, screen=screen
-        )
+        converged, left = False, float(max_passes)
+        if penalty.l1 and not penalty.group_l1 and prepared.active is not None:
+            state, gap, converged = prepared.active.minimise(
+                weight, bias, penalty=penalty, tolerance=tolerance, max_passes=left, screen=screen
+            )
+            weight, bias, left = state.weight, state.bias, left - (prepared.passes - before)
+        if not converged:
+            state, gap, converged = minimise_sparse(
+                prepared, weight, bias, penalty=penalty, tolerance=tolerance, max_passes=left, screen=screen
+            )
     elif penalty.l2 and prepared.newton is not None:
-        coarse, converged, left = prepared.two_level, False, float(max_passes)
+        converged, left = False, float(max_passes)
+        if tolerance >= LOOSE and prepared.spectral is not None:
+            state, gap, converged = prepared.spectral.minimise(
+                weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=left
+            )
+            weight, bias, left = state.weight, state.bias, left - (prepared.passes - before)
+        coarse = None if converged else prepared.two_level
         if coarse is not None:
             state, gap, converged = coarse.minimise(
                 weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=min(left, COARSE_PASSES)
@@ -184,7 +198,8 @@ def solve_path(
             exact=exact_objective,
         )
         weight, bias, gradient, previous = state.weight, state.bias, state.gradient, strengths
-        if penalty == "l2" and len(solutions) and position + 1 < len(ordered) and ordered[position + 1] > 0:
+        straight = penalty == "l2" and not (tolerance >= LOOSE and prepared.spectral is not None)  # it does so itself
+        if straight and len(solutions) and position + 1 < len(ordered) and ordered[position + 1] > 0:
             # weights move smoothly with the logarithm of the penalty: begin the next fit where the line points
             last, ahead = ordered[position - 1] / value, value / ordered[position + 1]
             if last > 1.0:
