@@ -227,6 +227,7 @@ def train(
     l1: Annotated[str | None, typer.Option(help="A number or auto: drives weights to exactly zero.")] = None,
     l2: Annotated[str | None, typer.Option(help="A number or auto; auto where no penalty is given.")] = None,
     group_l1: Annotated[str | None, typer.Option(help="A number or auto: drops whole features.")] = None,
+    keep_features: Annotated[float, typer.Option(help="Most features to keep, a share: group L1 chooses.")] = 1.0,
     outputs: Annotated[
         list[str] | None, typer.Option(help="Stored outputs, by commas, side by side; given again: compared.")
     ] = None,
@@ -266,6 +267,7 @@ def train(
             l1=_penalty(l1, "--l1"),
             l2=_penalty(l2, "--l2"),
             group_l1=_penalty(group_l1, "--group-l1"),
+            keep_features=keep_features,
             outputs=side_by_side.split(",") if side_by_side else None,
             views=_integers(views, "--views"),
             class_weight=class_weight,

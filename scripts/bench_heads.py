@@ -206,19 +206,27 @@ def bench_l2(repeats: int) -> list[dict]:
 
 def bench_sweep(repeats: int) -> list[dict]:
     """Time 45 penalties against scikit-learn's loop of cold fits at its default tolerance (five, times nine)."""
+    results = []
+    rows, cache = tiny_rows(), clothing_rows()
+    if rows is None or cache is None:
+        say("sweep of photos: skipped, ../shared is absent")
+    else:
+        results.append(_sweep("tinyimagenet200", *rows[0], (4, 13, 22, 31, 40)))
+        results.append(_sweep("clothing10", *cache.numpy(split="train"), (4, 13, 22, 31, 40)))
+    results.append(_sweep("simulated", *simulated(), (13, 31)))
+    return results
+
+
+def _sweep(name: str, features, labels, timed_values: tuple[int, ...]) -> dict:
     from featcache.heads.solvers import Problem, penalty_grid, prepare, solve_path
 
-    rows = tiny_rows()
-    if rows is None:
-        say("sweep: skipped, ../shared is absent")
-        return []
-    features, labels = rows[0]
     problem = Problem(features=features, targets=labels)
     values = penalty_grid(prepare(problem), penalty="l2")
     z = standardised(features)
     path, seconds = timed(lambda: solve_path(problem, values=values, tolerance=9e-5))
+    say(f"  {name}: {len(values)} values in {seconds:.2f} s, all converged: {all(s.converged for s in path)}")
     peer_seconds, table = 0.0, []
-    for index in (4, 13, 22, 31, 40):
+    for index in timed_values:
         solution = path[index]
         settings = {"C": 1.0 / (len(labels) * solution.l2), "solver": "lbfgs", "max_iter": 1000}
         fit, spent = timed(lambda settings=settings: sklearn_fit(features, labels, **settings))
@@ -227,22 +235,21 @@ def bench_sweep(repeats: int) -> list[dict]:
         theirs = objective(z, labels, fit.coef_, fit.intercept_, l2=solution.l2)
         table.append({"penalty": solution.l2, "objective_ours": ours, "objective_peer": theirs, "seconds_peer": spent})
         say(f"  l2 {solution.l2:.4g}: ours / peer - 1 = {ours / theirs - 1:+.2e}, peer {spent:.1f} s")
-    return [
-        {
-            "data": f"tinyimagenet200 {features.shape[0]} x {features.shape[1]} x 200, {len(values)} values",
-            "penalty": [float(v) for v in values],
-            "ratio": peer_seconds * len(values) / 5 / seconds,
-            "seconds_ours": seconds,
-            "seconds_peer": peer_seconds * len(values) / 5,
-            "peer": "scikit-learn lbfgs, cold, timed on five values and scaled by nine",
-            "objective_ours": [row["objective_ours"] for row in table],
-            "objective_peer": [row["objective_peer"] for row in table],
-            "worst": max(row["objective_ours"] / row["objective_peer"] - 1 for row in table),
-            "gap": max(s.gap for s in path),
-            "passes": sum(s.passes for s in path),
-            "threads": threads(),
-        }
-    ]
+    scale = len(values) / len(timed_values)
+    return {
+        "data": f"{name} {features.shape[0]} x {features.shape[1]} x {int(labels.max()) + 1}, {len(values)} values",
+        "penalty": [float(v) for v in values],
+        "ratio": peer_seconds * scale / seconds,
+        "seconds_ours": seconds,
+        "seconds_peer": peer_seconds * scale,
+        "peer": f"scikit-learn lbfgs, cold, timed on {len(timed_values)} values and scaled by {scale:g}",
+        "objective_ours": [row["objective_ours"] for row in table],
+        "objective_peer": [row["objective_peer"] for row in table],
+        "worst": max(row["objective_ours"] / row["objective_peer"] - 1 for row in table),
+        "gap": max(s.gap for s in path),
+        "passes": sum(s.passes for s in path),
+        "threads": threads(),
+    }
 
 
 def bench_l1(repeats: int) -> list[dict]:

@@ -13,6 +13,7 @@ What limits it: a solution with thousands of non-zeros, whose systems cost their
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,16 @@ STEPS = 30
 ROUNDS = 25  # in one lasso; after these the candidate is only a direction, and the line search decides
 
 
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """`columns` ``(m,)``, their `rows` ``(m, n)``, the `hessian` ``(m, m)``, and how the bias follows each, `side`."""
+
+    columns: NDArray[np.int64]
+    rows: Float32
+    hessian: Float32
+    side: Float32
+
+
 class ActiveSet:
     """The columns of one prepared problem of one output, and the point where the last fit ended."""
 
@@ -43,7 +54,7 @@ class ActiveSet:
         self._targets: Float64 = prepared.loss.targets(0, len(matrix))[:, 0].astype(np.float64)
         self._weights: Float64 = prepared.rows.weights.astype(np.float64)
         self._squared = prepared.loss.kind == "squared"
-        self._last: tuple[Float32, Float64] | None = None  # weight (d,), product with the rows (n,)
+        self._points: list[tuple[float, Float32, float]] = []  # l1, weight (d,), bias of the last two fits
 
     def _evaluate(self, logits: Float64) -> tuple[float, Float64, Float64]:
         """Return the loss, the weighted residuals and the weighted second derivatives ``(n,)``."""
@@ -80,16 +91,15 @@ class ActiveSet:
         """Return ``(state, relative gap, converged)`` as `minimise_sparse` does, but that few steps are tried."""
         prepared = self._prepared
         limit = prepared.passes + max_passes
-        at: Float32 = weight[0].copy()
-        known = self._last is not None and np.array_equal(self._last[0], at)
-        product = self._last[1] if known and self._last is not None else self._product(at)
-        beta, loss, residual, curvature = self._settle_bias(product, float(bias[0]))
-        gradient = self._columns @ residual.astype(np.float32)
-        objective = loss + penalty.value(at[None])
-        within = at != 0
+        at, within = weight[0], weight[0] != 0
         if screen is not None:
             within |= screen
+        at, beta, product = self._begin(at, float(bias[0]), penalty.l1)
+        beta, loss, residual, curvature = self._settle_bias(product, beta)
+        gradient = self._columns @ residual.astype(np.float32)
+        objective = loss + penalty.value(at[None])
         gap, best = np.inf, np.inf
+        model: _Model | None = None
         state = self._state(at, beta, loss, residual, gradient)
         for _ in range(STEPS):
             gap = relative_gap(prepared, state, penalty)
@@ -99,18 +109,13 @@ class ActiveSet:
             chosen = np.flatnonzero(within)
             if not 0 < len(chosen) <= MOST_COLUMNS:
                 break
-            rows = self._columns[chosen]
-            bent = rows * curvature.astype(np.float32)
-            hessian = bent @ rows.T
-            side = bent.sum(axis=1)  # how each column and the bias bend each other
-            hessian -= np.outer(side, side / np.float32(max(float(curvature.sum()), 1e-12)))
-            ridge = np.float32(penalty.l2 + 1e-6 * float(np.trace(hessian)) / len(chosen))
-            hessian[np.diag_indices(len(chosen))] += ridge
+            if model is None or not np.array_equal(model.columns, chosen):
+                model = self._model(chosen, curvature, penalty.l2)
             start = at[chosen]
             slope = gradient[chosen] + np.float32(penalty.l2) * start
-            move = _lasso(hessian, slope, start, penalty.l1) - start
-            change: Float64 = (move @ rows).astype(np.float64)
-            drift = -float(side @ move) / max(float(curvature.sum()), 1e-12)
+            move = _lasso(model.hessian, slope, start, penalty.l1) - start
+            change: Float64 = (move @ model.rows).astype(np.float64)
+            drift = -float(model.side @ move)
             step = 1.0
             while True:
                 trial: Float32 = start + np.float32(step) * move
@@ -128,9 +133,36 @@ class ActiveSet:
             if step < 1e-3 or gap > 0.999 * best:
                 gap = relative_gap(prepared, state, penalty)
                 break
+            if gap > 0.1 * best:  # a curvature that is no longer the present one has had its use
+                model = None
             best = min(best, gap)
-        self._last = (at, product)
+        self._points = [*self._points, (penalty.l1, at, beta)][-2:]
         return state, gap, gap <= tolerance
+
+    def _begin(self, weight: Float32, bias: float, l1: float) -> tuple[Float32, float, Float64]:
+        """Return weights, bias and product to start at: on the line through the last two points of a path.
+
+        Between two changes of the signs a lasso's weights are linear in the penalty, those of a logistic loss nearly.
+        """
+        if len(self._points) == 2 and np.array_equal(self._points[1][1], weight):
+            (before, w0, b0), (last, w1, b1) = self._points
+            if before > last > l1:
+                share = (last - l1) / (before - last)
+                ahead = w1 + np.float32(min(share, 2.0)) * (w1 - w0)
+                ahead[(w1 == 0) | (ahead * w1 < 0)] = 0
+                weight, bias = ahead, b1 + share * (b1 - b0)
+        return weight, bias, self._product(weight)
+
+    def _model(self, chosen: NDArray[np.int64], curvature: Float64, l2: float) -> _Model:
+        """Return the quadratic model of the loss in some columns, the bias already at its best for each move."""
+        rows = self._columns[chosen]
+        bent = rows * curvature.astype(np.float32)
+        hessian = bent @ rows.T
+        side = bent.sum(axis=1)
+        share = side / np.float32(max(float(curvature.sum()), 1e-12))
+        hessian -= np.outer(side, share)
+        hessian[np.diag_indices(len(chosen))] += np.float32(l2 + 1e-6 * float(np.trace(hessian)) / len(chosen))
+        return _Model(chosen, rows, hessian, share)
 
     def _product(self, weight: Float32) -> Float64:
         used = np.flatnonzero(weight)
