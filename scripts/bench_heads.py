@@ -378,8 +378,11 @@ def bench_quality(repeats: int) -> list[dict]:
 
 
 def _quality(name: str, rows_of: Callable) -> list[dict]:
-    from featcache.heads.solvers import Problem, solve, solve_path
+    from featcache.heads.solvers import Problem, solve_path
+    from featcache.train.data import Rows, TrainingData
     from featcache.train.folds import stratified_folds
+    from featcache.train.linear import fit_linear
+    from featcache.train.settings import TrainSettings
     from featcache.train.targets import Supervision, mix, smooth
 
     viewed = rows_of(views=4)
@@ -400,8 +403,7 @@ def _quality(name: str, rows_of: Callable) -> list[dict]:
         def score(s, rows):
             return (features[rows] @ s.raw_weight().T + s.raw_bias()).argmax(1) == labels[rows]
 
-        def take(head, path, most=1.0, score=score, val=val, test=test):
-            path = [s for s in path if s.features_used <= most * features.shape[1]]
+        def take(head, path, score=score, val=val, test=test):
             best = max(path, key=lambda s: score(s, val).mean())
             right.setdefault(head, np.zeros(len(labels)))[test] = score(best, test)
             return best
@@ -410,14 +412,25 @@ def _quality(name: str, rows_of: Callable) -> list[dict]:
             return solve_path(problem, values=np.logspace(0.5, -3, 15), tolerance=1e-3)
 
         plain = Problem(features=x, targets=y)
-        l2 = take("l2", ridge(plain)).l2
-        groups = solve_path(plain, penalty="group_l1", n_values=10, tolerance=1e-3, l2=0.3 * l2)
-        take("group_l1 with l2", groups, most=0.6)
-        kept = np.any([s for s in groups if s.features_used <= 0.6 * features.shape[1]][-1].weight != 0, axis=0)
-        used.append(float(kept.mean()))
-        fewer = solve(Problem(features=np.ascontiguousarray(x[:, kept]), targets=y), l2=l2, tolerance=1e-3)
-        hits = (features[test][:, kept] @ fewer.raw_weight().T + fewer.raw_bias()).argmax(1) == labels[test]
-        right.setdefault("l2 on the features group_l1 keeps", np.zeros(len(labels)))[test] = hits
+        take("l2", ridge(plain))
+        data = TrainingData(
+            dataset=name,
+            task="classification",
+            classes=tuple(map(str, range(k))),
+            columns=("features",),
+            block_widths=(features.shape[1],),
+            train=Rows(x, y, np.flatnonzero(train)),
+            val=Rows(features[val], labels[val], np.flatnonzero(val)),
+            test=None,
+            unlabelled=None,
+            samples=None,
+            unlabelled_samples=None,
+            notes=(),
+        )
+        head = fit_linear(data, TrainSettings(keep_features=0.6), None).head  # as train --keep-features 0.6
+        used.append(float(head.weight.any(axis=0).mean()))
+        hits = (features[test] @ head.weight.T + head.bias).argmax(1) == labels[test]
+        right.setdefault("keep_features 0.6 (group_l1 chooses, l2 weighs)", np.zeros(len(labels)))[test] = hits
         soft = smooth(y, n_classes=k, amount=0.1, task="classification")
         take("label smoothing", ridge(Problem(features=x, targets=soft)))
         mixed = mix(Supervision(x, y, None, None), n_classes=k, amount=0.4, copies=2, seed=held)
@@ -438,7 +451,7 @@ def _quality(name: str, rows_of: Callable) -> list[dict]:
                 "accuracy_l2": float(right["l2"].mean()),
                 "difference_points": 100 * float(difference.mean()),
                 "interval_points": [100 * (float(difference.mean()) + sign * 1.96 * error) for sign in (-1, 1)],
-                "features_used": float(np.mean(used)) if "group" in head else 1.0,
+                "features_used": float(np.mean(used)) if "keep" in head else 1.0,
                 "bytes_ratio": 4.0 if head == "views" else 1.0,
                 "only_this_right": int((difference > 0).sum()),
                 "only_l2_right": int((difference < 0).sum()),

@@ -136,6 +136,8 @@ class ActiveSet:
             if gap > 0.1 * best:  # a curvature that is no longer the present one has had its use
                 model = None
             best = min(best, gap)
+        else:
+            gap = relative_gap(prepared, state, penalty)
         self._points = [*self._points, (penalty.l1, at, beta)][-2:]
         return state, gap, gap <= tolerance
 
