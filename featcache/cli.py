@@ -257,7 +257,7 @@ def train(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train a head from a cache, in seconds; of several caches, kinds, outputs or penalties the best on val is saved."""
+    """Train a head from a cache, in seconds; of several caches, kinds, outputs, penalties the best on val is saved."""
     from featcache.files import refuse_existing
     from featcache.train import compare, train_head
 
