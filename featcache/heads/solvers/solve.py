@@ -89,10 +89,11 @@ def _fit(
     before = prepared.passes
     if penalty.l1 or penalty.group_l1:
         converged, left = False, float(max_passes)
-        if penalty.l1 and not penalty.group_l1 and prepared.active is not None:
-            state, gap, converged = prepared.active.minimise(
-                weight, bias, penalty=penalty, tolerance=tolerance, max_passes=left, screen=screen
-            )
+        quick = _fit_one_output(
+            prepared, weight, bias, penalty=penalty, tolerance=tolerance, max_passes=left, screen=screen
+        )
+        if quick is not None:
+            state, gap, converged = quick
             weight, bias, left = state.weight, state.bias, left - (prepared.passes - before)
         if not converged:
             state, gap, converged = minimise_sparse(
@@ -137,6 +138,41 @@ def _fit(
         converged=converged,
     )
     return solution, state
+
+
+def _fit_one_output(
+    prepared: Prepared,
+    weight: Float32,
+    bias: Float32,
+    *,
+    penalty: Penalty,
+    tolerance: float,
+    max_passes: float,
+    screen: NDArray[np.bool_] | None,
+) -> tuple[State, float, bool] | None:
+    """Return what `ActiveSet.minimise` does for one output, or two classes by their difference; None for others."""
+    if prepared.active is not None:  # a column of one weight is its own group
+        merged = Penalty(l1=penalty.l1 + penalty.group_l1, l2=penalty.l2)
+        return prepared.active.minimise(
+            weight, bias, penalty=merged, tolerance=tolerance, max_passes=max_passes, screen=screen
+        )
+    part = prepared.difference
+    if part is None or part.active is None:
+        return None
+    halves = np.array([[-0.5], [0.5]], dtype=np.float32)
+    before = part.passes
+    inner = part.active.minimise(
+        weight[1:] - weight[:1],
+        bias[1:] - bias[:1],
+        penalty=Penalty(l1=penalty.l1 + penalty.group_l1 / np.sqrt(2.0), l2=0.5 * penalty.l2),
+        tolerance=0.5 * tolerance,
+        max_passes=max_passes,
+        screen=screen,
+    )[0]
+    prepared.passes += part.passes - before
+    state = State(prepared, halves * inner.weight, halves[:, 0] * inner.bias)
+    gap = relative_gap(prepared, state, penalty)
+    return state, gap, gap <= tolerance
 
 
 def penalty_grid(
