@@ -227,9 +227,16 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="Directory of the head to save.")] = None,
     dataset: DatasetOption = None,
     kind: Annotated[str, typer.Option(help="linear, mlp, prototype or knn; several, by commas, compared.")] = "linear",
-    l1: Annotated[str | None, typer.Option(help="A number or auto: drives weights to exactly zero.")] = None,
-    l2: Annotated[str | None, typer.Option(help="A number or auto; auto where no penalty is given.")] = None,
-    group_l1: Annotated[str | None, typer.Option(help="A number or auto: drops whole features.")] = None,
+    l1: Annotated[
+        str | None, typer.Option(help="A number or auto: drives weights to exactly zero; several, by commas.")
+    ] = None,
+    l2: Annotated[
+        str | None, typer.Option(help="A number or auto (where none is given); several, by commas, compared.")
+    ] = None,
+    group_l1: Annotated[
+        str | None, typer.Option(help="A number or auto: drops whole features; several, by commas.")
+    ] = None,
+    keep_features: Annotated[float, typer.Option(help="Most features to keep, a share: group L1 chooses.")] = 1.0,
     outputs: Annotated[
         list[str] | None, typer.Option(help="Stored outputs, by commas, side by side; given again: compared.")
     ] = None,
@@ -253,22 +260,33 @@ def train(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train a head from a cache, in seconds; of several caches, kinds or outputs the best on val is saved."""
+    """Train a head from a cache, in seconds; of several caches, kinds, outputs, penalties the best on val is saved."""
     from featcache.files import refuse_existing
     from featcache.train import compare, train_head
 
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
     sides: list[str | None] = [*outputs] if outputs else [None]
-    fits = [(cache, one, side) for cache in caches for one in kind.split(",") for side in sides]
+    penalties = [
+        {"l1": a, "l2": b, "group_l1": c}
+        for a in _penalties(l1, "--l1")
+        for b in _penalties(l2, "--l2")
+        for c in _penalties(group_l1, "--group-l1")
+    ]
+    fits = [
+        (cache, one, side, strengths)
+        for cache in caches
+        for one in kind.split(",")
+        for side in sides
+        for strengths in penalties
+    ]
     results = [
         train_head(
             cache,
             dataset=dataset,
             kind=one_kind,
-            l1=_penalty(l1, "--l1"),
-            l2=_penalty(l2, "--l2"),
-            group_l1=_penalty(group_l1, "--group-l1"),
+            **strengths,
+            keep_features=keep_features,
             outputs=side_by_side.split(",") if side_by_side else None,
             views=_integers(views, "--views"),
             class_weight=class_weight,
@@ -288,7 +306,7 @@ def train(
             neighbors=neighbors,
             seed=seed,
         )
-        for cache, one_kind, side_by_side in fits
+        for cache, one_kind, side_by_side, strengths in fits
     ]
     for result in results:
         for note in result.notes:
@@ -296,7 +314,14 @@ def train(
     best = max(results, key=lambda result: -1.0 if result.val_score is None else result.val_score)
     if len(results) > 1:
         plain = len(results) == len(caches)
-        titles = [str(cache) if plain else " ".join([str(cache), one, side or ""]) for cache, one, side in fits]
+        asked = [
+            " ".join(f"{name}={value}" for name, value in strengths.items() if value is not None and len(penalties) > 1)
+            for *_, strengths in fits
+        ]
+        titles = [
+            str(cache) if plain else " ".join(part for part in (str(cache), one, side, said) if part)
+            for (cache, one, side, _), said in zip(fits, asked, strict=True)
+        ]
         _say(compare(results, names=titles))
     if out is not None:
         best.save(out, overwrite=overwrite)
@@ -719,6 +744,10 @@ def _penalty(text: str | None, flag: str) -> Any:
         return float(text)
     except ValueError as error:
         raise InputError(f"{flag} must be a number or 'auto', got {text!r}") from error
+
+
+def _penalties(text: str | None, flag: str) -> list[Any]:
+    return [None] if text is None else [_penalty(part, flag) for part in text.split(",")]
 
 
 def _integers(text: str, flag: str) -> list[int]:

@@ -40,6 +40,7 @@ from featcache.report_parts import (
     table,
     text,
 )
+from featcache.report_path import path_section
 from featcache.report_style import STYLE
 
 FORMAT = "featcache.report"
@@ -50,7 +51,7 @@ _ROWS_UP_TO = 40
 _STRONG = 0.5  # shade above which a number needs the opposite ink
 _NAMES = {"float": "float", "pruned": "pruned", "int8": "INT8"}
 _VERBS = ("build", "train", "merge", "prune", "quantize")
-_UNSAID = ("failures", "problems", "recipe", "lineage", "path_points", "per_class", "confusion")
+_UNSAID = ("failures", "problems", "recipe", "lineage", "path", "path_points", "per_class", "confusion")
 
 
 def write_report(
@@ -86,6 +87,7 @@ def render_report(document: Mapping[str, Any]) -> str:
         _formats(document),
         _per_class(document),
         _confusion(document),
+        path_section(document),
         _verbs(document),
         _steps(document),
         _notes(document),

@@ -46,7 +46,7 @@ def cached(name: str, images: Path, *, views: int = 1):
     """Return the opened cache of `images`, built where it is not there yet."""
     from featcache import build_cache, open_cache
 
-    place = DATA / "bench_heads" / f"{name}-{views}"
+    place = DATA / "heads" / f"{name}-{views}"
     weights = SHARED / "weights" / f"{WEIGHTS}.safetensors"
     build_cache(images, place, backbone="mobilenetv2_100", weights=weights, views=views)
     return open_cache(place)
@@ -206,19 +206,27 @@ def bench_l2(repeats: int) -> list[dict]:
 
 def bench_sweep(repeats: int) -> list[dict]:
     """Time 45 penalties against scikit-learn's loop of cold fits at its default tolerance (five, times nine)."""
+    results = []
+    rows, cache = tiny_rows(), clothing_rows()
+    if rows is None or cache is None:
+        say("sweep of photos: skipped, ../shared is absent")
+    else:
+        results.append(_sweep("tinyimagenet200", *rows[0], (4, 13, 22, 31, 40)))
+        results.append(_sweep("clothing10", *cache.numpy(split="train"), (4, 13, 22, 31, 40)))
+    results.append(_sweep("simulated", *simulated(), (13, 31)))
+    return results
+
+
+def _sweep(name: str, features, labels, timed_values: tuple[int, ...]) -> dict:
     from featcache.heads.solvers import Problem, penalty_grid, prepare, solve_path
 
-    rows = tiny_rows()
-    if rows is None:
-        say("sweep: skipped, ../shared is absent")
-        return []
-    features, labels = rows[0]
     problem = Problem(features=features, targets=labels)
     values = penalty_grid(prepare(problem), penalty="l2")
     z = standardised(features)
     path, seconds = timed(lambda: solve_path(problem, values=values, tolerance=9e-5))
+    say(f"  {name}: {len(values)} values in {seconds:.2f} s, all converged: {all(s.converged for s in path)}")
     peer_seconds, table = 0.0, []
-    for index in (4, 13, 22, 31, 40):
+    for index in timed_values:
         solution = path[index]
         settings = {"C": 1.0 / (len(labels) * solution.l2), "solver": "lbfgs", "max_iter": 1000}
         fit, spent = timed(lambda settings=settings: sklearn_fit(features, labels, **settings))
@@ -227,22 +235,21 @@ def bench_sweep(repeats: int) -> list[dict]:
         theirs = objective(z, labels, fit.coef_, fit.intercept_, l2=solution.l2)
         table.append({"penalty": solution.l2, "objective_ours": ours, "objective_peer": theirs, "seconds_peer": spent})
         say(f"  l2 {solution.l2:.4g}: ours / peer - 1 = {ours / theirs - 1:+.2e}, peer {spent:.1f} s")
-    return [
-        {
-            "data": f"tinyimagenet200 {features.shape[0]} x {features.shape[1]} x 200, {len(values)} values",
-            "penalty": [float(v) for v in values],
-            "ratio": peer_seconds * len(values) / 5 / seconds,
-            "seconds_ours": seconds,
-            "seconds_peer": peer_seconds * len(values) / 5,
-            "peer": "scikit-learn lbfgs, cold, timed on five values and scaled by nine",
-            "objective_ours": [row["objective_ours"] for row in table],
-            "objective_peer": [row["objective_peer"] for row in table],
-            "worst": max(row["objective_ours"] / row["objective_peer"] - 1 for row in table),
-            "gap": max(s.gap for s in path),
-            "passes": sum(s.passes for s in path),
-            "threads": threads(),
-        }
-    ]
+    scale = len(values) / len(timed_values)
+    return {
+        "data": f"{name} {features.shape[0]} x {features.shape[1]} x {int(labels.max()) + 1}, {len(values)} values",
+        "penalty": [float(v) for v in values],
+        "ratio": peer_seconds * scale / seconds,
+        "seconds_ours": seconds,
+        "seconds_peer": peer_seconds * scale,
+        "peer": f"scikit-learn lbfgs, cold, timed on {len(timed_values)} values and scaled by {scale:g}",
+        "objective_ours": [row["objective_ours"] for row in table],
+        "objective_peer": [row["objective_peer"] for row in table],
+        "worst": max(row["objective_ours"] / row["objective_peer"] - 1 for row in table),
+        "gap": max(s.gap for s in path),
+        "passes": sum(s.passes for s in path),
+        "threads": threads(),
+    }
 
 
 def bench_l1(repeats: int) -> list[dict]:
@@ -371,8 +378,11 @@ def bench_quality(repeats: int) -> list[dict]:
 
 
 def _quality(name: str, rows_of: Callable) -> list[dict]:
-    from featcache.heads.solvers import Problem, solve, solve_path
+    from featcache.heads.solvers import Problem, solve_path
+    from featcache.train.data import Rows, TrainingData
     from featcache.train.folds import stratified_folds
+    from featcache.train.linear import fit_linear
+    from featcache.train.settings import TrainSettings
     from featcache.train.targets import Supervision, mix, smooth
 
     viewed = rows_of(views=4)
@@ -393,8 +403,7 @@ def _quality(name: str, rows_of: Callable) -> list[dict]:
         def score(s, rows):
             return (features[rows] @ s.raw_weight().T + s.raw_bias()).argmax(1) == labels[rows]
 
-        def take(head, path, most=1.0, score=score, val=val, test=test):
-            path = [s for s in path if s.features_used <= most * features.shape[1]]
+        def take(head, path, score=score, val=val, test=test):
             best = max(path, key=lambda s: score(s, val).mean())
             right.setdefault(head, np.zeros(len(labels)))[test] = score(best, test)
             return best
@@ -403,14 +412,25 @@ def _quality(name: str, rows_of: Callable) -> list[dict]:
             return solve_path(problem, values=np.logspace(0.5, -3, 15), tolerance=1e-3)
 
         plain = Problem(features=x, targets=y)
-        l2 = take("l2", ridge(plain)).l2
-        groups = solve_path(plain, penalty="group_l1", n_values=10, tolerance=1e-3, l2=0.3 * l2)
-        take("group_l1 with l2", groups, most=0.6)
-        kept = np.any([s for s in groups if s.features_used <= 0.6 * features.shape[1]][-1].weight != 0, axis=0)
-        used.append(float(kept.mean()))
-        fewer = solve(Problem(features=np.ascontiguousarray(x[:, kept]), targets=y), l2=l2, tolerance=1e-3)
-        hits = (features[test][:, kept] @ fewer.raw_weight().T + fewer.raw_bias()).argmax(1) == labels[test]
-        right.setdefault("l2 on the features group_l1 keeps", np.zeros(len(labels)))[test] = hits
+        take("l2", ridge(plain))
+        data = TrainingData(
+            dataset=name,
+            task="classification",
+            classes=tuple(map(str, range(k))),
+            columns=("features",),
+            block_widths=(features.shape[1],),
+            train=Rows(x, y, np.flatnonzero(train)),
+            val=Rows(features[val], labels[val], np.flatnonzero(val)),
+            test=None,
+            unlabelled=None,
+            samples=None,
+            unlabelled_samples=None,
+            notes=(),
+        )
+        head = fit_linear(data, TrainSettings(keep_features=0.6), None).head  # as train --keep-features 0.6
+        used.append(float(head.weight.any(axis=0).mean()))
+        hits = (features[test] @ head.weight.T + head.bias).argmax(1) == labels[test]
+        right.setdefault("keep_features 0.6 (group_l1 chooses, l2 weighs)", np.zeros(len(labels)))[test] = hits
         soft = smooth(y, n_classes=k, amount=0.1, task="classification")
         take("label smoothing", ridge(Problem(features=x, targets=soft)))
         mixed = mix(Supervision(x, y, None, None), n_classes=k, amount=0.4, copies=2, seed=held)
@@ -431,7 +451,7 @@ def _quality(name: str, rows_of: Callable) -> list[dict]:
                 "accuracy_l2": float(right["l2"].mean()),
                 "difference_points": 100 * float(difference.mean()),
                 "interval_points": [100 * (float(difference.mean()) + sign * 1.96 * error) for sign in (-1, 1)],
-                "features_used": float(np.mean(used)) if "group" in head else 1.0,
+                "features_used": float(np.mean(used)) if "keep" in head else 1.0,
                 "bytes_ratio": 4.0 if head == "views" else 1.0,
                 "only_this_right": int((difference > 0).sum()),
                 "only_l2_right": int((difference < 0).sum()),

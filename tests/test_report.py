@@ -107,6 +107,24 @@ def test_what_was_measured_is_there_to_read() -> None:
         assert words in said, words
 
 
+def test_a_penalty_path_is_drawn_with_the_chosen_value() -> None:
+    points = [
+        {"l1": l1, "l2": 0.0, "group_l1": 0.0, "value": value, "features_used": used, "chosen": l1 == 0.1}
+        for l1, value, used in ((1.0, 0.5, 0), (0.1, 0.9, 40), (0.01, 0.8, 100))
+    ]
+    shown = document()
+    shown["run"]["train"] |= {"path": points, "num_features": 100, "score": "accuracy"}
+    page = Page(render_report(shown))
+    lines = [a for tag, a in page.tags if tag == "polyline"]
+    assert [len(str(a["points"]).split()) for a in lines] == [3, 3]
+    accuracy = [float(corner.split(",")[1]) for corner in str(lines[0]["points"]).split()]
+    assert accuracy[1] < accuracy[0] < accuracy[2]  # from the weakest to the strongest; up is better
+    assert "chosen: l1 = 0.1" in page.said
+    assert "features used" in page.said
+    shown["run"]["train"]["path"] = points[:1]
+    assert "Penalty path" not in render_report(shown)
+
+
 def test_random_weights_are_called_random() -> None:
     assert "Random weights" not in render_report(document())
     shown = render_report({**document(), "random_weights": True, "weights": "random:7"})

@@ -18,6 +18,8 @@ from featcache.heads.solvers.coarse import TwoLevel
 from featcache.heads.solvers.curvature import Curvature
 from featcache.heads.solvers.inverse import invert_positive_definite
 from featcache.heads.solvers.smooth import State, minimise_l2
+from featcache.heads.solvers.sparse import minimise_sparse
+from featcache.heads.solvers.spectral import Spectral
 
 
 def draw(n=80, d=12, k=4, seed=0, informative=1.5):
@@ -273,6 +275,78 @@ def test_path_equals_cold_solves(penalty):
         assert path[0].features_used == 0
         assert 0 < path[2].nonzero_fraction < 1
         assert path[-1].features_used >= path[2].features_used
+
+
+@pytest.mark.parametrize("case", ["softmax", "sigmoid", "squared", "elastic"])
+def test_every_penalty_of_a_path_meets_its_conditions_with_exact_zeros(case):
+    """On all columns, 50 penalties: |g| <= l1 where a weight is zero, g = -l1 sign(w) - l2 w elsewhere (KKT)."""
+    features, labels = draw(n=300, d=120, k=3, informative=0.2)
+    l2 = 0.02 if case == "elastic" else 0.0
+    one = (labels == 0).astype(np.float32)[:, None]
+    targets = {"softmax": labels, "squared": one + features[:, :1] * np.float32(0.3)}.get(case, one)
+    loss = case if case in ("softmax", "squared") else "sigmoid"
+    problem = Problem(features=features, targets=targets, loss=loss)
+    path = solve_path(problem, penalty="l1", l2=l2, tolerance=1e-6)
+    assert len(path) == 50
+    for solution in path:
+        assert solution.converged
+        z = standardise(problem.features, solution)
+        gradient, slope = data_term(problem, z, solution.weight.astype(np.float64), solution.bias)[1:]
+        weight = solution.weight.astype(np.float64)
+        gradient = gradient + l2 * weight
+        room = 5e-3 * path[0].l1
+        assert np.abs(slope).max() < 1e-4
+        assert (np.abs(gradient[weight == 0]) <= solution.l1 + room).all()
+        assert np.abs(gradient + solution.l1 * np.sign(weight))[weight != 0].max(initial=0.0) <= room
+    assert path[0].features_used == 0
+    assert 0.0 < path[20].nonzero_fraction < path[-1].nonzero_fraction < 1.0
+
+
+def test_active_sets_equal_proximal_steps():
+    features, labels = draw(n=200, d=90, k=2, informative=0.3)
+    problem = Problem(features=features, targets=labels[:, None].astype(np.float32), loss="sigmoid")
+    for l1, l2 in ((0.05, 0.0), (0.01, 0.0), (0.01, 0.05), (0.001, 0.0)):
+        prepared = prepare(problem)
+        one = solve(problem, l1=l1, l2=l2, tolerance=1e-6, prepared=prepared)
+        start = (np.zeros((1, 90), dtype=np.float32), prepared.null_point()[1])
+        other, gap, _ = minimise_sparse(prepared, *start, penalty=Penalty(l1, l2), tolerance=1e-6, max_passes=5000)
+        assert one.converged
+        assert one.objective <= other.objective(Penalty(l1, l2)) * (1 + 2e-6)
+        assert one.objective >= other.objective(Penalty(l1, l2)) * (1 - max(gap, 2e-6))
+
+
+@pytest.mark.parametrize("penalties", [{"l1": 0.02}, {"l1": 0.02, "l2": 0.1}, {"group_l1": 0.03}], ids=str)
+def test_two_classes_are_solved_by_their_difference(penalties):
+    features, labels = draw(n=150, d=60, k=2, informative=0.4)
+    weights = np.random.default_rng(0).uniform(0.5, 2.0, len(labels))
+    problem = Problem(features=features, targets=labels, sample_weight=weights)
+    prepared = prepare(problem)
+    solution = solve(problem, **penalties, tolerance=1e-6, prepared=prepared)
+    assert prepared.difference is not None
+    assert solution.converged
+    check_optimality(problem, solution, 1e-3)
+    start = (np.zeros((2, 60), dtype=np.float32), prepared.null_point()[1])
+    penalty = Penalty(**penalties)
+    other, gap, _ = minimise_sparse(prepared, *start, penalty=penalty, tolerance=1e-6, max_passes=5000)
+    assert solution.objective <= other.objective(penalty) * (1 + 2e-6)
+    assert solution.objective >= other.objective(penalty) * (1 - max(gap, 2e-6))
+
+
+def test_a_path_by_eigenvectors_equals_cold_fits():
+    features, labels = draw(n=900, d=260, k=8, informative=0.4)
+    problem = Problem(features=features, targets=labels)
+    prepared = prepare(problem)
+    prepared._spectral = Spectral(prepared)  # in use for larger problems
+    path = solve_path(problem, values=np.logspace(0.5, -3.5, 20), tolerance=5e-5, prepared=prepared)
+    z = standardise(features, path[0])
+    for solution in path:
+        assert solution.converged
+        assert solution.gap <= 5e-5
+        assert solution.objective == pytest.approx(objective(problem, z, solution), rel=1e-5)
+        assert np.abs(solution.bias).max() < 100  # nothing runs off along the direction that moves all logits alike
+    for solution in path[::6]:
+        cold = solve(problem, l2=solution.l2, tolerance=1e-7)
+        assert solution.objective == pytest.approx(cold.objective, rel=6e-5)
 
 
 @pytest.mark.parametrize("l2", [0.3, 0.01])

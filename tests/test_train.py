@@ -49,6 +49,21 @@ def test_the_reported_objective_is_the_documented_one(penalty):
     assert result.features_used == np.count_nonzero(result.head.weight.any(axis=0))
 
 
+def test_kept_features_are_chosen_by_group_l1_and_weighed_by_l2_alone():
+    cache = blobs(spread=2.0)
+    result = train_head(cache, keep_features=0.5, l2=1e-2)
+    kept = result.details["kept"]["features"]
+    assert kept == np.flatnonzero(result.head.weight.any(axis=0)).tolist()
+    assert result.features_used == len(kept) <= 8
+    assert result.nonzero_fraction == pytest.approx(np.count_nonzero(result.head.weight) / result.head.weight.size)
+    assert (result.l1, result.group_l1, result.l2) == (0.0, 0.0, 1e-2)
+    assert result.objective == pytest.approx(objective_by_hand(result.head, cache, l2=1e-2), rel=1e-4)
+    groups = train_head(cache, group_l1=result.details["kept"]["group_l1"])
+    assert np.array_equal(groups.head.weight.any(axis=0), result.head.weight.any(axis=0))
+    again = train_head(cache, **train_head(cache, keep_features=0.5).settings)
+    assert np.array_equal(again.head.weight, train_head(cache, keep_features=0.5).head.weight)
+
+
 def test_the_result_has_the_promised_keys_and_is_json(tmp_path):
     result = train_head(blobs())
     values = json.loads(json.dumps(result.to_json(), allow_nan=False))
@@ -489,6 +504,11 @@ def test_no_labels_are_refused():
         ({"block_scales": [0.0]}, "block_scales must be"),
         ({"block_scales": "equal"}, "block_scales must be"),
         ({"block_scales": "auto", "kind": "mlp"}, "block_scales needs kind"),
+        ({"keep_features": 0.0}, "keep_features must be above 0 and at most 1"),
+        ({"keep_features": 0.5, "l1": 0.1}, "keep_features goes with l2 alone"),
+        ({"keep_features": 0.5, "kind": "knn"}, "keep_features needs kind"),
+        ({"keep_features": 0.5, "block_scales": "auto"}, "cannot go together"),
+        ({"keep_features": 0.01}, "keep_features must leave room"),
         ({"teacher_head": "x"}, "teacher_head needs a teacher"),
         ({"unlabelled": "x"}, "unlabelled needs a teacher"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -133,3 +134,27 @@ def test_several_kinds_and_outputs_are_compared_in_one_table(tmp_path):
     ]
     best = max(range(4), key=lambda i: float(table[i].split("*")[0].split()[-1]) if "*" in table[i] else -1)
     assert load_head(tmp_path / "head").kind == table[best].split()[1]
+
+
+def test_several_penalties_are_compared_and_the_best_is_saved(tmp_path):
+    path = write_cache(tmp_path / "cache", blobs(spread=2.0))
+    command = ["train", str(path), "--l2", "0.01,10", "--out", str(tmp_path / "head"), "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    table = [line for line in done.stderr.splitlines() if str(path) in line]
+    assert [line.split()[2] for line in table] == ["l2=0.01", "l2=10.0"]
+    best = 0 if "*" in table[0] else 1
+    assert json.loads(done.stdout)["l2"] == (0.01, 10.0)[best]
+    refused = CliRunner().invoke(app, ["train", str(path), "--l2", "0.01,-1"])
+    assert refused.exit_code == 1
+
+
+def test_keep_features_is_the_same_in_the_command_and_in_python(tmp_path):
+    path = write_cache(tmp_path / "cache", blobs(spread=2.0))
+    done = CliRunner().invoke(app, ["train", str(path), "--keep-features", "0.5", "--l2", "0.01", "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    result = train_head(path, keep_features=0.5, l2=0.01)
+    assert told["features_used"] == result.features_used <= 8
+    assert told["objective"] == result.objective
+    assert told["details"]["kept"] == result.details["kept"]

@@ -32,6 +32,7 @@ def train_head(
     l1: Penalty | None = None,
     l2: Penalty | None = None,
     group_l1: Penalty | None = None,
+    keep_features: float = 1.0,
     outputs: str | Sequence[str] | None = None,
     block_scales: Sequence[float] | Literal["auto"] | None = None,
     views: int | Sequence[int] = 0,
@@ -78,6 +79,9 @@ def train_head(
     best val score (accuracy; mean average precision for multi-label; R² for regression) being taken, or, without a val
     split, the best mean over `folds` stratified folds of the train images. None given: l2 is chosen. Any given: the
     others are 0. `standard_error_rule`: the strongest penalty within one standard error of the best.
+    `keep_features` below 1: group L1 chooses at most this share of the features (those of the weakest penalty of its
+    path that uses no more), then l2 alone weighs them: the objective is that of l2 over heads that are zero elsewhere,
+    and ``details["kept"]`` names the features and the ``group_l1`` that chose them.
 
     Targets. `label_smoothing` in [0, 1); `mixup`: the Beta parameter of feature-space mixup, `mixup_copies` mixes per
     row. `teacher`: another cache of the same images, joined by digest; `teacher_head`: the head trained on it, its
@@ -105,6 +109,7 @@ def train_head(
         l1=l1,
         l2=l2,
         group_l1=group_l1,
+        keep_features=keep_features,
         outputs=None if outputs is None else (outputs,) if isinstance(outputs, str) else tuple(outputs),
         block_scales=block_scales if block_scales is None or isinstance(block_scales, str) else tuple(block_scales),
         views=(views,) if isinstance(views, int) else tuple(views),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,18 +13,22 @@ import numpy.typing as npt
 from featcache.errors import InputError
 from featcache.heads.linear import LinearHead
 from featcache.heads.solvers import Distillation, Prepared, Problem, Solution, penalty_grid, prepare, solve
-from featcache.train.data import TrainingData
+from featcache.train.data import Rows, TrainingData
 from featcache.train.fitted import Certificate, Fitted, Teacher
 from featcache.train.folds import stratified_folds
 from featcache.train.result import PathPoint
 from featcache.train.score import Score
-from featcache.train.search import Trial, search
+from featcache.train.search import TOLERANCE, Trial, search
 from featcache.train.settings import PENALTIES, TrainSettings
 from featcache.train.targets import LOSSES, Supervision, mix, supervise
+
+SELECTION_VALUES = 20  # penalties of group L1 from which the features are chosen
 
 
 def fit_linear(data: TrainingData, settings: TrainSettings, teacher: Teacher | None) -> Fitted:
     """Return the linear head of `settings` on the train rows of `data`, with its certificate and its path."""
+    if settings.keep_features < 1.0:
+        return fit_selected(data, settings, teacher)
     rows = supervise(data, settings, teacher)
     penalties: dict[str, Any] = {name: getattr(settings, name) for name in PENALTIES}
     free = settings.auto
@@ -54,6 +59,73 @@ def fit_linear(data: TrainingData, settings: TrainSettings, teacher: Teacher | N
     prepared = _prepare(rows, data, settings)
     solution = solve(prepared.problem, **{**penalties, free: chosen}, prepared=prepared)
     return _fitted(solution, data, free=free, selection=selection, path=path)
+
+
+def fit_selected(data: TrainingData, settings: TrainSettings, teacher: Teacher | None) -> Fitted:
+    """Return the L2 head on the features that group L1 keeps, at most the share ``keep_features`` of all.
+
+    Group L1 shrinks what it keeps; fitting those features again without it undoes that (the relaxed lasso, Meinshausen
+    2007). The path is followed on the train rows from the strongest penalty until it uses more than the share.
+    """
+    rows = supervise(data, settings, teacher)
+    d = data.train.features.shape[1]
+    most = int(settings.keep_features * d)
+    prepared = _prepare(rows, data, settings)
+    chosen: Solution | None = None
+    latest: Solution | None = None
+    for strength in penalty_grid(prepared, penalty="group_l1", n_values=SELECTION_VALUES)[1:]:
+        latest = solve(
+            prepared.problem,
+            group_l1=float(strength),
+            start=latest,
+            tolerance=TOLERANCE,
+            prepared=prepared,
+            exact_objective=False,
+        )
+        if latest.features_used > most:
+            break
+        chosen = latest
+    if chosen is None or not chosen.features_used:
+        raise InputError(
+            "keep_features must leave room for the features that group L1 keeps first, got "
+            f"{settings.keep_features!r} of {d} features"
+        )
+    kept = np.flatnonzero(np.any(chosen.weight != 0, axis=0))
+    fitted = fit_linear(_of_features(data, kept), dataclasses.replace(settings, keep_features=1.0), teacher)
+    head, certificate = fitted.head, fitted.certificate
+    assert isinstance(head, LinearHead) and certificate is not None
+    weight = np.zeros((len(head.weight), d), dtype=np.float32)
+    weight[:, kept] = head.weight
+    share = len(kept) / d
+    return dataclasses.replace(
+        fitted,
+        head=dataclasses.replace(head, weight=weight),
+        certificate=dataclasses.replace(certificate, nonzero_fraction=certificate.nonzero_fraction * share),
+        path=tuple(dataclasses.replace(p, nonzero_fraction=p.nonzero_fraction * share) for p in fitted.path),
+        details={**fitted.details, "kept": {"group_l1": chosen.group_l1, "features": kept.tolist()}},
+    )
+
+
+def _of_features(data: TrainingData, kept: npt.NDArray[np.int64]) -> TrainingData:
+    """Return `data` with only the features `kept` ``(m,)``."""
+
+    def cut(rows: Rows | None) -> Rows | None:
+        if rows is None:
+            return None
+        return Rows(np.ascontiguousarray(rows.features[:, kept]), rows.targets, rows.indices)
+
+    train = cut(data.train)
+    assert train is not None
+    ends = np.cumsum(data.block_widths)
+    widths = np.bincount(np.searchsorted(ends, kept, side="right"), minlength=len(ends))
+    return dataclasses.replace(
+        data,
+        train=train,
+        val=cut(data.val),
+        test=cut(data.test),
+        unlabelled=cut(data.unlabelled),
+        block_widths=tuple(int(width) for width in widths),
+    )
 
 
 def _prepare(rows: Supervision, data: TrainingData, settings: TrainSettings) -> Prepared:

@@ -27,6 +27,7 @@ class TrainSettings:
     l1: Penalty | None = None
     l2: Penalty | None = None
     group_l1: Penalty | None = None
+    keep_features: float = 1.0
     outputs: tuple[str, ...] | None = None
     block_scales: tuple[float, ...] | Literal["auto"] | None = None
     views: tuple[int, ...] = (0,)
@@ -61,6 +62,7 @@ class TrainSettings:
         self._resolve_penalties()
         self._refuse_combinations()
         _in_range("label_smoothing", self.label_smoothing, 0.0, 1.0, below=True)
+        _in_range("keep_features", self.keep_features, 0.0, 1.0, above=True)
         _in_range("alpha", self.alpha, 0.0, 1.0)
         _in_range("unknown_accept", self.unknown_accept, 0.0, 1.0, above=True)
         _in_range("dropout", self.dropout, 0.0, 1.0, below=True)
@@ -89,6 +91,14 @@ class TrainSettings:
         for name, wanted in (("label_smoothing", 0.0), ("mixup", 0.0), ("class_weight", None), ("teacher", None)):
             if self.kind in ("prototype", "knn") and getattr(self, name) != wanted:
                 raise InputError(f"{name} needs kind 'linear' or 'mlp', got kind {self.kind!r}")
+        if self.keep_features != 1.0 and self.kind != "linear":
+            raise InputError(f"keep_features needs kind 'linear', got kind {self.kind!r}")
+        if self.keep_features != 1.0 and (self.l1 != 0 or self.group_l1 != 0):
+            raise InputError(
+                "keep_features goes with l2 alone, whose head is fitted on the features kept: leave out l1 and group_l1"
+            )
+        if self.keep_features != 1.0 and self.block_scales is not None:
+            raise InputError("keep_features and block_scales cannot go together: leave one of them out")
         if self.kind != "linear" and self.block_scales is not None:
             raise InputError(f"block_scales needs kind 'linear', got kind {self.kind!r}")
         for name, kinds in (("metric", ("prototype",)), ("sharpness", ("prototype", "knn")), ("neighbors", ("knn",))):

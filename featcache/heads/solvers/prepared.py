@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.heads.solvers import active
+from featcache.heads.solvers.active import ActiveSet
 from featcache.heads.solvers.coarse import TwoLevel, pays
 from featcache.heads.solvers.losses import Loss
 from featcache.heads.solvers.newton import Newton, fits
 from featcache.heads.solvers.problem import Problem
 from featcache.heads.solvers.rows import Float32, Float64, StandardisedRows
+from featcache.heads.solvers.spectral import Spectral
 
 KEEP_BYTES = 1 << 29  # logits kept between the Newton steps of a bias
 
@@ -36,6 +39,9 @@ class Prepared:
         self._gram: Float64 | None = None
         self._two_level: TwoLevel | None = None
         self._newton: Newton | None = None
+        self._spectral: Spectral | None = None
+        self._active: ActiveSet | None = None
+        self._difference: Prepared | None = None
         self._inverse: tuple[float, float, Float32] | None = None
 
     def evaluate(self, weight: NDArray[Any], bias: NDArray[Any], gradient: NDArray[Any]) -> tuple[float, Float64]:
@@ -154,7 +160,9 @@ class Prepared:
         part.n_features = len(columns)
         part._anchor = np.ascontiguousarray(self.anchor[:, columns])
         part._known_mean = self._known_mean[columns]
-        part._gram = part._inverse = part._two_level = part._newton = None
+        part._gram = part._inverse = part._two_level = part._newton = part._spectral = part._active = (
+            part._difference
+        ) = None
         part._logits = None
         part.passes = 0.0
         return part
@@ -179,6 +187,43 @@ class Prepared:
         if self._two_level is None and pays(self):
             self._two_level = TwoLevel(self)
         return self._two_level
+
+    @property
+    def spectral(self) -> Spectral | None:
+        """Return the solver for paths of L2 penalties, None where it is not expected to be the fastest."""
+        if self._spectral is None and pays(self) and self.loss.kind != "squared":
+            self._spectral = Spectral(self)
+        return self._spectral
+
+    @property
+    def active(self) -> ActiveSet | None:
+        """Return the L1 solver for one output, None where there are several or the rows are streamed."""
+        if self._active is None and active.fits(self):
+            self._active = ActiveSet(self)
+        return self._active
+
+    @property
+    def difference(self) -> Prepared | None:
+        """Return the same rows as a problem of one output, None unless this is a softmax of two classes.
+
+        Their softmax is the sigmoid of the difference of the logits, and of all weights with one difference w those
+        of least L1, L2 or group norm are -w/2 and w/2.
+        """
+        two = self.loss.kind == "softmax" and self.n_outputs == 2 and self.problem.distillation is None
+        if self._difference is None and two and self.rows.matrix is not None:
+            given = self.problem
+            part = self.restrict(np.arange(0))
+            part.problem = Problem(
+                features=given.features,
+                targets=self.loss.targets(0, self.rows.n_rows)[:, 1:],
+                loss="sigmoid",
+                sample_weight=given.sample_weight,
+            )
+            part.rows, part.loss = self.rows, Loss(part.problem, self.rows.weights)
+            part.n_features, part.n_outputs = self.n_features, 1
+            part._anchor, part._known_mean = None, np.zeros(self.n_features)
+            self._difference = part
+        return self._difference
 
     @property
     def newton(self) -> Newton | None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import InputError
 from featcache.heads.solvers.certificate import Penalty, column_norms
+from featcache.heads.solvers.coarse import LOOSE
 from featcache.heads.solvers.prepared import Prepared, prepare
 from featcache.heads.solvers.problem import Problem, Solution
 from featcache.heads.solvers.rows import Float32
@@ -87,11 +88,25 @@ def _fit(
     """Return the solution and the state it was certified at (over all columns)."""
     before = prepared.passes
     if penalty.l1 or penalty.group_l1:
-        state, gap, converged = minimise_sparse(
-            prepared, weight, bias, penalty=penalty, tolerance=tolerance, max_passes=max_passes, screen=screen
+        converged, left = False, float(max_passes)
+        quick = _fit_one_output(
+            prepared, weight, bias, penalty=penalty, tolerance=tolerance, max_passes=left, screen=screen
         )
+        if quick is not None:
+            state, gap, converged = quick
+            weight, bias, left = state.weight, state.bias, left - (prepared.passes - before)
+        if not converged:
+            state, gap, converged = minimise_sparse(
+                prepared, weight, bias, penalty=penalty, tolerance=tolerance, max_passes=left, screen=screen
+            )
     elif penalty.l2 and prepared.newton is not None:
-        coarse, converged, left = prepared.two_level, False, float(max_passes)
+        converged, left = False, float(max_passes)
+        if tolerance >= LOOSE and prepared.spectral is not None:
+            state, gap, converged = prepared.spectral.minimise(
+                weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=left
+            )
+            weight, bias, left = state.weight, state.bias, left - (prepared.passes - before)
+        coarse = None if converged else prepared.two_level
         if coarse is not None:
             state, gap, converged = coarse.minimise(
                 weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=min(left, COARSE_PASSES)
@@ -123,6 +138,41 @@ def _fit(
         converged=converged,
     )
     return solution, state
+
+
+def _fit_one_output(
+    prepared: Prepared,
+    weight: Float32,
+    bias: Float32,
+    *,
+    penalty: Penalty,
+    tolerance: float,
+    max_passes: float,
+    screen: NDArray[np.bool_] | None,
+) -> tuple[State, float, bool] | None:
+    """Return what `ActiveSet.minimise` does for one output, or two classes by their difference; None for others."""
+    if prepared.active is not None:  # a column of one weight is its own group
+        merged = Penalty(l1=penalty.l1 + penalty.group_l1, l2=penalty.l2)
+        return prepared.active.minimise(
+            weight, bias, penalty=merged, tolerance=tolerance, max_passes=max_passes, screen=screen
+        )
+    part = prepared.difference
+    if part is None or part.active is None:
+        return None
+    halves = np.array([[-0.5], [0.5]], dtype=np.float32)
+    before = part.passes
+    inner = part.active.minimise(
+        weight[1:] - weight[:1],
+        bias[1:] - bias[:1],
+        penalty=Penalty(l1=penalty.l1 + penalty.group_l1 / np.sqrt(2.0), l2=0.5 * penalty.l2),
+        tolerance=0.5 * tolerance,
+        max_passes=max_passes,
+        screen=screen,
+    )[0]
+    prepared.passes += part.passes - before
+    state = State(prepared, halves * inner.weight, halves[:, 0] * inner.bias)
+    gap = relative_gap(prepared, state, penalty)
+    return state, gap, gap <= tolerance
 
 
 def penalty_grid(
@@ -184,7 +234,8 @@ def solve_path(
             exact=exact_objective,
         )
         weight, bias, gradient, previous = state.weight, state.bias, state.gradient, strengths
-        if penalty == "l2" and len(solutions) and position + 1 < len(ordered) and ordered[position + 1] > 0:
+        straight = penalty == "l2" and not (tolerance >= LOOSE and prepared.spectral is not None)  # it does so itself
+        if straight and len(solutions) and position + 1 < len(ordered) and ordered[position + 1] > 0:
             # weights move smoothly with the logarithm of the penalty: begin the next fit where the line points
             last, ahead = ordered[position - 1] / value, value / ordered[position + 1]
             if last > 1.0:

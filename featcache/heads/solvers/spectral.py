@@ -1,0 +1,229 @@
+"""L2-penalised heads along a path of penalties: one eigendecomposition of the Gram matrix serves every penalty.
+
+The Hessian of softmax and sigmoid is close to ``C (x) Z'WZ``, C the ``(k, k)`` curvature in the bias at the present
+predictions. With ``Z'WZ = Q diag(a) Q'`` and ``C = V diag(g) V'`` its inverse with any ridge is two rotations and one
+division (Boehning 1992 for the idea, with a bound in place of C), which limited-memory BFGS then corrects (Nocedal
+1980). What it learnt stays true for the next penalty: a pair of a step and the change of the data term's gradient
+knows no ridge. The logits move with the weights, so that line searches and the start of a penalty, a point on the
+line through two solutions near it (weights are smooth in the logarithm of the penalty), need no product with the rows.
+
+Measured on 10,000 x 1280 with 200 classes, 45 penalties from 10 to 1e-4: 1.9 steps a penalty. Three points in place of
+two multiply the errors of loosely solved neighbours by more than they save; a Gram matrix weighted by the present
+curvature of each row, made anew at each halving, cost 2 s and saved 3 of 85 steps. From zero weights to a relative gap
+of 1e-6 the solver on two levels is the faster one (`coarse`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.heads.solvers.certificate import Penalty
+from featcache.heads.solvers.rows import BLOCK_ROWS, CHUNK_ROWS, Float32, Float64, map_chunks
+from featcache.heads.solvers.smooth import State, dot, relative_gap
+
+if TYPE_CHECKING:
+    from featcache.heads.solvers.prepared import Prepared
+
+MEMORY = 10
+STEPS = 16  # in one fit; where they do not suffice, the other solvers go on from there
+STEPS_WITH_MEMORY = 10  # after which what was learnt elsewhere is forgotten: it may be what misleads
+KEPT_POINTS = 3
+REFRESH = 8  # fits after which the logits are computed from the weights, not moved along: rounding adds up
+DRIFT = 0.1  # relative change of the loss that makes the curvature worth computing anew
+
+
+class Spectral:
+    """The eigenvectors of one prepared problem, and what its last fits leave for the next."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        """Decompose the Gram matrix ``(d, d)`` in float32."""
+        matrix = prepared.rows.matrix
+        assert matrix is not None
+        self._prepared, self._matrix = prepared, matrix
+        values, self._vectors = np.linalg.eigh(prepared.gram.astype(np.float32))
+        self._values: Float32 = np.maximum(values, np.float32(0))
+        self._pairs: list[tuple[Float32, Float32, Float32, Float32, float, float]] = []
+        self._points: list[tuple[float, Float32, Float32, Float32]] = []  # l2, weight, bias, logits
+        self._curved_at = np.nan  # no loss is near it: the first is always computed
+        self._fits = 0
+
+    def _bend(self, logits: Float32, loss: float) -> None:
+        """Decompose the curvature in the bias at `logits`, where the loss has moved enough since the last time."""
+        if abs(loss - self._curved_at) <= DRIFT * abs(self._curved_at):
+            return
+        k = logits.shape[1]
+        curvature: Float64 = np.zeros((k, k))
+        for start in range(0, len(logits), BLOCK_ROWS):
+            curvature += self._prepared.loss.bias_curvature(logits[start : start + BLOCK_ROWS].copy(), start)
+        if self._prepared.loss.kind == "softmax":  # moving all logits alike changes nothing: no step may grow along it
+            curvature += np.trace(curvature) / k**2
+        values, vectors = np.linalg.eigh(curvature)
+        useful = values > 1e-9 * values[-1]
+        self._bias_inverse: Float64 = (vectors * np.where(useful, 1.0 / np.where(useful, values, 1.0), 0.0)) @ vectors.T
+        self._class_values: Float32 = np.maximum(values, 0.0).astype(np.float32)
+        self._class_vectors: Float32 = vectors.astype(np.float32)
+        self._curved_at = loss
+
+    def _residual(self, logits: Float32, change: Float32 | None, step: float) -> tuple[Float32, float, Float64, float]:
+        """Return the weighted residuals at ``logits - step * change``, the loss, its slope in the bias and along it."""
+        n, k = logits.shape
+        residual: Float32 = np.empty_like(logits)
+        sums: Float32 = np.empty((-(-n // CHUNK_ROWS), k), dtype=np.float32)
+        along: Float64 = np.zeros(len(sums))
+        ones, length = np.ones(CHUNK_ROWS, dtype=np.float32), np.float32(-step)
+
+        def move(start: int, stop: int) -> float:
+            part = residual[start:stop]
+            if change is None:
+                part[...] = logits[start:stop]
+            else:
+                np.multiply(change[start:stop], length, out=part)
+                part += logits[start:stop]
+            loss = self._prepared.loss.residual(part, start)
+            chunk = start // CHUNK_ROWS
+            sums[chunk] = ones[: stop - start] @ part
+            if change is not None:
+                along[chunk] = np.vdot(part, change[start:stop])
+            return loss
+
+        loss = map_chunks(n, move)
+        slope: Float64 = sums.sum(axis=0, dtype=np.float64)
+        return residual, loss, slope, float(along.sum())
+
+    def _direction(self, gradient: Float32, slope: Float32, l2: float) -> tuple[Float32, Float32]:
+        """Return the approximate inverse Hessian times the gradient: the direction to subtract."""
+        ridge = np.float32(l2)
+        d, b = gradient.copy(), slope.copy()
+        shares: list[float] = []
+        for s, sb, y, yb, sy, ss in reversed(self._pairs):
+            share = (dot(s, d) + dot(sb, b)) / (sy + l2 * ss)
+            shares.append(share)
+            d -= np.float32(share) * y
+            d -= np.float32(share) * ridge * s
+            b -= np.float32(share) * yb
+        turned = (self._class_vectors.T @ d) @ self._vectors
+        turned /= np.outer(self._class_values, self._values) + ridge
+        d = (self._class_vectors @ turned) @ self._vectors.T
+        b = (self._bias_inverse @ b).astype(np.float32)
+        for (s, sb, y, yb, sy, ss), share in zip(self._pairs, reversed(shares), strict=True):
+            back = np.float32(share - (dot(y, d) + l2 * dot(s, d) + dot(yb, b)) / (sy + l2 * ss))
+            d += back * s
+            b += back * sb
+        return d, b
+
+    def _search(
+        self, logits: Float32, change: Float32, weight: Float32, d: Float32, *, l2: float, slope: float
+    ) -> tuple[float, Float32, float, Float64]:
+        """Return the step, the weighted residuals there, the loss and its slope in the bias: by slopes, no products."""
+        across, square = l2 * dot(weight, d), l2 * dot(d, d)
+        low, low_slope, high, high_slope = 0.0, -slope, 0.0, 0.0
+        step = 1.0
+        for _ in range(8):
+            residual, loss, bias_slope, along = self._residual(logits, change, step)
+            found = step * square - across - along
+            if abs(found) <= 0.4 * slope:
+                break
+            if found > 0.0:
+                high, high_slope = step, found
+            else:
+                low, low_slope = step, found
+            width = high - low
+            step = low + width * min(max(-low_slope / (high_slope - low_slope), 0.1), 0.9) if high else 2.0 * step
+        return step, residual, loss, bias_slope
+
+    def _begin(self, weight: Float32, bias: Float32, l2: float) -> tuple[Float32, Float32, Float32]:
+        """Return weights, bias and logits to start at: on the line through kept points, if `weight` is one of them."""
+        self._fits += 1
+        known = [point for point in self._points if point[1].shape == weight.shape]
+        if not any(np.array_equal(point[1], weight) for point in known):
+            self._prepared.passes += 0.5
+            return weight, bias, self._matrix @ weight.T + bias
+        known.sort(key=lambda point: abs(np.log(point[0] / l2)))
+        first, w, b, logits = known[0]
+        if len(known) > 1 and known[1][0] != first:
+            second, w2, b2, logits2 = known[1]
+            share = np.float32(np.clip(np.log(l2 / first) / np.log(first / second), -1.0, 2.0))
+            w, b = w + share * (w - w2), b + share * (b - b2)
+            logits = logits + share * (logits - logits2)
+        if self._fits % REFRESH == 0:
+            self._prepared.passes += 0.5
+            logits = self._matrix @ w.T + b
+        return w, b, logits
+
+    def minimise(
+        self, weight: Float32, bias: NDArray[Any], *, l2: float, tolerance: float, max_passes: float
+    ) -> tuple[State, float, bool]:
+        """Return ``(state, relative gap, converged)`` as `minimise_l2` does, but that few steps are tried."""
+        prepared, penalty = self._prepared, Penalty(l2=l2)
+        limit = prepared.passes + max_passes
+        weight, bias, logits = self._begin(weight, bias.astype(np.float32), l2)
+        residual, loss, slope, _ = self._residual(logits, None, 0.0)
+        before: tuple[Float32, Float64, Float32, Float32] | None = None
+        for count in range(STEPS + 1):
+            self._bend(logits, loss)
+            if float(np.abs(slope / prepared.loss.mean_target).max()) > 1e-6:  # what a certificate needs of the bias
+                move = self._bias_inverse @ slope
+                shift = (move / max(1.0, float(np.abs(move).max()))).astype(np.float32)
+                logits, bias = logits - shift, bias - shift
+                residual, loss, slope, _ = self._residual(logits, None, 0.0)
+            gradient: Float32 = residual.T @ self._matrix
+            prepared.passes += 0.5
+            if before is not None:
+                self._learn(gradient - before[0], (slope - before[1]).astype(np.float32), before[2], bias - before[3])
+            state = State.of(weight, bias, loss, gradient, slope)
+            gap = relative_gap(prepared, state, penalty)
+            total = gradient + np.float32(l2) * weight
+            if gap > tolerance and dot(total, total) <= l2 * tolerance * state.objective(penalty):
+                state = self._certified(weight, bias, logits)
+                gap, bias = relative_gap(prepared, state, penalty), state.bias
+                gradient, slope, total = state.gradient, state.bias_gradient, state.gradient + np.float32(l2) * weight
+            if gap <= tolerance or count == STEPS or prepared.passes >= limit:
+                break
+            if count == STEPS_WITH_MEMORY:
+                self._pairs.clear()
+            bias_total = slope.astype(np.float32)
+            d, db = self._direction(total, bias_total, l2)
+            down = dot(total, d) + dot(bias_total, db)
+            if not down > 0.0:
+                self._pairs.clear()
+                break
+            change = self._matrix @ d.T
+            change += db
+            prepared.passes += 0.5
+            step, residual, loss, reached = self._search(logits, change, weight, d, l2=l2, slope=down)
+            change *= np.float32(step)
+            logits = logits - change
+            s = np.float32(-step) * d
+            before = (gradient, slope, s, bias)
+            weight, bias, slope = weight + s, bias - np.float32(step) * db, reached
+        self._points = [*self._points, (l2, weight, bias, logits)][-KEPT_POINTS:]
+        return state, gap, gap <= tolerance
+
+    def _certified(self, weight: Float32, bias: Float32, logits: Float32) -> State:
+        """Return the state with the bias settled in float64, and move `logits` by as much.
+
+        Where weights fit, only the bias's gradient stands in the certificate's way: shifts of the bias below the
+        rounding of float32 logits, of a few millionths of a class's share.
+        """
+        shift: Float64 = np.zeros(logits.shape[1])
+        for count in range(4):
+            wide = logits.astype(np.float64)
+            wide += shift
+            loss = self._prepared.loss.residual(wide, 0)
+            slope: Float64 = wide.sum(axis=0)
+            if count == 3 or float(np.abs(slope / self._prepared.loss.mean_target).max()) < 1e-8:
+                break
+            move = self._bias_inverse @ slope
+            shift -= move / max(1.0, float(np.abs(move).max()))
+        gradient: Float32 = wide.astype(np.float32).T @ self._matrix
+        self._prepared.passes += 0.5
+        logits += shift.astype(np.float32)
+        return State.of(weight, (bias + shift).astype(np.float32), loss, gradient, slope)
+
+    def _learn(self, y: Float32, yb: Float32, s: Float32, sb: Float32) -> None:
+        product = dot(s, y) + dot(sb, yb)
+        if product > 0.0:
+            self._pairs = [*self._pairs, (s, sb, y, yb, product, dot(s, s))][-MEMORY:]
