@@ -78,7 +78,9 @@ class Intake:
         self._failures: dict[int, str] = {}
         self._next = 0
         # An open-addressing table of indices: a set of digests would take ten times the memory.
-        self._table = np.full(1 << max(4, (2 * count - 1).bit_length()), -1, dtype=np.int64)
+        self._table = np.full(
+            1 << max(4, (2 * count - 1).bit_length()), -1, dtype=np.int32 if count < 1 << 31 else np.int64
+        )
         self._lock = threading.Lock()
 
     @property

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from featcache.embedded import EMBEDDED_BACKBONE
 from featcache.errors import InputError
 from featcache.recipe import Recipe, canonical_json
 
 if TYPE_CHECKING:
     from featcache.engines import Engine
 
-DEFAULT_BACKBONE = "mobilenetv2_100"
+DEFAULT_BACKBONE = EMBEDDED_BACKBONE
 _ENGINE_PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime", "torch": "torch"}
 
 

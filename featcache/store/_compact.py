@@ -47,6 +47,6 @@ def replace_rows(path: Path, mapping: Mapping, record: Record, batches: Iterable
             for batch in batches:
                 cutter.add([batch])
                 generation.write(cutter.cut(finish=False), None)
-            generation.write(list(cutter.rest()), empty.with_rows(cutter.rows))
+            generation.write(cutter.rest(), empty.with_rows(cutter.rows))
         finally:
             generation.close()

@@ -160,7 +160,10 @@ class DiskWriter(StoreWriter):
 
 
 class BlockCutter:
-    """Cuts rows into the blocks of every array, carrying the partial last ones on."""
+    """Cuts rows into the blocks of every array, carrying the partial last ones on.
+
+    A block's payload is lent: it is valid until the next block is asked for.
+    """
 
     def __init__(self, committed: Committed) -> None:
         self._arrays = committed.record.arrays
@@ -181,13 +184,12 @@ class BlockCutter:
         first, self._cut_rows = self._cut_rows, self.rows
         for layout in self._arrays:
             tail = self._tails[layout.name]
-            block = first // layout.block_rows
-            while len(tail) >= layout.block_bytes:
-                with memoryview(tail) as whole:
-                    payload = bytes(whole[: layout.block_bytes])
-                del tail[: layout.block_bytes]
-                yield Block(layout, block, payload)
+            block, whole = first // layout.block_rows, len(tail) - len(tail) % layout.block_bytes
+            for start in range(0, whole, layout.block_bytes):
+                with memoryview(tail)[start : start + layout.block_bytes] as payload:
+                    yield Block(layout, block, payload)
                 block += 1
+            del tail[:whole]
         if finish and self.rows > first:
             yield from self.rest()
 
@@ -195,7 +197,8 @@ class BlockCutter:
         """Yield the partial last blocks."""
         for layout in self._arrays:
             if self._tails[layout.name]:
-                yield Block(layout, self.rows // layout.block_rows, bytes(self._tails[layout.name]))
+                with memoryview(self._tails[layout.name]) as payload:
+                    yield Block(layout, self.rows // layout.block_rows, payload)
 
     def tails(self) -> dict[str, memoryview]:
         """Return the bytes of the rows in each array's partial last block."""
