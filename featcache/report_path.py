@@ -24,7 +24,7 @@ def path_section(document: Mapping[str, Any]) -> str:
         return ""
     at = [math.log10(float(p[free])) for p in points]
     features = train.get("num_features")
-    most = float(features) if is_number(features) else max(float(p.get("features_used") or 0) for p in points)
+    most = float(str(features)) if is_number(features) else max(float(p.get("features_used") or 0) for p in points)
     values = [float(p["value"]) if is_number(p.get("value")) else None for p in points]
     used = [
         float(p["features_used"]) / most if is_number(p.get("features_used")) and most > 0 else None for p in points
