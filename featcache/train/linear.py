@@ -22,7 +22,8 @@ from featcache.train.search import TOLERANCE, Trial, search
 from featcache.train.settings import PENALTIES, TrainSettings
 from featcache.train.targets import LOSSES, Supervision, mix, supervise
 
-SELECTION_VALUES = 20  # penalties of group L1 from which the features are chosen
+SELECTION_VALUES = 12  # penalties of group L1 from which the features are chosen
+SELECTION_PASSES = 100  # for each: which features are kept is settled long before their weights are
 
 
 def fit_linear(data: TrainingData, settings: TrainSettings, teacher: Teacher | None) -> Fitted:
@@ -79,6 +80,7 @@ def fit_selected(data: TrainingData, settings: TrainSettings, teacher: Teacher |
             group_l1=float(strength),
             start=latest,
             tolerance=TOLERANCE,
+            max_passes=SELECTION_PASSES,
             prepared=prepared,
             exact_objective=False,
         )
