@@ -354,7 +354,9 @@ def distill(
     jitter: Annotated[float, typer.Option(help="Strength of the student's own changes of colour; 0: none.")] = 0.0,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16.")] = "auto",
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights on one machine.")] = 0,
-    start: Annotated[Path | None, typer.Option(help="Work directory of another run to begin from.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Student file, or work directory of another run, to begin from.")
+    ] = None,
     classifier: Annotated[bool, typer.Option(help="Keep the classifier over the images' classes.")] = True,
     keep_work: Annotated[bool, typer.Option(help="Leave OUT.work, to make the run longer later.")] = False,
     overwrite: Overwrite = False,

@@ -128,8 +128,8 @@ def digits(data: Path) -> Path:
     return data / "digits"
 
 
-def train(home: Path, data: Path, stages: int, *, epochs: int | None) -> None:
-    """Build the teachers' caches and run the stages; every part goes on where it was."""
+def train(home: Path, data: Path, stages: int, *, epochs: int | None, start: Path | None) -> None:
+    """Build the teachers' caches and run the stages, each from where it was; the first begins with `start`."""
     images = unpacked(IMAGES, data)
     caches = []
     for backbone, (weights, outputs) in TEACHERS.items():
@@ -140,7 +140,6 @@ def train(home: Path, data: Path, stages: int, *, epochs: int | None) -> None:
                 images, cache, backbone=backbone, weights=SHARED / "weights" / f"{weights}.safetensors",
                 outputs=outputs, views=VIEWS,
             )  # fmt: skip
-    start = None
     for number, stage in enumerate(STAGES[:stages]):
         out = home / f"{stage.name}.safetensors"
         last = number == len(STAGES[:stages]) - 1
@@ -238,12 +237,13 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="a student's file; default that of the last stage")
     parser.add_argument("--stages", type=int, default=len(STAGES), help="how many of the stages to run")
     parser.add_argument("--epochs", type=int, help="of the last stage; may grow when going on")
+    parser.add_argument("--improve", action="store_true", help="begin with the weights that are in the package")
     parser.add_argument("--teachers", action="store_true", help="probe the teachers and random weights too")
     args = parser.parse_args()
     data = args.data or args.home / "data"
     weights = args.weights or args.home / f"{STAGES[-1].name}.safetensors"
     if args.what == "train":
-        train(args.home, data, args.stages, epochs=args.epochs)
+        train(args.home, data, args.stages, epochs=args.epochs, start=embedded_weights() if args.improve else None)
     elif args.what == "probe":
         probe_all(args.home, data, weights, teachers=args.teachers)
     else:

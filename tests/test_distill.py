@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import write_photo
 from fake import FakeEngine, fake_recipe
+from safetensors.numpy import load_file
 from torch.nn import functional
 
 import featcache
@@ -267,6 +268,15 @@ def test_a_run_can_begin_with_another_ones_weights(photos: Path, teacher: Path, 
     fresh = distill(photos, teacher, out=tmp_path / "b.safetensors", **{**QUICK, "epochs": 1})
     warm = distill(photos, teacher, out=tmp_path / "c.safetensors", start=begun, **{**QUICK, "epochs": 1})
     assert warm.losses["features"] < fresh.losses["features"]
+
+    def first_layer(name: str) -> np.ndarray:
+        tensors = load_file(tmp_path / name)
+        return next(v for k, v in sorted(tensors.items()) if v.ndim == 4).astype(np.float32)
+
+    still = {**QUICK, "epochs": 1, "learning_rate": 1e-9}
+    distill(photos, teacher, out=tmp_path / "e.safetensors", start=tmp_path / "a.safetensors", **still)
+    np.testing.assert_allclose(first_layer("e.safetensors"), first_layer("a.safetensors"), atol=2e-4)
+    assert np.abs(first_layer("e.safetensors") - first_layer("b.safetensors")).max() > 2e-3
     with pytest.raises(InputError, match="work directory of another run"):
         distill(photos, teacher, out=tmp_path / "d.safetensors", start=tmp_path / "none", **QUICK)
 

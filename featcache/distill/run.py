@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from featcache.cache import open_cache
+from featcache.checkpoint import read_checkpoint
 from featcache.distill.join import Images, Joined, join_images
 from featcache.distill.loop import Schedule, Trainer, train
 from featcache.distill.plan import Plan, plan_targets
@@ -123,9 +124,10 @@ def distill(
     the sha256 of their bytes. `teacher`: one cache, or several to be learned from at once. `targets`: ``features``
     (squared error of a projection, dropped at the end, against standardised features), ``logits`` (soft labels, and
     hard ones where there are any) or ``both``; None for both where there are soft labels, else features. `views`: how
-    many of the cached views, default all. `start`: the work directory of another run whose weights to begin with.
-    `classifier`: keep the classifier over the images' classes in the file. `keep_work`: leave the work directory, so
-    that the run can be made longer. `say`: called with a line now and then. The rest: `DistillSettings`.
+    many of the cached views, default all. `start`: a student's file, or the work directory of another run, whose
+    weights to begin with. `classifier`: keep the classifier over the images' classes in the file. `keep_work`: leave
+    the work directory, so that the run can be made longer. `say`: called with a line now and then. The rest:
+    `DistillSettings`.
 
     Raises `InputError` where teacher and images do not join, a view is not cached, the student cannot take its input
     or another run is unfinished in ``OUT.work``; `BackboneError` for an unknown student; `CorruptError` for a damaged
@@ -244,10 +246,7 @@ class _Run:
         notes = read_notes(self.work)
         if notes is None:
             if start is not None:
-                other = read_notes(start)
-                if other is None:
-                    raise InputError(f"start must be the work directory of another run, {str(start)!r} holds none")
-                trainer.start_from(load_tensors(start, other))
+                trainer.start_from(_weights_to_begin_with(start))
             return
         self._refuse_other(notes)
         folder = self.work
@@ -350,6 +349,20 @@ class _Run:
                 found = trainer.predict(views.batch(positions, np.zeros_like(positions)), student)
                 right += int((found == val.labels[positions]).sum())
         return right / len(val)
+
+
+def _weights_to_begin_with(start: Path) -> Mapping[str, torch.Tensor]:
+    """Return the averaged weights, by the names of `Trainer.tensors`, of a student's file or of a run's work directory.
+
+    A file lacks what was dropped at the end, the projections and classifiers: those begin at random.
+    """
+    if start.is_file():
+        tensors, _ = read_checkpoint(start)
+        return {f"averaged.network.{name}": tensor.float() for name, tensor in tensors.items()}
+    notes = read_notes(start)
+    if notes is None:
+        raise InputError(f"start must be a student's file or the work directory of another run, {str(start)!r} is none")
+    return load_tensors(start, notes)
 
 
 def has_bf16(device: torch.device) -> bool:
