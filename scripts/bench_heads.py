@@ -372,12 +372,17 @@ def digits_rows(views: int = 1):
     return cached("digits", folder, views=views)
 
 
+def bench_group(repeats: int) -> list[dict]:
+    """Compare the head on the features that group L1 keeps with the L2 head on all, by five paired folds."""
+    return _quality("clothing10", clothing_rows, n_views=1)
+
+
 def bench_quality(repeats: int) -> list[dict]:
-    """Compare heads by five paired folds: group L1 with few features, training on drawn views, soft labels, mixes."""
-    return [*_quality("clothing10", clothing_rows), *_quality("digits", digits_rows)]
+    """Compare heads by five paired folds: as `bench_group`, and training on drawn views, soft labels, mixes."""
+    return [*_quality("clothing10", clothing_rows, n_views=4), *_quality("digits", digits_rows, n_views=4)]
 
 
-def _quality(name: str, rows_of: Callable) -> list[dict]:
+def _quality(name: str, rows_of: Callable, *, n_views: int) -> list[dict]:
     from featcache.heads.solvers import Problem, solve_path
     from featcache.train.data import Rows, TrainingData
     from featcache.train.folds import stratified_folds
@@ -385,11 +390,11 @@ def _quality(name: str, rows_of: Callable) -> list[dict]:
     from featcache.train.settings import TrainSettings
     from featcache.train.targets import Supervision, mix, smooth
 
-    viewed = rows_of(views=4)
+    viewed = rows_of(views=n_views)
     if viewed is None:
         say(f"quality of {name}: skipped, its photos or ../shared are absent")
         return []
-    views = [viewed.numpy(view=view)[0] for view in range(4)]
+    views = [viewed.numpy(view=view)[0] for view in range(n_views)]
     features, labels = viewed.numpy()
     k = int(labels.max()) + 1
     fold = stratified_folds(np.arange(len(labels)), labels, task="classification", folds=5, seed=0)
@@ -431,12 +436,13 @@ def _quality(name: str, rows_of: Callable) -> list[dict]:
         used.append(float(head.weight.any(axis=0).mean()))
         hits = (features[test] @ head.weight.T + head.bias).argmax(1) == labels[test]
         right.setdefault("keep_features 0.6 (group_l1 chooses, l2 weighs)", np.zeros(len(labels)))[test] = hits
-        soft = smooth(y, n_classes=k, amount=0.1, task="classification")
-        take("label smoothing", ridge(Problem(features=x, targets=soft)))
-        mixed = mix(Supervision(x, y, None, None), n_classes=k, amount=0.4, copies=2, seed=held)
-        take("mixup", ridge(Problem(features=mixed.features, targets=mixed.targets)))
-        many = np.concatenate([view[train] for view in views])
-        take("views", ridge(Problem(features=many, targets=np.tile(y, 4))))
+        if n_views > 1:
+            soft = smooth(y, n_classes=k, amount=0.1, task="classification")
+            take("label smoothing", ridge(Problem(features=x, targets=soft)))
+            mixed = mix(Supervision(x, y, None, None), n_classes=k, amount=0.4, copies=2, seed=held)
+            take("mixup", ridge(Problem(features=mixed.features, targets=mixed.targets)))
+            many = np.concatenate([view[train] for view in views])
+            take("views", ridge(Problem(features=many, targets=np.tile(y, n_views))))
         shown = ", ".join(f"{head} {hits[test].mean():.4f}" for head, hits in right.items())
         say(f"  {name}, fold {held}: {shown}; features used {used[-1]:.2f}")
     results = []
@@ -460,7 +466,7 @@ def _quality(name: str, rows_of: Callable) -> list[dict]:
     return results
 
 
-BENCHES = {"l2": bench_l2, "sweep": bench_sweep, "l1": bench_l1, "quality": bench_quality}
+BENCHES = {"l2": bench_l2, "sweep": bench_sweep, "l1": bench_l1, "group": bench_group, "quality": bench_quality}
 
 
 def main() -> None:
