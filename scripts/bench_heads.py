@@ -1,6 +1,6 @@
 """Time the exact head solvers against scikit-learn, celer and skglm, side by side, on real cached rows.
 
-    python scripts/bench_heads.py [--only l2|sweep|l1|quality] [--json OUT] [--repeats 3]
+    python scripts/bench_heads.py [--only l2|sweep|l1|group|quality] [--json OUT] [--repeats 3]
 
 Each timed fit starts from raw float32 features and includes standardisation, for both sides; runs are alternated. Both
 objectives are recomputed here in float64 from the returned weights, by the formula of the docstring of `objective`.
