@@ -353,6 +353,24 @@ def test_the_quick_start_imports_neither_torch_nor_timm(backbone: Backbone, tmp_
     assert result.stdout.split() == ["features", "False", "False"]
 
 
+def test_an_interrupt_finds_its_stack_after_engines_that_overlapped() -> None:
+    """Each Core of OpenVINO's lends the thread a signal stack; of two, the one let go of last put back a freed one."""
+    program = (
+        "import os, signal\n"
+        "from featcache.backbone import load_backbone\n"
+        "from featcache.engines import open_engine\n"
+        f"backbone = load_backbone({NAME!r}, weights='random:0')\n"
+        "first = open_engine(backbone, engine='openvino', precision='fp32', batch_size=1, cached=False)\n"
+        "second = open_engine(backbone, engine='openvino', precision='fp32', batch_size=2, cached=False)\n"
+        "first.close(); del first; second.close(); del second\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('handled'))\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "print('alive')\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["handled", "alive"]), done.stderr[-500:]
+
+
 # --- ONNX files -----------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from featcache.cli import app
 from featcache.errors import InputError
 from featcache.export import export, find_target, target_names
+from featcache.openvino_core import openvino_core
 
 LABELS = ("cat", "dog, wet", "Öl/„x“ <b>")
 
@@ -34,9 +35,8 @@ def test_onnx_runtime_reads_labels_preprocessing_and_lineage(bundle: Path) -> No
 
 
 def test_openvino_reads_labels_and_kind(bundle: Path) -> None:
-    import openvino
 
-    model = openvino.Core().read_model(bundle / "openvino" / "model.xml")
+    model = openvino_core().read_model(bundle / "openvino" / "model.xml")
     info = {key: model.get_rt_info(["model_info", key]).astype(str) for key in ("labels", "model_type", "multilabel")}
     assert info["labels"].split(" ") == ["cat", "dog,_wet", "Öl/„x“_<b>"], "one word each, as its Model API splits them"
     assert (info["model_type"], info["multilabel"]) == ("Classification", "False")

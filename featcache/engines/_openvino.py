@@ -34,6 +34,7 @@ from featcache.engines._precision import (
     refuse_precision,
 )
 from featcache.errors import BackboneError
+from featcache.openvino_core import openvino_core
 from featcache.recipe import Precision, Recipe
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ class _Graph:
                         layer.insert(0 if layer.find("data") is None else 1, marks)
                     ElementTree.SubElement(marks, "attribute", {"name": "precise", "version": "0"})
             xml = ElementTree.tostring(root)
-        core = openvino.Core()
+        core = openvino_core()
         model = core.read_model(xml, self.weights)
         if precision == "int8-dynamic":
             quantize_products(model)
@@ -278,12 +279,12 @@ def _configuration(precision: str) -> dict[str, Any]:
 
 
 def _import(header: dict[str, Any], payload: bytes) -> OpenVinoEngine:
-    compiled = openvino.Core().import_model(payload, "CPU", _configuration(header["precision"]))
+    compiled = openvino_core().import_model(payload, "CPU", _configuration(header["precision"]))
     return OpenVinoEngine(compiled, columns=header["columns"], precision=header["precision"], streams=processor_count())
 
 
 def _has_bf16() -> bool:
-    return "BF16" in openvino.Core().get_property("CPU", properties.device.capabilities)
+    return "BF16" in openvino_core().get_property("CPU", properties.device.capabilities)
 
 
 def _has_dynamic_int8() -> bool:
@@ -291,7 +292,7 @@ def _has_dynamic_int8() -> bool:
 
 
 def _key(network: dict[str, Any], precision: str, batch_size: int | None) -> dict[str, Any]:
-    core = openvino.Core()
+    core = openvino_core()
     return {
         **network,
         "engine": "openvino",

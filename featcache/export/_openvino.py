@@ -39,7 +39,9 @@ class OpenVinoTarget(Target):
         self.require()
         import openvino
 
-        model = openvino.Core().read_model(onnx_path)
+        from featcache.openvino_core import openvino_core
+
+        model = openvino_core().read_model(onnx_path)
         _name_operations(model)
         # where OpenVINO's Model API looks: labels apart by spaces; the exact ones stand under framework/labels
         labels = ["_".join(label.split()) or "_" for label in facts.classes]
@@ -61,11 +63,11 @@ class OpenVinoTarget(Target):
 
 class _OpenVinoRunner(Runner):
     def __init__(self, xml: Path, threads: int) -> None:
-        import openvino
+        from featcache.openvino_core import openvino_core
 
         # float32 is asked for by name: the default silently computes in bf16 where the processor can
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-        compiled = openvino.Core().compile_model(xml, "CPU", settings)
+        compiled = openvino_core().compile_model(xml, "CPU", settings)
         self._logits = compiled.output("logits")
         self._request = compiled.create_infer_request()
 
