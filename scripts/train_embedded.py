@@ -4,9 +4,9 @@
     scripts/train_embedded.py probe --home DIR [--weights FILE]    linear probes, printed and kept in DIR/figures.json
     scripts/train_embedded.py install --home DIR [--weights FILE]  featcache/weights/featcache_nano.{safetensors,md}
 
-`--data`: where the image archives of ../shared are unpacked (default: below DIR). Teachers answer once. The
-student learns from crops of 64 pixels, the size of the images, and is used at 96 (`write_at_test_side`). `--improve`
-begins with the weights in the package, so that training can go on from machine to machine.
+`--data`: where the image archives of ../shared are unpacked (default: below DIR). Teachers answer once. `--improve`
+runs the last stage alone and begins with the weights in the package, so that training can go on from machine to
+machine.
 clothing10 takes no part in the training: only its probe is printed.
 """
 
@@ -18,9 +18,10 @@ import shutil
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import featcache
 from featcache.checkpoint import read_checkpoint
@@ -41,15 +42,24 @@ VIEWS = 4
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of `distill`, which begins with the weights of the one before."""
+    """One run of `distill`, which begins with the weights of the one before.
+
+    `soft`: soft labels are ImageNet's, from a teacher's logits, or the images' own, from a head on the first teacher.
+    """
 
     name: str
     side: int
     epochs: int
     learning_rate: float
+    teachers: tuple[str, ...]
+    soft: Literal["logits", "head"]
+    feature_weight: float
 
 
-STAGES = (Stage("small", 64, 32, 2e-3),)
+STAGES = (
+    Stage("small", 64, 32, 2e-3, ("mobilenetv2_100", "mobilenet_edgetpu_100"), "logits", 1.0),
+    Stage("large", 96, 48, 2e-3, ("mobilenetv2_100",), "head", 3.0),
+)
 SETTINGS: dict[str, Any] = {"alpha": 0.8, "jitter": 0.25, "temperature": 2.0, "batch_size": 128, "classifier": False}
 TEST_SIDE = 96
 MOST_BYTES, MOST_PARAMETERS = 3_600_000, 1_700_000
@@ -129,25 +139,37 @@ def digits(data: Path) -> Path:
     return data / "digits"
 
 
-def train(home: Path, data: Path, stages: int, *, epochs: int | None, start: Path | None) -> None:
+def teacher_cache(backbone: str, images: Path, home: Path) -> Path:
+    """Return the cache of a teacher's answers, built (or finished) where it is not whole."""
+    weights, outputs = TEACHERS[backbone]
+    cache = home / f"teacher-{backbone}"
+    featcache.build_cache(
+        images, cache, backbone=backbone, weights=SHARED / "weights" / f"{weights}.safetensors",
+        outputs=outputs, views=VIEWS,
+    )  # fmt: skip
+    return cache
+
+
+def head_of(cache: Path, home: Path) -> Path:
+    """Return a head over the images' own classes on the plain view of `cache`, trained where there is none."""
+    place = home / f"{cache.name}.head"
+    if not place.exists():
+        with featcache.open_cache(cache) as opened:
+            featcache.train_head(opened, l2="auto").save(place)
+    return place
+
+
+def train(home: Path, data: Path, stages: Sequence[Stage], *, epochs: int | None, start: Path | None) -> None:
     """Build the teachers' caches and run the stages, each from where it was; the first begins with `start`."""
     images = unpacked(IMAGES, data)
-    caches = []
-    for backbone, (weights, outputs) in TEACHERS.items():
-        cache = home / f"teacher-{backbone}"
-        caches.append(cache)
-        if not cache.exists():
-            featcache.build_cache(
-                images, cache, backbone=backbone, weights=SHARED / "weights" / f"{weights}.safetensors",
-                outputs=outputs, views=VIEWS,
-            )  # fmt: skip
-    for number, stage in enumerate(STAGES[:stages]):
+    for stage in stages:
         out = home / f"{stage.name}.safetensors"
-        last = number == len(STAGES[:stages]) - 1
+        caches = [teacher_cache(backbone, images, home) for backbone in stage.teachers]
         report = distill(
             images, caches, student=STUDENT, out=out, input_size=stage.side, learning_rate=stage.learning_rate,
-            epochs=epochs if last and epochs else stage.epochs, views=VIEWS, start=start, keep_work=True,
-            overwrite=True, say=say, **SETTINGS,
+            teacher_head=head_of(caches[0], home) if stage.soft == "head" else None,
+            feature_weight=stage.feature_weight, epochs=epochs if stage is stages[-1] and epochs else stage.epochs,
+            views=VIEWS, start=start, keep_work=True, overwrite=True, say=say, **SETTINGS,
         )  # fmt: skip
         say(f"{stage.name}: {report.to_json()}")
         start = Path(f"{out}.work")
@@ -250,15 +272,15 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True, help="caches, checkpoints and figures")
     parser.add_argument("--data", type=Path, help="unpacked image folders; default HOME/data")
     parser.add_argument("--weights", type=Path, help="a student's file; default that of the last stage")
-    parser.add_argument("--stages", type=int, default=len(STAGES), help="how many of the stages to run")
     parser.add_argument("--epochs", type=int, help="of the last stage; may grow when going on")
-    parser.add_argument("--improve", action="store_true", help="begin with the weights that are in the package")
+    parser.add_argument("--improve", action="store_true", help="the last stage only, from the package's weights")
     parser.add_argument("--teachers", action="store_true", help="probe the teachers and random weights too")
     args = parser.parse_args()
     data = args.data or args.home / "data"
     weights = args.weights or args.home / f"{STAGES[-1].name}.safetensors"
     if args.what == "train":
-        train(args.home, data, args.stages, epochs=args.epochs, start=embedded_weights() if args.improve else None)
+        stages = STAGES[-1:] if args.improve else STAGES
+        train(args.home, data, stages, epochs=args.epochs, start=embedded_weights() if args.improve else None)
     elif args.what == "probe":
         probe_all(args.home, data, weights, teachers=args.teachers)
     else:

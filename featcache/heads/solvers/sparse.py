@@ -74,7 +74,13 @@ def _proximal_step(prepared: Prepared, state: State, penalty: Penalty, step: flo
         moved, moved_bias = weight - state.weight, bias - state.bias
         square = dot(moved, moved) + dot(moved_bias, moved_bias)
         model = dot(state.gradient, moved) + dot(state.bias_gradient.astype(np.float32), moved_bias)
-        if trial.data_loss <= state.data_loss + model + square / (2 * step) + 1e-7 * abs(state.data_loss):
+        bound = square / (2 * step)
+        if trial.data_loss <= state.data_loss + model + bound and bound > ROUNDING * abs(state.data_loss):
+            return trial, step
+        # a move too small for float32 objectives to compare: by the gradients then, for f' - f - <g, m> <= <g' - g, m>
+        bend = dot(trial.gradient - state.gradient, moved)
+        bend += dot((trial.bias_gradient - state.bias_gradient).astype(np.float32), moved_bias)
+        if bend <= bound:
             return trial, step
         step *= 0.5
 
