@@ -1,0 +1,171 @@
+"""Images to features: build, info, verify, convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featcache.cli.app import app
+from featcache.cli.options import (
+    CacheArgument,
+    Json,
+    MeanOption,
+    ModelKwargsOption,
+    OutOption,
+    Overwrite,
+    StdOption,
+    StoreKind,
+    TaskKind,
+)
+from featcache.cli.text import parse_pairs, parse_triple, say, say_if_random, show
+from featcache.errors import InputError
+
+
+@app.command()
+def build(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of class folders, or a CSV file.")],
+    cache: Annotated[Path | None, typer.Option("--cache", help="Where; default cache_store/NAME.")] = None,
+    backbones: Annotated[
+        list[str] | None,
+        typer.Option("--backbone", help="timm name, tag or hf-hub: id. Several: one decode, caches CACHE/BACKBONE."),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option("--weights", help="A .safetensors file, or random:SEED; default: the hub. One per --backbone."),
+    ] = None,
+    model_kwargs: ModelKwargsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    outputs: Annotated[str | None, typer.Option(help="What to store, comma-separated: features, stage1, …")] = None,
+    views: Annotated[int | None, typer.Option(help="Stored views per image; all but the first are augmented.")] = None,
+    view_seed: Annotated[int | None, typer.Option(help="Seed of the augmented views.")] = None,
+    decoder: Annotated[str | None, typer.Option(help="fast (within 2 grey levels of Pillow) or pillow.")] = None,
+    dct_scaling: Annotated[
+        bool | None, typer.Option("--dct-scaling/--no-dct-scaling", help="Decode large JPEGs at a reduced scale.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="openvino, onnxruntime or torch.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or int8-dynamic; default: the fastest that is exact enough.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="What rows are stored as: float16 or float32.")] = None,
+    store: Annotated[StoreKind, typer.Option(help="Storage of a new cache.")] = StoreKind.lmdb,
+    dataset: Annotated[str | None, typer.Option(help="Name of the data set; default: the folder's name.")] = None,
+    task: Annotated[TaskKind | None, typer.Option(help="What a CSV's labels are for.")] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Seed of the drawn splits.")] = None,
+    prune_missing: Annotated[bool, typer.Option(help="Free rows that no sample refers to.")] = False,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for another build on this cache.")] = 0.0,
+    workers: Annotated[int | None, typer.Option(help="Decoding threads; default: the processor's cores.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring a cache up to date with a folder of images; only what changed is extracted."""
+    from featcache.build import build_cache, build_caches
+
+    if weights and len(weights) > 1 and len(backbones or ()) < 2:
+        raise InputError(f"--weights must be given once for one backbone, got {weights!r}")
+    one: dict[str, Any] = {"backbone": backbones[0] if backbones else None, "weights": weights[0] if weights else None}
+    several = {"backbone": backbones, "weights": weights} if len(backbones or ()) > 1 else None
+    found = (build_caches if several else build_cache)(
+        images,
+        cache,
+        **(several or one),
+        model_kwargs=parse_pairs(model_kwargs),
+        mean=parse_triple(mean, "--mean"),
+        std=parse_triple(std, "--std"),
+        outputs=outputs.split(",") if outputs else None,
+        views=views,
+        view_seed=view_seed,
+        decoder=decoder,
+        dct_scaling=dct_scaling,
+        engine=engine,
+        precision=precision,
+        dtype=dtype,
+        store=store.value,
+        dataset=dataset,
+        task=task.value if task else None,
+        split_seed=split_seed,
+        prune_missing=prune_missing,
+        wait_seconds=wait,
+        workers=workers,
+    )
+    reports = found if isinstance(found, tuple) else (found,)
+    for path, reason in dict.fromkeys(failure for report in reports for failure in report.failures):
+        say(f"failed: {path}: {reason}")
+    for report in reports:
+        say_if_random(report.random_weights, report.weights)
+    if several and as_json:
+        show({"caches": [report.to_json() for report in reports]}, as_json)
+        return
+    keys = ["cache", "images", "extracted", "reused", "failed", "rows", "wall_seconds"]
+    for report in reports:
+        show(report.to_json(), as_json, keys=keys)
+
+
+@app.command()
+def info(
+    cache: CacheArgument,
+    other: Annotated[Path | None, typer.Argument(metavar="[CACHE2]", help="With --diff: the other cache.")] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Name every Recipe field in which two caches differ.")] = False,
+    samples: Annotated[
+        str | None, typer.Option(help="Write the samples to this .csv or .parquet file; -: CSV to stdout.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Only this data set's samples.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a cache holds: Recipe, data sets, conflicts, failures; its samples; how it differs from another."""
+    from featcache.cache import open_cache
+
+    if diff != (other is not None):
+        raise InputError("--diff must be given two caches, and two caches --diff: featcache info --diff CACHE CACHE2")
+    with open_cache(cache) as opened:
+        if other is not None:
+            with open_cache(other) as second:
+                differences = opened.recipe.differences(second.recipe, labels=True)
+            shown: dict[str, Any] = {name: list(values) for name, values in differences.items()}
+            equal: dict[str, Any] = {"equal": not shown}
+            show({**equal, "differences": shown} if as_json else shown or equal, as_json)
+            return
+        if samples is not None:
+            from featcache.sample_table import write_sample_table
+
+            count = write_sample_table(opened, samples, dataset=dataset, overwrite=overwrite)
+            if samples != "-":
+                show({"samples": samples, "rows": count}, as_json)
+            return
+        found = opened.info()
+    for conflict in found["conflicts"]:
+        say(f"equal images with different {conflict['kind']}: {', '.join(conflict['paths'])}")
+    say_if_random(found["random_weights"], found["recipe"]["weights"])
+    show(found, as_json)
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A cache, model or bundle.")],
+    repair: Annotated[bool, typer.Option(help="Drop exactly the damaged rows of a cache.")] = False,
+    public_key: Annotated[Path | None, typer.Option(help="PEM file of the key a bundle must be signed with.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check every stored byte of a cache, model or bundle; exit status 1 where something is wrong."""
+    from featcache.verify import verify as check
+
+    result = check(path, repair=repair, public_key=public_key)
+    show(result.to_json(), as_json)
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    cache: CacheArgument,
+    out: OutOption,
+    store: Annotated[StoreKind, typer.Option(help="Storage of the copy.")],
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Copy a cache into the other kind of store; the content digest stays the same."""
+    from featcache.convert import convert as convert_cache
+
+    show(convert_cache(cache, out=out, store=store.value, overwrite=overwrite).to_json(), as_json)

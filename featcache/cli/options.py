@@ -1,0 +1,69 @@
+"""The options and arguments that several verbs share, and the words that some options take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class StoreKind(StrEnum):
+    """The storage engines."""
+
+    lmdb = "lmdb"
+    zarr = "zarr"
+
+
+class TaskKind(StrEnum):
+    """What the labels of a CSV are for."""
+
+    classification = "classification"
+    multilabel = "multilabel"
+    regression = "regression"
+
+
+class PruneMethod(StrEnum):
+    """What pruning removes."""
+
+    magnitude = "magnitude"
+    channel = "channel"
+
+
+class HeadPrecision(StrEnum):
+    """How the head's weights are stored after quantization."""
+
+    int8 = "int8"
+    float = "float"
+
+
+class Golden(StrEnum):
+    """Which golden samples a MODEL carries."""
+
+    photos = "photos"
+    synthetic = "synthetic"
+    none = "none"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+CacheArgument = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache made by build.")]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model made by merge, prune or quantize.")]
+HeadArgument = Annotated[Path, typer.Argument(metavar="HEAD", help="A head made by train.")]
+CacheOption = Annotated[Path, typer.Option("--cache", help="The cache that MODEL was made from.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Directory to make.")]
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", help="Name of the data set; needed where the cache holds several.")
+]
+BackboneOption = Annotated[
+    str | None, typer.Option("--backbone", help="timm name (tags and hf-hub: ids too); default: the cache's.")
+]
+WeightsOption = Annotated[
+    str | None, typer.Option("--weights", help="A .safetensors file, or random:SEED; default: the model hub.")
+]
+ModelKwargsOption = Annotated[
+    list[str] | None, typer.Option("--model-kwargs", metavar="KEY=VALUE", help="For timm, such as pad_type=same.")
+]
+MeanOption = Annotated[str | None, typer.Option("--mean", metavar="R,G,B", help="Instead of the backbone's own.")]
+StdOption = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Instead of the backbone's own.")]

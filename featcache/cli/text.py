@@ -1,0 +1,100 @@
+"""Texts to values, and results to lines on stdout (as one JSON object with ``--json``) and stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import InputError
+
+
+def parse_pairs(texts: Iterable[str] | None) -> dict[str, Any] | None:
+    """Return ``KEY=VALUE`` texts as a mapping; values are JSON where they parse as JSON, else text."""
+    if not texts:
+        return None
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"--model-kwargs must be KEY=VALUE, got {text!r}")
+        try:
+            values[key] = json.loads(value)
+        except json.JSONDecodeError:
+            values[key] = value
+    return values
+
+
+def parse_triple(text: str | None, flag: str) -> tuple[float, float, float] | None:
+    """Return ``R,G,B`` as three numbers."""
+    if text is None:
+        return None
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{flag} must be three numbers R,G,B, got {text!r}") from error
+    return red, green, blue
+
+
+def parse_penalty(text: str | None, flag: str) -> Any:
+    """Return a number, ``auto`` or None as it is."""
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(f"{flag} must be a number or 'auto', got {text!r}") from error
+
+
+def parse_penalties(text: str | None, flag: str) -> list[Any]:
+    """Return penalties that stand between commas."""
+    return [None] if text is None else [parse_penalty(part, flag) for part in text.split(",")]
+
+
+def parse_integers(text: str, flag: str) -> list[int]:
+    """Return whole numbers that stand between commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{flag} must be whole numbers separated by commas, got {text!r}") from error
+
+
+def say(line: str) -> None:
+    """Write a line to stderr."""
+    sys.stderr.write(line + "\n")
+
+
+def say_if_random(is_random: bool, label: str) -> None:
+    """Say that a backbone has learned nothing, where that is so."""
+    if is_random:
+        say(f"note: the backbone's weights are random ({label}); it has learned nothing")
+
+
+def show(result: Mapping[str, Any], as_json: bool, *, keys: Iterable[str] | None = None) -> None:
+    """Print a result: all of it as JSON, or the `keys` a person wants to see, one a line."""
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, default=_plain))
+        return
+    for key in keys or result:
+        print(f"{key:>20}  {human(result[key])}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"not a JSON value: {value!r}")
+
+
+def human(value: Any) -> str:
+    """Return a value as people read it."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {human(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(human(inner) for inner in value) or "-"
+    return str(value)

@@ -1,0 +1,74 @@
+"""All of it in one verb: run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featcache.cli.app import app
+from featcache.cli.options import (
+    BackboneOption,
+    Json,
+    MeanOption,
+    ModelKwargsOption,
+    OutOption,
+    Overwrite,
+    StdOption,
+    StoreKind,
+    WeightsOption,
+)
+from featcache.cli.text import parse_pairs, parse_penalty, parse_triple, say, show
+
+
+@app.command()
+def run(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of class folders, or a CSV file.")],
+    out: OutOption,
+    backbone: BackboneOption = None,
+    weights: WeightsOption = None,
+    model_kwargs: ModelKwargsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    l1: Annotated[str | None, typer.Option(help="A number or auto.")] = None,
+    l2: Annotated[str | None, typer.Option(help="A number or auto; auto where no penalty is given.")] = None,
+    prune_amount: Annotated[float, typer.Option(help="Share of MACs to prune; 0: none.")] = 0.1,
+    max_drop: Annotated[float, typer.Option(help="Largest loss on val with which a compressed model goes on.")] = 0.02,
+    formats: Annotated[str, typer.Option("--format", help="Device formats, comma-separated.")] = "onnx",
+    store: Annotated[StoreKind, typer.Option(help="Storage of the cache.")] = StoreKind.lmdb,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Do it all: cache, head, model, pruned, INT8, verified bundle, report."""
+    from featcache.run import run as run_all
+
+    report = run_all(
+        images,
+        out=out,
+        backbone=backbone,
+        weights=weights,
+        model_kwargs=parse_pairs(model_kwargs),
+        mean=parse_triple(mean, "--mean"),
+        std=parse_triple(std, "--std"),
+        l1=parse_penalty(l1, "--l1"),
+        l2=parse_penalty(l2, "--l2"),
+        prune_amount=prune_amount,
+        max_drop=max_drop,
+        formats=formats.split(","),
+        store=store.value,
+        overwrite=overwrite,
+        say=say,
+    )
+    for note in report.notes:
+        say(f"note: {note}")
+    if as_json:
+        show(report.to_json(), as_json)
+        return
+    print(f"{'model':<8} {'accuracy':>9} {'bytes':>12} {'latency':>10}")
+    for row in report.table:
+        accuracy = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
+        latency = "-" if row["latency_ms"] is None else f"{row['latency_ms']:.2f} ms"
+        print(f"{row['model']:<8} {accuracy:>9} {row['bytes']:>12,} {latency:>10}")
+    for label, path in (("bundle", report.bundle), ("report", report.report_html), ("figures", report.report_json)):
+        print(f"{label:<8} {path}")
