@@ -195,6 +195,8 @@ def _formats(document: Mapping[str, Any]) -> str:
                 f"{difference:.2g}" if is_number(difference) else "–",
                 agreement,
                 f"{milliseconds_text(latency.get('median'))}<br><small>95 %: {p95}</small>",
+                f"{size_text(entry.get('resident_bytes'))}<br>"
+                f"<small>values on the way: {size_text(entry.get('peak_activation_bytes'))}</small>",
             ]
         )
     columns = [("format", False), ("run by", False), ("bytes", True), ("accuracy", True), ("largest difference", True)]
@@ -207,10 +209,11 @@ def _formats(document: Mapping[str, Any]) -> str:
         if references
         else ""
     )
-    note += " Agreement of first classes is stated from 300 images on." if rows else ""
-    return section(
-        "Device files", table([*columns, ("agreement", True), ("latency", True)], rows) if rows else "", note=note
-    )
+    if rows:
+        note += " Agreement of first classes is stated from 300 images on. Memory: what the process grew by while it ran"
+        note += " the file, and what values on the way need at least, by counting. Power is not measured."
+    columns += [("agreement", True), ("latency", True), ("memory", True)]
+    return section("Device files", table(columns, rows) if rows else "", note=note)
 
 
 def _per_class(document: Mapping[str, Any]) -> str:

@@ -69,6 +69,7 @@ def document(label: str = "cat", path: str = "test/cat/1.jpg") -> dict[str, Any]
                     "files": ["model.onnx"], "bytes": 2_400_000, "executed": True, "reason": None,
                     "runtime": "onnxruntime 1", "reference": "torch float32", "n_compared": 16, "max_abs_diff": 1e-5,
                     "top1_agreement": None, "accuracy": 0.75, "latency_ms": {"median": 5.5, "p95": 6.0, "threads": 2},
+                    "resident_bytes": 21_300_000, "peak_activation_bytes": 1_234_000,
                 },
                 "coreml": {
                     "files": ["m.mlpackage"], "bytes": 1, "executed": False, "reason": "no runtime on Linux",
@@ -103,6 +104,7 @@ def test_what_was_measured_is_there_to_read() -> None:
         "310.00 M",
     ]
     expected += ["not run: no runtime on Linux", "onnxruntime 1", "Confusion matrix", "2.24 M", "int8 of float"]
+    expected += ["21.30 MB", "values on the way: 1.23 MB", "Power is not measured"]
     for words in expected:
         assert words in said, words
 
