@@ -210,8 +210,10 @@ def _formats(document: Mapping[str, Any]) -> str:
         else ""
     )
     if rows:
-        note += " Agreement of first classes is stated from 300 images on. Memory: what the process grew by while it ran"
-        note += " the file, and what values on the way need at least, by counting. Power is not measured."
+        note += (
+            " Agreement of first classes is stated from 300 images on. Memory: what the process grew by while it ran the"
+            " file, and what values on the way need at least, by counting. Power is not measured."
+        )
     columns += [("agreement", True), ("latency", True), ("memory", True)]
     return section("Device files", table(columns, rows) if rows else "", note=note)
 
