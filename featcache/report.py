@@ -211,8 +211,8 @@ def _formats(document: Mapping[str, Any]) -> str:
     )
     if rows:
         note += (
-            " Agreement of first classes is stated from 300 images on. Memory: what the process grew by while it ran the"
-            " file, and what values on the way need at least, by counting. Power is not measured."
+            " Agreement of first classes is stated from 300 images on. Memory: what the process grew by while it ran"
+            " the file, and what values on the way need at least, by counting. Power is not measured."
         )
     columns += [("agreement", True), ("latency", True), ("memory", True)]
     return section("Device files", table(columns, rows) if rows else "", note=note)
