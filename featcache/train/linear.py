@@ -22,7 +22,9 @@ from featcache.train.search import TOLERANCE, Trial, search
 from featcache.train.settings import PENALTIES, TrainSettings
 from featcache.train.targets import LOSSES, Supervision, mix, supervise
 
-SELECTION_VALUES = 12  # penalties of group L1 from which the features are chosen
+SELECTION_STEP = 0.66  # each penalty of group L1 over the one before, where features are chosen
+SELECTION_WEAKEST = 1e-4  # the last of them, over the first
+SELECTION_HALVINGS = 2  # of the step in which the share is passed
 SELECTION_PASSES = 100  # for each: which features are kept is settled long before their weights are
 
 
@@ -66,27 +68,33 @@ def fit_selected(data: TrainingData, settings: TrainSettings, teacher: Teacher |
     """Return the L2 head on the features that group L1 keeps, at most the share ``keep_features`` of all.
 
     Group L1 shrinks what it keeps; fitting those features again without it undoes that (the relaxed lasso, Meinshausen
-    2007). The path is followed on the train rows from the strongest penalty until it uses more than the share.
+    2007). The path is followed on the train rows from the strongest penalty until it uses more than the share; the
+    step in which it does is halved, so that what is kept comes near to it.
     """
     rows = supervise(data, settings, teacher)
     d = data.train.features.shape[1]
     most = int(settings.keep_features * d)
     prepared = _prepare(rows, data, settings)
+    largest = float(penalty_grid(prepared, penalty="group_l1")[0])
     chosen: Solution | None = None
-    latest: Solution | None = None
-    for strength in penalty_grid(prepared, penalty="group_l1", n_values=SELECTION_VALUES)[1:]:
-        latest = solve(
+    strength, step, halvings = largest * SELECTION_STEP, SELECTION_STEP, 0
+    while strength >= SELECTION_WEAKEST * largest:
+        found = solve(
             prepared.problem,
-            group_l1=float(strength),
-            start=latest,
+            group_l1=strength,
+            start=chosen,
             tolerance=TOLERANCE,
             max_passes=SELECTION_PASSES,
             prepared=prepared,
             exact_objective=False,
         )
-        if latest.features_used > most:
+        if found.features_used <= most:
+            chosen = found
+        elif halvings < SELECTION_HALVINGS:
+            strength, step, halvings = strength / step, step**0.5, halvings + 1
+        else:
             break
-        chosen = latest
+        strength *= step
     if chosen is None or not chosen.features_used:
         raise InputError(
             "keep_features must leave room for the features that group L1 keeps first, got "
