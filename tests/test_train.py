@@ -58,7 +58,7 @@ def test_kept_features_are_chosen_by_group_l1_and_weighed_by_l2_alone():
     assert result.nonzero_fraction == pytest.approx(np.count_nonzero(result.head.weight) / result.head.weight.size)
     assert (result.l1, result.group_l1, result.l2) == (0.0, 0.0, 1e-2)
     assert result.objective == pytest.approx(objective_by_hand(result.head, cache, l2=1e-2), rel=1e-4)
-    groups = train_head(cache, group_l1=result.details["kept"]["group_l1"])
+    groups = train_head(cache, **{name: result.details["kept"][name] for name in ("group_l1", "l2")})
     assert np.array_equal(groups.head.weight.any(axis=0), result.head.weight.any(axis=0))
     again = train_head(cache, **train_head(cache, keep_features=0.5).settings)
     assert np.array_equal(again.head.weight, train_head(cache, keep_features=0.5).head.weight)

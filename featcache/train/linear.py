@@ -69,8 +69,13 @@ def fit_selected(data: TrainingData, settings: TrainSettings, teacher: Teacher |
 
     Group L1 shrinks what it keeps; fitting those features again without it undoes that (the relaxed lasso, Meinshausen
     2007). The path is followed on the train rows from the strongest penalty until it uses more than the share; the
-    step in which it does is halved, so that what is kept comes near to it.
+    step in which it does is halved, so that what is kept comes near to it. The L2 penalty that is best with all
+    features stays beside it: alone, group L1 keeps one feature of several that say the same (Zou and Hastie 2005), and
+    never more than the rows can tell apart.
     """
+    every = dataclasses.replace(settings, keep_features=1.0)
+    whole = fit_linear(data, every, teacher).certificate
+    assert whole is not None
     rows = supervise(data, settings, teacher)
     d = data.train.features.shape[1]
     most = int(settings.keep_features * d)
@@ -82,6 +87,7 @@ def fit_selected(data: TrainingData, settings: TrainSettings, teacher: Teacher |
         found = solve(
             prepared.problem,
             group_l1=strength,
+            l2=whole.l2,
             start=chosen,
             tolerance=TOLERANCE,
             max_passes=SELECTION_PASSES,
@@ -101,7 +107,7 @@ def fit_selected(data: TrainingData, settings: TrainSettings, teacher: Teacher |
             f"{settings.keep_features!r} of {d} features"
         )
     kept = np.flatnonzero(np.any(chosen.weight != 0, axis=0))
-    fitted = fit_linear(_of_features(data, kept), dataclasses.replace(settings, keep_features=1.0), teacher)
+    fitted = fit_linear(_of_features(data, kept), every, teacher)
     head, certificate = fitted.head, fitted.certificate
     assert isinstance(head, LinearHead) and certificate is not None
     weight = np.zeros((len(head.weight), d), dtype=np.float32)
@@ -112,7 +118,7 @@ def fit_selected(data: TrainingData, settings: TrainSettings, teacher: Teacher |
         head=dataclasses.replace(head, weight=weight),
         certificate=dataclasses.replace(certificate, nonzero_fraction=certificate.nonzero_fraction * share),
         path=tuple(dataclasses.replace(p, nonzero_fraction=p.nonzero_fraction * share) for p in fitted.path),
-        details={**fitted.details, "kept": {"group_l1": chosen.group_l1, "features": kept.tolist()}},
+        details={**fitted.details, "kept": {"group_l1": chosen.group_l1, "l2": chosen.l2, "features": kept.tolist()}},
     )
 
 
