@@ -8,12 +8,9 @@ transformer it is the pooled token after ``fc_norm``. A linear head on it is exa
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
-import inspect
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,16 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featcache.checkpoint import fit_state, hub_weights, read_checkpoint, require_hub
+from featcache.backbone_outputs import is_transformer, layers_of
+from featcache.checkpoint import fit_state, read_checkpoint
 from featcache.embedded import EMBEDDED_BACKBONE, embedded_weights
-from featcache.errors import BackboneError, InputError, WeightsError
+from featcache.errors import BackboneError, WeightsError
 from featcache.recipe import Preprocessing
-from featcache.timm_import import import_timm
-
-_HUB_PREFIX = "hf-hub:"
-_OUTPUT = re.compile(r"(stage|cls-|mean-)([1-9][0-9]*)")
-# Ours to decide, or without a single feature vector: they would change what is loaded, not what the network is.
-_REFUSED_KWARGS = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
+from featcache.timm_network import (
+    check_kwargs,
+    create_from_hub,
+    create_network,
+    create_random,
+    drop_classifier,
+    own_preprocessing,
+    preprocessing_of,
+)
 
 
 class Backbone(nn.Module):
@@ -67,7 +68,7 @@ class Backbone(nn.Module):
         self.weights_label = weights_label
         self.model_digest = model_digest
         self.outputs = tuple(outputs)
-        self._layers = _layers_of(network, self.outputs, model_name)
+        self._layers = layers_of(network, self.outputs, model_name)
         self.requires_grad_(False)
         self.eval()
         self.weights_sha256 = weights_sha256 or weights_digest(network)
@@ -115,7 +116,7 @@ class Backbone(nn.Module):
         network: Any = self.network
         indices = sorted(set(self._layers.values()))
         results: dict[str, Tensor] = {}
-        if _is_transformer(network):
+        if is_transformer(network):
             # The final norm is applied to every block's tokens, as DINOv2's probes do (Oquab et al. 2023).
             maps, taken = network.forward_intermediates(
                 images, indices=indices, norm=True, output_fmt="NCHW", return_prefix_tokens=True
@@ -206,30 +207,29 @@ def load_backbone(
         kwargs = metadata.get("timm_kwargs", {})
         mean = metadata.get("mean") if mean is None else mean
         std = metadata.get("std") if std is None else std
-        own = _own_preprocessing(metadata.get("preprocessing"), source)
+        own = own_preprocessing(metadata.get("preprocessing"), source)
     if name is None:
         raise BackboneError(f"a backbone must be named, got None and no timm_model in the metadata of {source!r}")
-    kwargs = _check_kwargs({**kwargs, **(model_kwargs or {})}, keep_classifier="logits" in outputs)
-    timm = import_timm()
+    kwargs = check_kwargs({**kwargs, **(model_kwargs or {})}, keep_classifier="logits" in outputs)
     if source.startswith("random:"):
         state = None  # of the embedded backbone, the network and its preprocessing only
     if state is not None:
-        network = _create(timm, name, kwargs)
+        network = create_network(name, kwargs)
         label = Path(source).name
     elif source == "hub":
-        network, name = _create_from_hub(timm, name, kwargs)
+        network, name = create_from_hub(name, kwargs)
         label = "hub"
     else:
-        network = _create_random(timm, name, kwargs, source)
+        network = create_random(name, kwargs, source)
         label = source
     if "logits" in outputs and not getattr(network, "num_classes", 0):
         raise BackboneError(f"output 'logits' needs a backbone with a classifier, {name!r} has none; leave it out")
-    preprocessing = _preprocessing_of(timm, network, name, mean=mean, std=std, side=kwargs.get("img_size"))
+    preprocessing = preprocessing_of(network, name, mean=mean, std=std, side=kwargs.get("img_size"))
     if own is not None:
         preprocessing = dataclasses.replace(own, mean=preprocessing.mean, std=preprocessing.std)
     all_keys = set(network.state_dict())
     if "logits" not in outputs:
-        _drop_classifier(network)
+        drop_classifier(network)
     if state is not None:
         fit_state(network, state, optional=all_keys - set(network.state_dict()), source=source, model=name)
     return Backbone(
@@ -252,9 +252,9 @@ def build_backbone(
     weights_sha256: str,
 ) -> Backbone:
     """Return timm's network `name` without any weights in particular, for a caller that loads its own into it."""
-    network = _create(import_timm(), name, model_kwargs)
+    network = create_network(name, model_kwargs)
     if "logits" not in outputs:
-        _drop_classifier(network)
+        drop_classifier(network)
     return Backbone(
         network,
         model_name=name,
@@ -264,11 +264,6 @@ def build_backbone(
         weights_sha256=weights_sha256,
         outputs=outputs,
     )
-
-
-def create_network(name: str, model_kwargs: Mapping[str, Any]) -> nn.Module:
-    """Return timm's network `name` with weights drawn from torch's generator; `BackboneError` where there is none."""
-    return _create(import_timm(), name, dict(model_kwargs))
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -284,198 +279,3 @@ def weights_digest(network: nn.Module) -> str:
         digest.update(header.encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def available_outputs(network: nn.Module) -> tuple[str, ...]:
-    """Return the names `load_backbone` accepts as outputs of this timm network."""
-    names = ["features"]
-    config: Any = getattr(network, "pretrained_cfg", None) or {}
-    if getattr(network, "num_classes", 0) or config.get("num_classes"):
-        names.append("logits")
-    if not hasattr(network, "forward_intermediates"):
-        return tuple(names)
-    if _is_transformer(network):
-        depth = range(1, len(_feature_info(network)) + 1)
-        if getattr(network, "cls_token", None) is not None:
-            names += [f"cls-{block}" for block in depth]
-        names += [f"mean-{block}" for block in depth]
-        names.append("tokens")
-    else:
-        names += [f"stage{stage}" for stage in range(1, len(_feature_info(network)) + 1)]
-    return tuple(names)
-
-
-def _is_transformer(network: nn.Module) -> bool:
-    """Return whether the intermediates are one token sequence per block (columnar transformers only)."""
-    method = getattr(network, "forward_intermediates", None)
-    blocks = getattr(network, "blocks", None)
-    return (
-        method is not None
-        and "return_prefix_tokens" in inspect.signature(method).parameters
-        and isinstance(blocks, (nn.Sequential, nn.ModuleList))
-        and len(_feature_info(network)) == len(blocks)
-    )
-
-
-def _feature_info(network: nn.Module) -> Sequence[Any]:
-    info: Any = getattr(network, "feature_info", ())
-    return info if isinstance(info, (list, tuple)) else list(info.info)
-
-
-def _layers_of(network: nn.Module, outputs: tuple[str, ...], model_name: str) -> dict[str, int]:
-    """Return ``{output: index for forward_intermediates}``; refuse what this network does not have."""
-    if not outputs or len(set(outputs)) != len(outputs):
-        raise InputError(f"outputs must be one or more distinct names, got {outputs!r}")
-    layers = {}
-    there = available_outputs(network)
-    for name in outputs:
-        if name not in there and name != "logits":
-            raise BackboneError(f"output {name!r} is not one of {model_name!r}; it has {', '.join(_shorten(there))}")
-        if name == "tokens":
-            layers[name] = len(_feature_info(network)) - 1
-        elif match := _OUTPUT.fullmatch(name):
-            number = int(match[2])
-            layers[name] = number - 1 if match[1] == "stage" else len(_feature_info(network)) - number
-    return layers
-
-
-def _shorten(names: Sequence[str]) -> list[str]:
-    """Return the names with runs such as cls-1, cls-2, cls-3 written as one range."""
-    runs: dict[str, list[str]] = {}
-    for name in names:
-        match = _OUTPUT.fullmatch(name)
-        runs.setdefault(match[1] if match else name, []).append(name)
-    return [run[0] if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs.values()]
-
-
-def _check_kwargs(kwargs: dict[str, Any], *, keep_classifier: bool) -> dict[str, Any]:
-    refused = sorted(_REFUSED_KWARGS & set(kwargs))
-    if refused:
-        raise InputError(f"model_kwargs must describe the network only, got {refused!r}; use weights= for its weights")
-    if kwargs.get("features_only"):
-        raise InputError("model_kwargs must not hold features_only; name the stages in outputs instead")
-    if kwargs.get("in_chans", 3) != 3:
-        raise InputError(f"backbones must take 3 channels (RGB), got in_chans={kwargs['in_chans']!r}")
-    try:
-        json.dumps(kwargs, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"model_kwargs must be JSON values, got {kwargs!r}") from error
-    # The classifier does not take part in a feature: with or without it, the backbone is the same one.
-    if not keep_classifier or not kwargs.get("num_classes"):
-        kwargs.pop("num_classes", None)
-    return kwargs
-
-
-def _create(timm: Any, name: str, kwargs: Mapping[str, Any], **loading: Any) -> nn.Module:
-    if name.startswith(_HUB_PREFIX):
-        require_hub(name.removeprefix(_HUB_PREFIX), "config.json")
-    elif not timm.is_model(name.partition(".")[0]):
-        raise BackboneError(
-            f"the backbone must be a timm model, got {name!r}; nearest: {', '.join(_nearest(timm, name))}"
-        )
-    try:
-        network: nn.Module = timm.create_model(name, **loading, **kwargs)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()
-        if "pretrained tag" in str(error):
-            tags = [full for full in timm.list_pretrained() if full.startswith(f"{name.partition('.')[0]}.")]
-            raise BackboneError(f"{name!r} is not a tag timm knows; there are {', '.join(tags) or 'none'}") from error
-        raise BackboneError(
-            f"backbone {name!r} cannot be made with model_kwargs {dict(kwargs)!r}: {reason[0] if reason else error!r}"
-        ) from error
-    return network
-
-
-def _create_from_hub(timm: Any, name: str, kwargs: Mapping[str, Any]) -> tuple[nn.Module, str]:
-    """Return the network with the hub's weights, and its full name with timm's tag."""
-    plain = _create(timm, name, kwargs)
-    config: dict[str, Any] = plain.pretrained_cfg  # type: ignore[assignment]
-    path = hub_weights(name, config)
-    # timm's own loader adapts names and shapes where a checkpoint needs it; only the download is ours, so that
-    # it fails quickly and never falls back to a pickle.
-    network = _create(
-        timm, name, kwargs, pretrained=True, pretrained_cfg_overlay={"file": str(path), "source": "", "url": ""}
-    )
-    tag = config.get("tag")
-    full = f"{name}.{tag}" if tag and "." not in name and not name.startswith(_HUB_PREFIX) else name
-    return network, full
-
-
-def _create_random(timm: Any, name: str, kwargs: Mapping[str, Any], source: str) -> nn.Module:
-    digits = source.removeprefix("random:")
-    if not digits.isdecimal():
-        raise WeightsError(f"random weights must be 'random:SEED' with a whole number, got {source!r}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(digits))
-        network = _create(timm, name, kwargs)
-    for module in network.modules():
-        scale = getattr(module, "weight", None)
-        if isinstance(scale, nn.Parameter) and scale.ndim == 1 and not scale.any():
-            nn.init.ones_(scale)  # zeroed so that training starts from shortcuts alone; untrained, a branch must count
-    return network
-
-
-def _nearest(timm: Any, name: str) -> list[str]:
-    known = timm.list_models()
-    close = difflib.get_close_matches(name, [*known, *timm.list_pretrained()], n=4, cutoff=0.5)
-    return close or [f"none of {len(known)}; see timm.list_models()"]
-
-
-def _drop_classifier(network: nn.Module) -> None:
-    if getattr(network, "num_classes", 0) and hasattr(network, "reset_classifier"):
-        reset: Any = network.reset_classifier
-        reset(0)
-
-
-def _preprocessing_of(
-    timm: Any,
-    network: nn.Module,
-    name: str,
-    *,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    side: int | Sequence[int] | None,
-) -> Preprocessing:
-    """Return timm's evaluation transform of this model, with `mean`, `std` and the input's `side` replaced if given."""
-    wanted = {}
-    if side is not None:
-        wanted["input_size"] = (3, side, side) if isinstance(side, int) else (3, *side)
-    config = timm.data.resolve_model_data_config(network, args=wanted)
-    channels, height, width = config["input_size"]
-    if channels != 3:
-        raise BackboneError(f"a backbone must take 3 channels (RGB), {name!r} takes {channels!r}")
-    crop_pct = config["crop_pct"]
-    mode = config["crop_mode"]
-    if mode not in ("center", "squash") or crop_pct > 1 or (mode == "squash" and crop_pct != 1):
-        raise BackboneError(
-            f"the preprocessing must be a centre crop or a squash to the input size, {name!r} has crop_mode {mode!r} "
-            f"with crop_pct {crop_pct!r}; choose another backbone or tag"
-        )
-    return Preprocessing(
-        height=height,
-        width=width,
-        resize=math.floor(min(height, width) / crop_pct) if mode == "center" else max(height, width),
-        interpolation="bilinear" if config["interpolation"] == "random" else config["interpolation"],
-        crop_mode=mode,
-        mean=_triple("mean", config["mean"] if mean is None else mean),
-        std=_triple("std", config["std"] if std is None else std),
-    )
-
-
-def _own_preprocessing(values: Any, source: str) -> Preprocessing | None:
-    """Return the preprocessing a weights file brings along; None where it brings none."""
-    if values is None:
-        return None
-    names = {field.name for field in dataclasses.fields(Preprocessing)}
-    if not isinstance(values, dict) or set(values) != names:
-        raise WeightsError(
-            f"the metadata 'preprocessing' of {source!r} must hold exactly {sorted(names)!r}, got {values!r}"
-        )
-    return Preprocessing.from_json(values)
-
-
-def _triple(what: str, values: Sequence[float]) -> tuple[float, float, float]:
-    numbers = [values] * 3 if isinstance(values, (int, float)) else list(values)
-    if len(numbers) != 3 or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers):
-        raise InputError(f"{what} must be three finite numbers, got {values!r}")
-    return (float(numbers[0]), float(numbers[1]), float(numbers[2]))

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from featcache import checkpoint
-from featcache.backbone import ImageNetwork, available_outputs, load_backbone, weights_digest
+from featcache.backbone import ImageNetwork, load_backbone, weights_digest
+from featcache.backbone_outputs import available_outputs
 from featcache.errors import BackboneError, InputError, MissingError, WeightsError
 from featcache.timm_import import import_timm
 

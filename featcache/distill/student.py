@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from featcache.backbone import create_network
 from featcache.checkpoint import checkpoint_digest
 from featcache.distill.settings import DistillSettings
 from featcache.errors import InputError
 from featcache.files import write_atomically
 from featcache.recipe import Preprocessing
+from featcache.timm_network import create_network
 
 
 class Student(nn.Module):
