@@ -94,11 +94,12 @@ Wanted were 0.60, 0.96 and 0.33, hoped for 0.72, 0.96 and 0.42. {verdict}
 - Teachers: `mobilenetv2_100` (float weights of the original TensorFlow model; features) and `mobilenet_edgetpu_100`
   (MLPerf's quantization-aware weights; features and ImageNet logits). Each answered once for the plain view and three
   augmented ones of every image, into a featcache cache.
-- Loss: squared error against both teachers' standardised features, each through a linear projection; 0.8·T²·KL to the
-  six largest ImageNet probabilities and "any other" at T = 2; 0.2·cross entropy of the 200 labels. Projections and
-  classifiers were dropped.
-- AdamW, batches of 128, learning rate 2e-3, weight decay 0.02, weights averaged (0.999); the student's views replay the
-  teachers' crops, then contrast, brightness, sharpness (0.25) and side are drawn.
+- Loss: squared error against the teachers' standardised features, each through a linear projection (weighed as below);
+  0.8·T²·KL at T = 2 to the teacher's six largest probabilities and "any other" (of ImageNet's classes from
+  `mobilenet_edgetpu_100`, or of the images' 200 from a linear head on `mobilenetv2_100`, as below); 0.2·cross entropy
+  of the 200 labels. Projections and classifiers were dropped.
+- AdamW, batches of 128, weight decay 0.02, weights averaged (0.999); the student's views replay the teachers' crops,
+  then contrast, brightness, sharpness (0.25) and side are drawn. The learning rate falls over the last 30 % of a stage.
 {history}
 
 ## Limits
@@ -254,8 +255,10 @@ def install(weights: Path, figures: dict[str, dict[str, float]], history: str) -
 
 def stages_in_words() -> str:
     """Return the stages as list items of the card."""
+    labels = {"logits": "ImageNet's soft labels", "head": "soft labels of the images' own classes"}
     return "\n".join(
-        f"- Stage {number}: {stage.epochs} passes at {stage.side} pixels, learning rate {stage.learning_rate:g}."
+        f"- Stage {number}: {stage.epochs} passes at {stage.side} pixels, learning rate {stage.learning_rate:g}, features "
+        f"of {' and '.join(stage.teachers)} weighed {stage.feature_weight:g}, {labels[stage.soft]}."
         for number, stage in enumerate(STAGES, start=1)
     )
 
