@@ -257,8 +257,8 @@ def stages_in_words() -> str:
     """Return the stages as list items of the card."""
     labels = {"logits": "ImageNet's soft labels", "head": "soft labels of the images' own classes"}
     return "\n".join(
-        f"- Stage {number}: {stage.epochs} passes at {stage.side} pixels, learning rate {stage.learning_rate:g}; features"
-        f" of {' and '.join(stage.teachers)} weighed {stage.feature_weight:g}, {labels[stage.soft]}."
+        f"- Stage {number}: {stage.epochs} passes at {stage.side} pixels, learning rate {stage.learning_rate:g}; "
+        f"features of {' and '.join(stage.teachers)} weighed {stage.feature_weight:g}, {labels[stage.soft]}."
         for number, stage in enumerate(STAGES, start=1)
     )
 
