@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from featcache.store._mapping import Mapping
 from featcache.store._record import Record
 from featcache.store._writer import BlockCutter
 
-_BATCH_BYTES = 32 << 20
+_BATCH_BYTES = 8 << 20  # a batch is in memory several times over: gathered, cut, and as the store writes it
 
 Batch = dict[str, npt.NDArray[Any]]
 
@@ -28,11 +28,17 @@ def write_next_generation(path: Path, mapping: Mapping, everything: Committed, k
     arrays = {layout.name: apart.array(layout.name, everything, record.rows) for layout in record.arrays}
     row_bytes = sum(layout.row_bytes for layout in record.arrays)
     step = max(1, _BATCH_BYTES // row_bytes)
-    batches = (
-        {name: array.gather(keep[first : first + step], None) for name, array in arrays.items()}
-        for first in range(0, len(keep), step)
-    )
-    replace_rows(path, mapping, record, batches)
+
+    def batches() -> Iterator[Batch]:
+        done = 0
+        for first in range(0, len(keep), step):
+            rows = keep[first : first + step]
+            yield {name: array.gather(rows, None) for name, array in arrays.items()}
+            for array in arrays.values():
+                array.let_go(done, int(rows[-1]))
+            done = int(rows[-1])
+
+    replace_rows(path, mapping, record, batches())
 
 
 def replace_rows(path: Path, mapping: Mapping, record: Record, batches: Iterable[Batch]) -> None:

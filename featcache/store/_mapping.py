@@ -184,6 +184,11 @@ class MappedArray:
         gather_rows(self, rows, out)
         return out
 
+    def let_go(self, start: int, stop: int) -> None:
+        """Give back the memory of the full blocks that end within rows `start` to `stop`."""
+        size = self.layout.block_rows
+        self._region.let_go(start // size, min(stop // size, self._full_blocks))
+
     def check_blocks(self, rows: Rows) -> None:
         """Check the blocks of `rows` whole; raises `CorruptError`."""
         for block in np.unique(rows // self.layout.block_rows):

@@ -24,6 +24,7 @@ _PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED = 1, 2, 0x10
 _MAP_ANONYMOUS = mmap.MAP_ANONYMOUS
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0)
+_DONTNEED = mmap.MADV_DONTNEED
 _FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -37,6 +38,7 @@ _libc.mmap.argtypes = [
     ctypes.c_int64,
 ]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def _map(address: int | None, size: int, protection: int, flags: int, file: int, offset: int) -> int:
@@ -104,6 +106,11 @@ class Region:
         if len(payload) > present:
             ctypes.memmove(address + present, bytes(payload[present:]), len(payload) - present)
             self._tail_bytes[block] = len(payload)
+
+    def let_go(self, start: int, stop: int) -> None:
+        """Give back the memory of mapped blocks `start` to `stop`; they stay mapped, and are read again when used."""
+        for block in np.flatnonzero(self.mapped[start:stop]) + start:
+            _libc.madvise(self._address + int(block) * self._stride, self._stride, _DONTNEED)
 
     def block(self, block: int, rows: int) -> npt.NDArray[Any]:
         """Return the first `rows` rows of a block, (rows, *shape), read-only."""

@@ -20,12 +20,12 @@ from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, row_checksum
 if TYPE_CHECKING:
     from featcache.store._disk import DiskStore
 
-_PENDING_BYTES = 64 << 20
+_PENDING_BYTES = 16 << 20
 _TOLERATED_SPARE = 0.03
 
 
 class DiskWriter(StoreWriter):
-    """The writer of a store on disk. Rows beyond 64 MiB go to disk before the commit, where no reader sees them yet."""
+    """The writer of a store on disk. Blocks beyond 16 MiB go to disk before a commit, unseen by readers."""
 
     def __init__(self, store: DiskStore, lock: WriteLock) -> None:
         self._store = store
@@ -139,7 +139,7 @@ class DiskWriter(StoreWriter):
         self._cutter.add(self._pending)
         self._pending_bytes = 0
         record = self._committed.record.with_rows(self._cutter.rows) if publish else None
-        self._mapping.generation.write(self._cutter.cut(finish=True), record)
+        self._mapping.generation.write(self._cutter.cut(finish=publish), record)
 
     def _tidy(self) -> None:
         """Write the rows afresh where superseded last blocks take more than a share of the disk."""
@@ -190,7 +190,7 @@ class BlockCutter:
                     yield Block(layout, block, payload)
                 block += 1
             del tail[:whole]
-        if finish and self.rows > first:
+        if finish:
             yield from self.rest()
 
     def rest(self) -> Iterator[Block]:
