@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from featcache.distill.depthwise import use_fast_gradients
 from featcache.distill.losses import feature_loss, hard_loss, soft_loss
 from featcache.distill.replay import PixelSource
 from featcache.distill.settings import DistillSettings
@@ -92,8 +93,10 @@ class Trainer:
             lr=settings.learning_rate,
         )
         self.averaged = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
-        if bf16 and device.type == "cpu":
-            _keep_narrow_convolutions_in_fp32(student.network)
+        if device.type == "cpu":
+            use_fast_gradients(student.network)
+            if bf16:
+                _keep_narrow_convolutions_in_fp32(student.network)
 
     def step(self, steps: int, what: Step, pixels: npt.NDArray[np.uint8], targets: TargetSource) -> dict[str, float]:
         """Take the next of `steps` steps on `pixels` (b, side, side, 3) uint8; return the parts of the loss."""
