@@ -429,3 +429,38 @@ def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr("featcache.store._record._SMALL_ARRAY_BLOCK_ROWS", 128)
         monkeypatch.setattr("featcache.store._record._choose_block_rows", lambda row_bytes: 64)
         monkeypatch.setattr("featcache.store._writer._PENDING_BYTES", 6000)
+
+
+def resident(name: str) -> int:
+    """Return how many kB of mappings of files with `name` in their path are in memory."""
+    total, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head = line.split(maxsplit=5)
+        if "-" in head[0] and not head[0].endswith(":"):
+            counts = len(head) == 6 and name in head[5]
+        elif counts and head[0] == "Rss:":
+            total += int(head[1])
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the memory of a mapping is read from /proc")
+def test_blocks_let_go_leave_memory_and_come_back(kind: str, tmp_path: Path) -> None:
+    column = Column("features", (1024,), "float32")
+    keys, place = make_keys(3000), tmp_path / f"let-go-{kind}"
+    values = make_values(keys, (column,))["features"]
+    with create_store(place, kind=kind, columns=(column,)) as store:
+        with store.writer() as writer:
+            writer.append(keys, {"features": values})
+            writer.commit()
+        with store.reader() as reader:
+            assert np.array_equal(reader.read("features", 0, 3000), values)
+            before = resident(place.name)
+            mapping = store.mapping()
+            committed = mapping.committed()
+            layout = next(array for array in committed.record.arrays if array.shape == (1024,))
+            array = mapping.array(layout.name, committed, 3000)
+            array.let_go(0, 3000)
+            full = 3000 // layout.block_rows * layout.block_bytes // 1024
+            assert full > 4000
+            assert resident(place.name) <= before - full
+            assert np.array_equal(reader.read("features", 0, 3000), values)
