@@ -15,7 +15,7 @@ from featcache.store._mapping import Mapping
 from featcache.store._record import Record
 from featcache.store._writer import BlockCutter
 
-_BATCH_BYTES = 8 << 20  # a batch is in memory several times over: gathered, cut, and as the store writes it
+_BATCH_BYTES = 4 << 20  # a batch is in memory several times over: gathered, cut, and as the store writes it
 
 Batch = dict[str, npt.NDArray[Any]]
 

@@ -35,6 +35,7 @@ from featcache.store._record import Layout, Record
 
 _COMMIT, _COMMIT_COPY = b"commit", b"commit-copy"
 _SPARE_BYTES = 64 << 20
+_TRANSACTION_BYTES = 4 << 20  # LMDB keeps what a transaction writes in memory until its end
 _FORMAT_0_9 = 0
 
 _one_environment = threading.Lock()
@@ -105,12 +106,18 @@ class LmdbGeneration(Generation):
         yield Extent(self._file, place.offset, layout.block_bytes, stored)
 
     def write(self, blocks: Iterable[Block], record: Record | None) -> None:
-        values = [
-            (_block_key(b.layout, b.index), b"".join((self._header(b.layout, b.index, b.payload), b.payload)))
-            for b in blocks
-        ]
-        record = record or self.record()
-        incoming = sum(len(value) + self._page for _, value in values)
+        values: list[tuple[bytes, bytes]] = []
+        size = 0
+        for block in blocks:
+            header = self._header(block.layout, block.index, block.payload)
+            values.append((_block_key(block.layout, block.index), b"".join((header, block.payload))))
+            size += len(values[-1][1]) + self._page
+            if size > _TRANSACTION_BYTES:  # before the last, the record stays: nobody sees these rows yet
+                self._put(values, self.record(), incoming=size)
+                values, size = [], 0
+        self._put(values, record or self.record(), incoming=size)
+
+    def _put(self, values: list[tuple[bytes, bytes]], record: Record, *, incoming: int) -> None:
         with _environment(self.path, incoming=incoming, write=True) as env, env.begin(write=True) as transaction:
             for key, value in values:
                 transaction.put(key, value)

@@ -20,12 +20,12 @@ from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, row_checksum
 if TYPE_CHECKING:
     from featcache.store._disk import DiskStore
 
-_PENDING_BYTES = 16 << 20
+_PENDING_BYTES = 4 << 20
 _TOLERATED_SPARE = 0.03
 
 
 class DiskWriter(StoreWriter):
-    """The writer of a store on disk. Blocks beyond 16 MiB go to disk before a commit, unseen by readers."""
+    """The writer of a store on disk. Blocks beyond 4 MiB go to disk before a commit, unseen by readers."""
 
     def __init__(self, store: DiskStore, lock: WriteLock) -> None:
         self._store = store
