@@ -116,6 +116,7 @@ def build_cache(
     work = _Work(
         time.perf_counter(),
         *_listed(images, task, dataset),
+        True,
         split_seed,
         prune_missing,
         wait_seconds,
@@ -154,6 +155,7 @@ def build_caches(
     work = _Work(
         time.perf_counter(),
         *_listed(images, task, dataset),
+        False,
         split_seed,
         prune_missing,
         wait_seconds,
@@ -257,11 +259,12 @@ def _refuse_other_recipe(cache: FeatureCache, recipe: Recipe) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What is to be done, in whichever caches. `started`: on the clock of `time.perf_counter`."""
+    """What is to be done, in whichever caches; `alone` if in one. `started`: on the clock of `time.perf_counter`."""
 
     started: float
     listing: Listing
     dataset: str
+    alone: bool
     split_seed: int | None
     prune_missing: bool
     wait_seconds: float
@@ -293,6 +296,7 @@ def _build(wanted: Sequence[tuple[Path, Request, Extractor | None]], work: _Work
             cache, extractor = _open_or_create(place, request, store=store, extractor=given)
             opened.enter_context(cache)
             jobs.append(_start(cache, extractor, work))
+            del extractor
         _bring_up_to_date(jobs, work)
         return [_report(job, work) for job in jobs]
 
@@ -300,7 +304,7 @@ def _build(wanted: Sequence[tuple[Path, Request, Extractor | None]], work: _Work
 def _start(cache: FeatureCache, extractor: Extractor | None, work: _Work) -> _Job:
     before = cache.samples(work.dataset) if work.dataset in cache.datasets else None
     seed = first_given(work.split_seed, before.split_seed if before else None, 0)
-    job = _Job(cache, extractor, before, seed, plan_build(cache, work.listing, before))
+    job = _Job(cache, extractor, before, seed, plan_build(cache, work.listing, before, alone=work.alone))
     job.startup_seconds = time.perf_counter() - work.started
     return job
 
@@ -343,11 +347,17 @@ def _extract(jobs: Sequence[_Job], work: _Work) -> None:
         targets.append(Target(job.extractor.engine, job.extractor.recipe, job.writer))
     startup = time.perf_counter() - work.started
     todo = jobs[0].plan.todo if len(jobs) == 1 else np.unique(np.concatenate([job.plan.todo for job in jobs]))
-    extraction = extract(work.listing.absolute_paths(todo), targets, workers=work.workers)
+    whole = len(jobs) == 1 and len(todo) == len(work.listing)  # then nothing need be held twice
+    known = (jobs[0].plan.digests, jobs[0].plan.stats) if whole else None
+    extraction = extract(work.listing.absolute_paths(todo), targets, workers=work.workers, out=known)
+    targets.clear()
+    for job in jobs:
+        job.extractor = None  # a network's buffers are not needed to put the store in order
     for job, extracted in zip(jobs, extraction.extracted_by_target, strict=True):
         mine = np.searchsorted(todo, job.plan.todo)
-        job.plan.digests[job.plan.todo] = extraction.digests[mine]
-        job.plan.stats[job.plan.todo] = extraction.stats[mine]
+        if not whole:
+            job.plan.digests[job.plan.todo] = extraction.digests[mine]
+            job.plan.stats[job.plan.todo] = extraction.stats[mine]
         wanted = set(job.plan.todo.tolist()) if extraction.failures else set()
         failures = {int(todo[position]): reason for position, reason in extraction.failures.items()}
         job.plan.failures.update({index: reason for index, reason in failures.items() if index in wanted})

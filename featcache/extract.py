@@ -25,8 +25,9 @@ from featcache.cache import column_name
 from featcache.engines import Engine, processor_count
 from featcache.errors import ImageError, InputError
 from featcache.images import decode, reduced_side, resize_crop, upright_size
-from featcache.intake import Intake, read_image_file
+from featcache.intake import Intake, Known, read_image_file
 from featcache.interrupts import deferred_interrupts
+from featcache.memory import return_freed_memory
 from featcache.recipe import Preprocessing, Recipe
 from featcache.store import StoreWriter
 from featcache.torch_threads import one_torch_thread
@@ -205,24 +206,30 @@ class _Run:
 
 
 def extract(
-    paths: Sequence[str | bytes], targets: Sequence[Target], *, workers: int | None = None, progress: bool = True
+    paths: Sequence[str | bytes],
+    targets: Sequence[Target],
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    out: Known | None = None,
 ) -> Extraction:
     """Compute and commit the rows of the images at `paths` that the targets do not have; return what became of each.
 
     Several targets share one read of each file and, where they look at it alike, one decode. Rows are committed every
     5 s or 4096 rows. An image that cannot be read or decoded is one recorded failure. `workers`: threads, default one
-    per processor. `progress`: a bar on stderr where that is a terminal.
+    per processor. `progress`: a bar on stderr where that is a terminal. `out`: arrays to write digests and stats into.
 
     Raises `StorageError` where the disk refuses and `InputError` where a feature is beyond float16; what was committed
     before stays. Ctrl-C and SIGTERM commit what is computed, then go on their way.
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers must be at least 1, got {workers!r}")
+    return_freed_memory()
     threads = workers or processor_count() + sum(_waiting_calls(target.engine) for target in targets)
     threads = max(1, min(threads, len(paths)))
     looks = [_Look.of(target.recipe) for target in targets]
     filled = [len(target.writer) > 0 for target in targets]
-    run = _Run(Intake(paths), targets, looks, filled, queue.Queue(maxsize=2 * threads))
+    run = _Run(Intake(paths, out), targets, looks, filled, queue.Queue(maxsize=2 * threads))
     counts = [0] * len(targets)
     uses_torch = any(target.recipe.decoder == "fast" or target.engine.name == "torch" for target in targets)
     with one_torch_thread() if uses_torch else nullcontext(), deferred_interrupts() as interrupt:

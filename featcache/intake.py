@@ -62,17 +62,22 @@ def _identity(status: os.stat_result) -> FileStat:
     return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
+Known = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]  # digests (n, 32) and stats (n, 4)
+
+
 class Intake:
     """The paths of n images, handed out one by one to any thread, and what is known of each.
 
-    `digests` (n, 32) uint8, `stats` (n, 4) int64, zeros where an image could not be read.
+    `digests` (n, 32) uint8, `stats` (n, 4) int64, zeros where an image could not be read; written into `out`, where
+    such arrays are given.
     """
 
-    def __init__(self, paths: Sequence[str | bytes]) -> None:
+    def __init__(self, paths: Sequence[str | bytes], out: Known | None = None) -> None:
         count = len(paths)
         self.paths = paths
-        self.digests: npt.NDArray[np.uint8] = np.zeros((count, 32), dtype=np.uint8)
-        self.stats: npt.NDArray[np.int64] = np.zeros((count, 4), dtype=np.int64)
+        self.digests, self.stats = out or (np.empty((count, 32), dtype=np.uint8), np.empty((count, 4), dtype=np.int64))
+        self.digests.fill(0)
+        self.stats.fill(0)
         self.finished = 0
         self._states = np.zeros(count, dtype=np.uint8)
         self._failures: dict[int, str] = {}

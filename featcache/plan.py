@@ -34,8 +34,11 @@ class Plan:
             self.failures[index] = reason
 
 
-def plan_build(cache: FeatureCache, listing: Listing, before: Samples | None) -> Plan:
-    """Return what is known without reading a byte: files whose stat did not change since they were hashed."""
+def plan_build(cache: FeatureCache, listing: Listing, before: Samples | None, *, alone: bool = False) -> Plan:
+    """Return what is known without reading a byte: files whose stat did not change since they were hashed.
+
+    `alone`: no other plan is made of this listing, whose stats then need not be copied.
+    """
     n = len(listing)
     digests = np.zeros((n, 32), dtype=np.uint8)
     failures: dict[int, str] = {}
@@ -61,7 +64,7 @@ def plan_build(cache: FeatureCache, listing: Listing, before: Samples | None) ->
         decoded_indices = np.flatnonzero(decoded)
         missing = decoded_indices[reader.find(digests[decoded_indices]) < 0]
     known[missing] = False  # the row was dropped by a repair or a prune
-    return Plan(digests, listing.stats.copy(), failures, np.flatnonzero(~known))
+    return Plan(digests, listing.stats if alone else listing.stats.copy(), failures, np.flatnonzero(~known))
 
 
 def same_listing(before: Samples, listing: Listing, *, seed: int) -> bool:
