@@ -27,7 +27,6 @@ from featcache.errors import ImageError, InputError
 from featcache.images import decode, reduced_side, resize_crop, upright_size
 from featcache.intake import Intake, Known, read_image_file
 from featcache.interrupts import deferred_interrupts
-from featcache.memory import return_freed_memory
 from featcache.recipe import Preprocessing, Recipe
 from featcache.store import StoreWriter
 from featcache.torch_threads import one_torch_thread
@@ -224,7 +223,6 @@ def extract(
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers must be at least 1, got {workers!r}")
-    return_freed_memory()
     threads = workers or processor_count() + sum(_waiting_calls(target.engine) for target in targets)
     threads = max(1, min(threads, len(paths)))
     looks = [_Look.of(target.recipe) for target in targets]
