@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--teacher-head", type=Path, help="a head trained on CACHE; default: trained here")
     parser.add_argument("--student", default="mobilenetv3_small_050")
     parser.add_argument("--input-size", type=int, default=64)
-    parser.add_argument("--kinds", default="cache,live,labels", help="students to train; without live, runs may be long")
+    parser.add_argument("--kinds", default="cache,live,labels", help="students; without live, runs may be long")
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=64)
