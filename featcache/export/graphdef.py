@@ -30,6 +30,7 @@ _TYPES = {"float32": "DT_FLOAT", "int32": "DT_INT32"}
 _INPUT_TYPE = "int32"  # TensorFlow.js has no uint8: it reads the pixels of a page as int32
 _CHANNELS_LAST = (0, 2, 3, 1)
 _BYTE_SHIFT = 128  # integers of −128 to 127 are stored as bytes plus this
+_FAST_SLICE_AXES = 4  # one of more axes takes the WebAssembly backend entry by entry
 _CONVOLUTIONS = ("_FusedConv2D", "FusedDepthwiseConv2dNative")
 _LOWEST = float(np.finfo(np.float32).min)
 
@@ -700,13 +701,16 @@ def _concat(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> No
 
 def _cut(graph: GraphDef, value: _Value, name: str, axis: int, first: int, count: int) -> str:
     """Return the node of `count` entries of `value` from `first` on, along ONNX's `axis`."""
-    begins, sizes = [0] * len(value.shape), value.here()
-    place = value.order.index(axis)
-    begins[place], sizes[place] = first, count
-    return graph.node(
-        "Slice", name, value.node, graph.numbers(np.array(begins), f"{name}/begin"),
-        graph.numbers(np.array(sizes), f"{name}/size"),
-    )  # fmt: skip
+    sizes, place = value.here(), value.order.index(axis)
+    cut = [*sizes[:place], count, *sizes[place + 1 :]]
+    if len(sizes) <= _FAST_SLICE_AXES:
+        begins = [first if other == place else 0 for other in range(len(sizes))]
+        limits = (graph.numbers(np.array(numbers), name) for numbers in (begins, cut))
+        return graph.node("Slice", name, value.node, *limits)
+    before, after = math.prod(sizes[:place]), math.prod(sizes[place + 1 :])
+    flat = graph.node("Reshape", name, value.node, graph.numbers(np.array([before, sizes[place], after]), name))
+    limits = (graph.numbers(np.array(numbers), name) for numbers in ([0, first, 0], [before, count, after]))
+    return graph.node("Reshape", name, graph.node("Slice", name, flat, *limits), graph.numbers(np.array(cut), name))
 
 
 def _gather(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> None:
