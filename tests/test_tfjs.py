@@ -90,12 +90,22 @@ def quantized(model: MergedModel, folder: Path) -> MergedModel:
             stored[node.input[1]] = {"scale": scale.tolist(), "zero_point": zeros, "signed": True, "axis": axis}
     proto.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
     session = onnxruntime.InferenceSession(proto.SerializeToString())
-    found = session.run(sorted(tensors), {"image": pixels(4, model)})
+    found = session.run(sorted(tensors), {"image": pixels(2, model)})
     activations = {
         name: covering(float(values.min()), float(values.max()))
         for name, values in zip(sorted(tensors), found, strict=True)
     }
     return model.copy(quantization={"nodes": names, "activations": activations, "weights": stored})
+
+
+def stirred(name: str = "test_efficientnet") -> MergedModel:
+    """Return a model on `name` whose biases are not zero, as a trained one's."""
+    model, generator = small_model(name=name, classes=LABELS), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return model
 
 
 def pruned(model: MergedModel) -> MergedModel:
@@ -118,10 +128,10 @@ def made(model: MergedModel, folder: Path) -> tuple[Target, Path, tuple[Path, ..
 @pytest.mark.target
 @pytest.mark.parametrize("name", [*BACKBONES, "mobilenetv3_small_050"])
 def test_float_models_give_torchs_logits(tmp_path: Path, name: str) -> None:
-    model = small_model(name=name, classes=LABELS)
+    model = stirred(name)
     target, _, files = made(model, tmp_path)
     assert {path.name for path in (tmp_path / "tfjs").iterdir()} == {path.name for path in files}
-    images = pixels(3, model)
+    images = pixels(2, model)
     with target.open(files, threads=2) as runner:
         np.testing.assert_allclose(runner.run(images), logits_of(model, images), atol=1e-4)
         assert runner.threads == 1
@@ -132,22 +142,22 @@ def test_float_models_give_torchs_logits(tmp_path: Path, name: str) -> None:
 @pytest.mark.target
 @pytest.mark.parametrize("name", BACKBONES)
 def test_quantized_models_give_what_their_stored_scales_say(tmp_path: Path, name: str) -> None:
-    plain = small_model(name=name, classes=LABELS)
+    plain = stirred(name)
     model = quantized(plain, tmp_path)
     target, graph, files = made(model, tmp_path)
-    images = pixels(4, model)
+    images = pixels(2, model)
     with target.open(files, threads=1) as runner, open_unoptimised(graph, threads=1) as reference:
         found, expected = runner.run(images), reference.run(images)
     rounding = np.abs(expected - logits_of(plain, images)).max()
     assert rounding > 0
-    # a rounding that falls the other way moves one integer by one
-    assert np.abs(found - expected).max() <= max(0.2 * rounding, 1e-4)
+    # float32 sums in another order: here and there a rounding falls the other way, which moves later ones
+    assert np.abs(found - expected).max() <= rounding
     assert sum(path.stat().st_size for path in files[1:]) < 1.4 * graph.stat().st_size
 
 
 @pytest.mark.target
 def test_pruned_models_too(tmp_path: Path) -> None:
-    model = pruned(small_model())
+    model = pruned(stirred())
     target, _, files = made(model, tmp_path)
     images = pixels(2, model)
     with target.open(files, threads=1) as runner:
@@ -186,10 +196,11 @@ def hard_graph() -> onnx.ModelProto:
     constants = {
         "range": np.float32(255), "stem": numbers(6, 3, 3, 3), "grouped": numbers(12, 3, 3, 3), "bias": numbers(12),
         "low": np.float32(-1), "high": np.float32(2), "twice": numbers(24, 1, 3, 3),
-        "pads": np.array([0, 0, 1, 0, 0, 0, 2, 1]), "starts": np.array([1, -9]), "ends": np.array([1000, 8]),
+        "pads": np.array([0, 0, 1, 0, 0, 0, 2, 1]), "starts": np.array([1, -9]), "ends": np.array([1000, -1]),
         "axes": np.array([3, 1]), "steps": np.array([2, 1]), "picked": np.array([3, -1, 0]), "mean": numbers(3),
         "gain": numbers(3), "shift": numbers(3), "variance": np.abs(numbers(3)) + 1, "two": np.array([2]),
-        "channel": np.array(1), "all": np.array([1, -1]), "power": np.float32(2),
+        "second": np.array([1]), "parts": np.array([8, 7]), "channel": np.array(1), "all": np.array([1, -1]),
+        "power": np.float32(2),
     }  # fmt: skip
     pool = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 2], "ceil_mode": 1}
     nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = [
@@ -209,14 +220,14 @@ def hard_graph() -> onnx.ModelProto:
         ("Gather", ["cut", "picked"], ["chosen"], {"axis": 1}),
         ("BatchNormalization", ["chosen", "gain", "shift", "mean", "variance"], ["normal"], {}),
         ("Softmax", ["normal"], ["soft"], {"axis": 1}),
-        ("Split", ["normal"], ["left", "right"], {"axis": 2, "num_outputs": 2}),
+        ("Split", ["normal", "parts"], ["left", "right"], {"axis": 2}),
         ("ReduceMean", ["left", "two"], ["average"], {"keepdims": 0}),
         ("ReduceMax", ["right", "two"], ["largest"], {}),
         ("Squeeze", ["largest", "two"], ["flat"], {}),
         ("Sub", ["average", "flat"], ["difference"], {}),
         ("Concat", ["difference", "flat"], ["both"], {"axis": 1}),
         ("Gather", ["both", "channel"], ["one"], {"axis": 1}),
-        ("Unsqueeze", ["one", "two"], ["lifted"], {}),
+        ("Unsqueeze", ["one", "second"], ["lifted"], {}),
         ("Mul", ["lifted", "both"], ["crossed"], {}),
     ]
     ends = ["inside", "with_edge", "most", "soft", "both", "crossed"]
@@ -254,7 +265,8 @@ def test_unusual_forms_of_operations_compute_what_onnx_says(tmp_path: Path) -> N
     ("kind", "named"), [("Sinh", "operations without a TensorFlow.js form: Sinh"), ("Transpose", "Conv other than")]
 )
 def test_what_cannot_be_held_is_named(tmp_path: Path, kind: str, named: str) -> None:
-    proto = onnx.load(write_onnx(small_model(), tmp_path / "graph.onnx"))
+    graph = write_onnx(small_model(), tmp_path / "graph.onnx")
+    proto = onnx.load(write_single(graph, tmp_path / "single.onnx"))
     conv = next(node for node in proto.graph.node if node.op_type == "Conv")
     if kind == "Sinh":
         conv.op_type = kind
@@ -295,7 +307,7 @@ def test_an_exported_bundle_is_run_and_a_changed_weight_is_noticed(tmp_path: Pat
 def test_files_that_are_none_are_one_line(tmp_path: Path) -> None:
     target, _, files = made(small_model(), tmp_path)
     written = json.loads(files[0].read_text(encoding="utf-8"))
-    written["modelTopology"]["node"][-1]["op"] = "Sinhh"
+    next(node for node in written["modelTopology"]["node"] if node["name"] == "logits")["op"] = "Sinhh"
     files[0].write_text(json.dumps(written))
     with target.open(files, threads=1) as runner, pytest.raises(VerificationError, match=r"'tfjs'.*Sinhh"):
         runner.run(pixels(1, small_model()))
@@ -331,7 +343,7 @@ def _program() -> NodeProgram:
 
 
 def test_the_graph_of_an_int8_model_keeps_its_integers(tmp_path: Path) -> None:
-    model = quantized(small_model(name="test_resnet"), tmp_path)
+    model = quantized(stirred("test_resnet"), tmp_path)
     single = onnx.load(write_single(write_onnx(model, tmp_path / "int8.onnx"), tmp_path / "single.onnx"))
     graph = GraphDef(single, outputs=("logits", "probabilities"))
     stored = {t.name: numpy_helper.to_array(t) for t in single.graph.initializer if t.data_type == TensorProto.INT8}
@@ -341,7 +353,7 @@ def test_the_graph_of_an_int8_model_keeps_its_integers(tmp_path: Path) -> None:
     assert all(len(weight.data()) == weight.values.size for weight in integers)
     kinds = [node["op"] for node in graph.nodes]
     assert kinds.count("Round") == [node.op_type for node in single.graph.node].count("QuantizeLinear")
-    # a sum of integers is integers: of the biases, only rounding to float32 is between them and whole numbers
+    # a sum of integers starts from one
     names = {node["input"][2] for node in graph.nodes if node["op"] == "_FusedConv2D"}
     biases = np.concatenate([weight.values for weight in graph.weights if weight.name in names])
     assert np.abs(biases).max() > 10

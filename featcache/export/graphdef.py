@@ -393,10 +393,14 @@ def _per_output(weight: _Constant, axis: int) -> _Constant:
     return _Constant(weight.real())
 
 
-def _bias_node(graph: GraphDef, bias: Array, scale: Any, name: str) -> str:
-    """Return the node of a bias (n,) that is added before the multiplication by `scale`: then it is whole numbers."""
-    # a stored bias has exactly this scale, so that the quotient is its integers
-    return graph.numbers(bias if scale is None else (bias / np.reshape(scale, -1)).astype(np.float32), name)
+def _bias(graph: GraphDef, node: onnx.NodeProto, scale: Any) -> Array | None:
+    """Return the node's bias (n,) to be added before the multiplication by `scale`, None without one."""
+    if graph.known(node, 2) is None:
+        return None
+    bias = graph.constant(node.input[2]) or _Constant(np.zeros(0))
+    # a stored bias has this very scale, so that the quotient is 1 and it stays the integers that it is
+    ratio = (1 if bias.scale is None else bias.scale.astype(np.float64)) / (1 if scale is None else scale.reshape(-1))
+    return (bias.values * ratio).reshape(-1).astype(np.float32)
 
 
 # --- convolutions and pooling ---------------------------------------------------------------------------------------
@@ -411,15 +415,14 @@ def _conv(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> None
     outputs, inputs = weight.values.shape[:2]  # of each group, the inputs
     groups = attributes.get("group", 1)
     scale = _product(source.scale, None if weight.scale is None else weight.scale.reshape(1, -1, 1, 1))
-    bias = graph.known(node, 2)
-    bias = np.zeros(outputs, dtype=np.float32) if bias is None else bias
+    found_bias = _bias(graph, node, scale)
+    bias = np.zeros(outputs, dtype=np.float32) if found_bias is None else found_bias
     kernel = weight.values.transpose(2, 3, 1, 0)
     settings = _conv_settings(attributes)
 
     def convolve(kind: str, x: str, kernel: Array, part: slice) -> str:
-        inner = scale if scale is None or scale.size == 1 else scale[:, part]
         values = graph.numbers(kernel, node.input[1], integers=weight.scale is not None)
-        return graph.node(kind, name, x, values, _bias_node(graph, bias[part], inner, f"{name}/bias"), **settings)
+        return graph.node(kind, name, x, values, graph.numbers(bias[part], f"{name}/bias"), **settings)
 
     x = graph.ordered(source, _CHANNELS_LAST)
     if groups == 1:
@@ -528,9 +531,9 @@ def _matmul(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> No
         if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
             raise NotImplementedError("Gemm that scales or transposes its first input")
         made = graph.node("MatMul", f"{name}/product", x.node, y, **flat)
-        bias = graph.known(node, 2)
+        bias = _bias(graph, node, scale)
         if bias is not None:
-            made = graph.node("AddV2", name, made, _bias_node(graph, bias.reshape(-1), scale, f"{name}/bias"))
+            made = graph.node("AddV2", name, made, graph.numbers(bias, f"{name}/bias"))
     else:
         made = graph.node("BatchMatMulV2", name, x.node, y, adj_x={"b": False}, adj_y={"b": False})
     graph.put(name, made, scale=scale)
@@ -733,8 +736,10 @@ def _gather(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> No
 def _split(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> None:
     value = graph.value(node.input[0])
     axis, first = attributes.get("axis", 0) % len(value.shape), 0
-    for name in node.output:
-        count = graph.shape(name)[axis]
+    counts = [graph.shape(name)[axis] for name in node.output]
+    if sum(counts) != value.shape[axis]:  # ONNX's shape inference forgets the rest where parts are not equal
+        raise NotImplementedError(f"Split of {value.shape[axis]} into {len(counts)} parts of sizes that are not stated")
+    for name, count in zip(node.output, counts, strict=True):
         graph.put(name, _cut(graph, value, name, axis, first, count), order=value.order)
         first += count
 
