@@ -26,7 +26,7 @@ from featcache.export import export, find_target, list_targets, write_onnx
 from featcache.export._onnx import open_unoptimised
 from featcache.export.base import ModelFacts, Target
 from featcache.export.graph import write_single
-from featcache.export.graphdef import GraphDef
+from featcache.export.graphdef_operations import convert_graph
 from featcache.export.npm import NodeProgram
 from featcache.model import MergedModel
 from featcache.runtime import open_bundle
@@ -273,13 +273,13 @@ def test_what_cannot_be_held_is_named(tmp_path: Path, kind: str, named: str) -> 
     else:
         conv.input[1] = conv.input[0]
     with pytest.raises(NotImplementedError, match=named):
-        GraphDef(proto, outputs=("logits", "probabilities"))
+        convert_graph(proto, outputs=("logits", "probabilities"))
 
 
 def test_a_shape_that_is_not_fixed_is_named(tmp_path: Path) -> None:
     proto = onnx.load(write_onnx(small_model(), tmp_path / "graph.onnx"))
     with pytest.raises(VerificationError, match=r"shape of '.*' must be known"):
-        GraphDef(proto, outputs=("logits", "probabilities"))
+        convert_graph(proto, outputs=("logits", "probabilities"))
 
 
 @pytest.mark.target
@@ -345,7 +345,7 @@ def _program() -> NodeProgram:
 def test_the_graph_of_an_int8_model_keeps_its_integers(tmp_path: Path) -> None:
     model = quantized(stirred("test_resnet"), tmp_path)
     single = onnx.load(write_single(write_onnx(model, tmp_path / "int8.onnx"), tmp_path / "single.onnx"))
-    graph = GraphDef(single, outputs=("logits", "probabilities"))
+    graph = convert_graph(single, outputs=("logits", "probabilities"))
     stored = {t.name: numpy_helper.to_array(t) for t in single.graph.initializer if t.data_type == TensorProto.INT8}
     weights = [value for value in stored.values() if value.ndim > 1]
     integers = [weight for weight in graph.weights if weight.integers]

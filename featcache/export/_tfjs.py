@@ -1,7 +1,7 @@
 """TensorFlow.js: ``model.json`` and weights in pieces of 4 MB, a graph model for pages and Node.js.
 
-The files are written from the ONNX graph by `featcache.export.graphdef`, without TensorFlow, and run in TensorFlow.js
-itself, on its WebAssembly backend in Node.js.
+The files are written from the ONNX graph by `featcache.export.graphdef_operations`, without TensorFlow, and run in
+TensorFlow.js itself, on its WebAssembly backend in Node.js.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ class TfjsTarget(Target):
         import onnx
 
         from featcache.export.graph import fixed_batch
-        from featcache.export.graphdef import GraphDef
+        from featcache.export.graphdef_operations import convert_graph
 
-        graph = GraphDef(fixed_batch(onnx.load(onnx_path)), outputs=_OUTPUTS)
+        graph = convert_graph(fixed_batch(onnx.load(onnx_path)), outputs=_OUTPUTS)
         data = b"".join(weight.data() for weight in graph.weights)
         pieces = [data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES)]
         names = [f"group1-shard{number}of{len(pieces)}.bin" for number in range(1, len(pieces) + 1)]
