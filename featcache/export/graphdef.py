@@ -29,6 +29,7 @@ from featcache.errors import VerificationError
 
 _TYPES = {"float32": "DT_FLOAT", "int32": "DT_INT32"}
 INPUT_TYPE = "int32"  # TensorFlow.js has no uint8: it reads the pixels of a page as int32
+_ROWS_AXES = 3  # of a batch of rows, such as a transformer's tokens
 _BYTE_SHIFT = 128  # integers of −128 to 127 are stored as bytes plus this
 _CONVOLUTIONS = ("_FusedConv2D", "FusedDepthwiseConv2dNative")
 
@@ -246,7 +247,9 @@ class GraphDef:
         if not values:
             raise NotImplementedError(f"an operation on constants alone: {', '.join(names)}")
         leading = max(values.values(), key=lambda value: (len(value.shape), math.prod(value.shape)))
-        rank, order = len(leading.shape), leading.order
+        rank = len(leading.shape)
+        # images stay as convolutions leave them; rows go on into products, which want them as written
+        order = leading.order if rank > _ROWS_AXES else tuple(range(rank))
         constants = {name: self._constants[name].real() for name in names if name not in values}
         if max([rank, *(value.ndim for value in constants.values())]) > rank:
             raise NotImplementedError(f"an operation whose constant has more axes than {leading.node!r}")
