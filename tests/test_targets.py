@@ -105,7 +105,18 @@ def test_an_operation_without_a_torch_form_is_named(graph: Path, tmp_path: Path)
 
 def test_every_format_is_listed_with_what_it_needs() -> None:
     listed = {status.name: status for status in list_targets()}
-    assert {"onnx", "openvino", "coreml", "tflite", "executorch", "mslite", "mindir", "ncnn", "tensorrt"} <= set(listed)
+    assert {
+        "onnx",
+        "openvino",
+        "coreml",
+        "tflite",
+        "executorch",
+        "mslite",
+        "mindir",
+        "ncnn",
+        "tfjs",
+        "tensorrt",
+    } <= set(listed)
     assert listed["onnx"].missing is None
     assert (listed["tflite"].kind, listed["coreml"].kind, listed["onnx"].kind) == ("environment", "extra", "own")
     assert "3.7" in listed["mslite"].needs

@@ -37,6 +37,7 @@ _TARGETS = {
     "mindir": ("featcache.export._mslite", "MindirTarget"),
     "ncnn": ("featcache.export._ncnn", "NcnnTarget"),
     "web": ("featcache.export._web", "WebTarget"),
+    "tfjs": ("featcache.export._tfjs", "TfjsTarget"),
     "tensorrt": ("featcache.export._tensorrt", "TensorRtTarget"),
 }
 

@@ -71,9 +71,9 @@ class Environment:
         """Return its Python."""
         return self.path() / "bin" / "python"
 
-    def script(self) -> Path:
-        """Return the program that runs inside."""
-        return _DRIVERS / self.program
+    def command(self) -> list[str]:
+        """Return what starts its program."""
+        return [str(self.interpreter()), str(_DRIVERS / self.program)]
 
     def pins(self) -> str:
         """Return the text of its list of exact versions."""

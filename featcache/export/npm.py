@@ -1,7 +1,7 @@
-"""Packages from the npm registry that a device format ships: fetched by `targets install` alone, by npm's own client.
+"""Packages from the npm registry that a device format ships or runs: fetched by `targets install` alone, by npm itself.
 
 Version and digest of the package are part of featcache; nothing of it is run when it is installed, and only the files
-that are shipped are kept.
+that are used are kept.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import ClassVar
 from featcache.errors import DependencyError
 from featcache.files import cache_home, new_directory, write_atomically
 
+_DRIVERS = Path(__file__).parent / "drivers"
 _MARKER = "installed.json"
 _QUIET = {"npm_config_update_notifier": "false", "npm_config_audit": "false", "npm_config_fund": "false"}
 
@@ -107,3 +108,44 @@ class NpmPackage:
 
     def _stated(self) -> dict[str, str]:
         return {"name": self.name, "version": self.version, "integrity": self.integrity}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeProgram:
+    """A driver that Node.js runs with `packages`; it is started with the path of the first file of each."""
+
+    name: str
+    program: str
+    packages: tuple[NpmPackage, ...]
+    kind: ClassVar[str] = "npm"
+
+    @property
+    def megabytes(self) -> int:
+        """What it takes on the disk."""
+        return sum(package.megabytes for package in self.packages)
+
+    def reason(self) -> str | None:
+        """Return why it cannot be run, or None."""
+        missing = next((reason for package in self.packages if (reason := package.reason()) is not None), None)
+        if missing is None and _find_node() is None:
+            return "Node.js is not on the PATH"
+        return missing
+
+    def needs(self) -> str:
+        """Return what must be there before it can be installed, for people."""
+        return "Node.js and npm"
+
+    def install(self) -> Path:
+        """Fetch the packages that are not here and return the folder of the first; raises as `NpmPackage.install`."""
+        for package in self.packages:
+            if package.reason() is not None:
+                package.install()
+        return self.packages[0].path()
+
+    def command(self) -> list[str]:
+        """Return what starts the driver."""
+        return [_find_node() or "node", str(_DRIVERS / self.program), *(str(p.kept()[0]) for p in self.packages)]
+
+
+def _find_node() -> str | None:
+    return shutil.which("node") or shutil.which("nodejs")

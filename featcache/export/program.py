@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,21 @@ from featcache.export.base import ModelFacts, Runner, Target, single_tensors
 from featcache.export.environments import Environment
 
 
+class Startable(Protocol):
+    """A program that speaks `drivers.protocol`, with the tools it needs."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+
+    def command(self) -> list[str]:
+        """Return what starts it."""
+
+
 class Program:
     """A running driver; every call waits for its answer. Use as a context manager, which ends it."""
 
-    def __init__(self, environment: Environment, *, threads: int = 1) -> None:
+    def __init__(self, environment: Startable, *, threads: int = 1) -> None:
         self._name = environment.name
         self._scratch = tempfile.TemporaryDirectory()
         self.folder = Path(self._scratch.name)
@@ -39,7 +50,7 @@ class Program:
         }
         with open(self._said, "wb") as errors:
             self._process = subprocess.Popen(
-                [str(environment.interpreter()), str(environment.script())],
+                environment.command(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -99,7 +110,7 @@ class Program:
 class ProgramRunner(Runner):
     """A device file opened in another environment's runtime."""
 
-    def __init__(self, environment: Environment, files: Sequence[Path], *, threads: int) -> None:
+    def __init__(self, environment: Startable, files: Sequence[Path], *, threads: int) -> None:
         self._program = Program(environment, threads=threads)
         try:
             self._program.call("load", files=[str(path.resolve()) for path in files], threads=threads)

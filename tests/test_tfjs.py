@@ -1,0 +1,367 @@
+"""TensorFlow.js: the graph model that is written for it, run in TensorFlow.js itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from export_models import saved_model, small_model
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from featcache.cli import app
+from featcache.compress.qdq import consumers_of, integer_output
+from featcache.compress.quantize import integer_nodes
+from featcache.compress.ranges import covering
+from featcache.errors import DependencyError, VerificationError
+from featcache.export import export, find_target, list_targets, write_onnx
+from featcache.export._onnx import open_unoptimised
+from featcache.export.base import ModelFacts, Target
+from featcache.export.graph import write_single
+from featcache.export.graphdef_operations import convert_graph
+from featcache.export.npm import NodeProgram
+from featcache.model import MergedModel
+from featcache.runtime import open_bundle
+
+LABELS = ("cat", "dog, wet", "Öl/„x“")
+BACKBONES = ["test_efficientnet", "test_resnet", "test_vit", "test_convnext"]
+
+
+@pytest.fixture(autouse=True)
+def _installed_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for tools where the user installed them, not in the tests' private folder."""
+    if "featcache-tests-home" in os.environ.get("FEATCACHE_HOME", ""):
+        monkeypatch.delenv("FEATCACHE_HOME")
+
+
+def installed() -> Target:
+    target = find_target("tfjs")
+    reason = target.available()
+    if reason is not None:
+        pytest.skip(f"tfjs: {reason}; {target.needs}")
+    return target
+
+
+def facts_of(model: MergedModel) -> ModelFacts:
+    return ModelFacts(
+        "small", model.classes, model.preprocessing, {}, quantized=model.quantization is not None
+    )  # fmt: skip
+
+
+def pixels(count: int, model: MergedModel) -> np.ndarray:
+    shape = (count, model.preprocessing.height, model.preprocessing.width, 3)
+    return np.random.default_rng(0).integers(0, 256, size=shape, dtype=np.uint8)
+
+
+def logits_of(model: MergedModel, images: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return model(torch.from_numpy(images))[0].numpy()
+
+
+def quantized(model: MergedModel, folder: Path) -> MergedModel:
+    """Return `model` with scales stored for all that `quantize` computes in integers, the head included."""
+    path = write_onnx(model, folder / "float.onnx")
+    proto = onnx.load(path)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    consumers, outputs = consumers_of(proto.graph), {value.name for value in proto.graph.output}
+    names = [*integer_nodes(proto, float_share=0.0), "head/Gemm"]
+    tensors: set[str] = set()
+    stored: dict[str, Any] = {}
+    for node in proto.graph.node:
+        if node.name not in names:
+            continue
+        tensors.update(name for name in node.input[:2] if name not in weights)
+        if node.op_type in ("Conv", "Add"):
+            tensors.add(integer_output(node, consumers, outputs))
+        if node.input[1] in weights:
+            axis = 1 if node.op_type == "MatMul" else 0
+            weight = weights[node.input[1]]
+            others = tuple(other for other in range(weight.ndim) if other != axis)
+            scale = np.maximum(np.abs(weight).max(axis=others), 1e-6) / 127
+            zeros = [0] * len(scale)
+            stored[node.input[1]] = {"scale": scale.tolist(), "zero_point": zeros, "signed": True, "axis": axis}
+    proto.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    found = session.run(sorted(tensors), {"image": pixels(2, model)})
+    activations = {
+        name: covering(float(values.min()), float(values.max()))
+        for name, values in zip(sorted(tensors), found, strict=True)
+    }
+    return model.copy(quantization={"nodes": names, "activations": activations, "weights": stored})
+
+
+def stirred(name: str = "test_efficientnet") -> MergedModel:
+    """Return a model on `name` whose biases are not zero, as a trained one's."""
+    model, generator = small_model(name=name, classes=LABELS), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def pruned(model: MergedModel) -> MergedModel:
+    """Return a copy of `model` in which half of each weight of the backbone is zero."""
+    changed = model.copy()
+    with torch.no_grad():
+        for parameter in changed.backbone.parameters():
+            parameter[parameter.abs() < parameter.abs().median()] = 0
+    return changed
+
+
+def made(model: MergedModel, folder: Path) -> tuple[Target, Path, tuple[Path, ...]]:
+    """Return the target, the ONNX file and the files made of it, which lie alone in a folder."""
+    target = installed()
+    graph = write_onnx(model, folder / "graph.onnx")
+    (folder / "tfjs").mkdir()
+    return target, graph, target.convert(graph, folder / "tfjs", facts=facts_of(model))
+
+
+@pytest.mark.target
+@pytest.mark.parametrize("name", [*BACKBONES, "mobilenetv3_small_050"])
+def test_float_models_give_torchs_logits(tmp_path: Path, name: str) -> None:
+    model = stirred(name)
+    target, _, files = made(model, tmp_path)
+    assert {path.name for path in (tmp_path / "tfjs").iterdir()} == {path.name for path in files}
+    images = pixels(2, model)
+    with target.open(files, threads=2) as runner:
+        np.testing.assert_allclose(runner.run(images), logits_of(model, images), atol=1e-4)
+
+
+@pytest.mark.target
+@pytest.mark.parametrize("name", BACKBONES)
+def test_quantized_models_give_what_their_stored_scales_say(tmp_path: Path, name: str) -> None:
+    plain = stirred(name)
+    model = quantized(plain, tmp_path)
+    target, graph, files = made(model, tmp_path)
+    images = pixels(2, model)
+    with target.open(files, threads=1) as runner, open_unoptimised(graph, threads=1) as reference:
+        found, expected = runner.run(images), reference.run(images)
+    rounding = np.abs(expected - logits_of(plain, images)).max()
+    assert rounding > 0
+    # float32 sums in another order: here and there a rounding falls the other way, which moves later ones
+    assert np.abs(found - expected).max() <= rounding
+    assert sum(path.stat().st_size for path in files[1:]) < 1.4 * graph.stat().st_size
+
+
+@pytest.mark.target
+def test_time_and_memory_are_measured_where_it_runs(tmp_path: Path) -> None:
+    model = small_model()
+    target, _, files = made(model, tmp_path)
+    with target.open(files, threads=2) as runner:
+        assert runner.threads == 1
+        assert min(runner.time(pixels(1, model), seconds=0.01, least=3)) > 0
+        assert (runner.resident_bytes() or 0) > sum(path.stat().st_size for path in files)
+
+
+@pytest.mark.target
+def test_pruned_models_too(tmp_path: Path) -> None:
+    model = pruned(stirred())
+    target, _, files = made(model, tmp_path)
+    images = pixels(2, model)
+    with target.open(files, threads=1) as runner:
+        np.testing.assert_allclose(runner.run(images), logits_of(model, images), atol=1e-4)
+
+
+@pytest.mark.target
+def test_the_file_says_what_goes_in_and_what_comes_out(tmp_path: Path) -> None:
+    model = small_model(classes=LABELS)
+    _, _, files = made(model, tmp_path)
+    written = json.loads(files[0].read_text(encoding="utf-8"))
+    assert written["format"] == "graph-model"
+    assert written["userDefinedMetadata"]["classes"] == list(LABELS)
+    assert written["userDefinedMetadata"]["preprocessing"] == model.preprocessing.to_json()
+    size = [str(value) for value in (1, model.preprocessing.height, model.preprocessing.width, 3)]
+    image = written["signature"]["inputs"]["image"]
+    assert (image["dtype"], [entry["size"] for entry in image["tensorShape"]["dim"]]) == ("DT_INT32", size)
+    assert set(written["signature"]["outputs"]) == {"logits", "probabilities"}
+    (group,) = written["weightsManifest"]
+    assert [path.name for path in files[1:]] == group["paths"]
+    kinds = [node["op"] for node in written["modelTopology"]["node"]]
+    assert "Transpose" not in kinds, "a convolutional network is written channels last"
+    (tmp_path / "again").mkdir()
+    again = installed().convert(tmp_path / "graph.onnx", tmp_path / "again", facts=facts_of(model))
+    assert [path.read_bytes() for path in files] == [path.read_bytes() for path in again]
+    assert not any(str(tmp_path).encode() in path.read_bytes() for path in files)
+
+
+def hard_graph() -> onnx.ModelProto:
+    """Return a graph with the forms of operations that timm's test networks do not have."""
+    rng = np.random.default_rng(3)
+
+    def numbers(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    constants = {
+        "range": np.float32(255), "stem": numbers(6, 3, 3, 3), "grouped": numbers(12, 3, 3, 3), "bias": numbers(12),
+        "low": np.float32(-1), "high": np.float32(2), "twice": numbers(24, 1, 3, 3),
+        "pads": np.array([0, 0, 1, 0, 0, 0, 2, 1]), "starts": np.array([1, -9]), "ends": np.array([1000, -1]),
+        "axes": np.array([3, 1]), "steps": np.array([2, 1]), "picked": np.array([3, -1, 0]), "mean": numbers(3),
+        "gain": numbers(3), "shift": numbers(3), "variance": np.abs(numbers(3)) + 1, "two": np.array([2]),
+        "second": np.array([1]), "parts": np.array([8, 7]), "channel": np.array(1), "all": np.array([1, -1]),
+        "power": np.float32(2),
+    }  # fmt: skip
+    pool = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 2], "ceil_mode": 1}
+    nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = [
+        ("Cast", ["image"], ["float"], {"to": TensorProto.FLOAT}),
+        ("Transpose", ["float"], ["planar"], {"perm": [0, 3, 1, 2]}),
+        ("Div", ["planar", "range"], ["small"], {}),
+        ("Conv", ["small", "stem"], ["x"], {"pads": [0, 1, 2, 1], "strides": [1, 2]}),
+        ("AveragePool", ["x"], ["inside"], pool),
+        ("AveragePool", ["x"], ["with_edge"], {**pool, "count_include_pad": 1}),
+        ("MaxPool", ["x"], ["most"], {"kernel_shape": [3, 2], "pads": [1, 0, 1, 0], "strides": [2, 2], "ceil_mode": 1}),
+        ("Conv", ["x", "grouped", "bias"], ["many"], {"group": 2, "pads": [2, 2, 2, 2], "dilations": [2, 2]}),
+        ("Clip", ["many", "low", "high"], ["between"], {}),
+        ("Conv", ["between", "twice"], ["doubled"], {"group": 12}),
+        ("LeakyRelu", ["doubled"], ["leaky"], {"alpha": 0.1}),
+        ("Pad", ["leaky", "pads"], ["padded"], {}),
+        ("Slice", ["padded", "starts", "ends", "axes", "steps"], ["cut"], {}),
+        ("Gather", ["cut", "picked"], ["chosen"], {"axis": 1}),
+        ("BatchNormalization", ["chosen", "gain", "shift", "mean", "variance"], ["normal"], {}),
+        ("Softmax", ["normal"], ["soft"], {"axis": 1}),
+        ("Split", ["normal", "parts"], ["left", "right"], {"axis": 2}),
+        ("ReduceMean", ["left", "two"], ["average"], {"keepdims": 0}),
+        ("ReduceMax", ["right", "two"], ["largest"], {}),
+        ("Squeeze", ["largest", "two"], ["flat"], {}),
+        ("Sub", ["average", "flat"], ["difference"], {}),
+        ("Concat", ["difference", "flat"], ["both"], {"axis": 1}),
+        ("Gather", ["both", "channel"], ["one"], {"axis": 1}),
+        ("Unsqueeze", ["one", "second"], ["lifted"], {}),
+        ("Mul", ["lifted", "both"], ["crossed"], {}),
+    ]
+    ends = ["inside", "with_edge", "most", "soft", "both", "crossed"]
+    for end in ends:
+        nodes += [
+            ("Pow", [end, "power"], [f"{end}_squared"], {}),
+            ("Reshape", [f"{end}_squared", "all"], [f"{end}_row"], {}),
+        ]
+    nodes += [
+        ("Concat", [f"{end}_row" for end in ends], ["logits"], {"axis": 1}),
+        ("Softmax", ["logits"], ["probabilities"], {}),
+    ]
+    graph = helper.make_graph(
+        [helper.make_node(kind, inputs, outputs, **given) for kind, inputs, outputs, given in nodes], "hard",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, [1, 14, 17, 3])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("logits", "probabilities")],
+        [numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+
+
+@pytest.mark.target
+def test_unusual_forms_of_operations_compute_what_onnx_says(tmp_path: Path) -> None:
+    target = installed()
+    onnx.save(hard_graph(), tmp_path / "hard.onnx")
+    image = np.random.default_rng(1).integers(0, 256, size=(1, 14, 17, 3), dtype=np.uint8)
+    (expected,) = onnxruntime.InferenceSession(tmp_path / "hard.onnx").run(["logits"], {"image": image})
+    files = target.convert(tmp_path / "hard.onnx", tmp_path, facts=facts_of(small_model()))
+    with target.open(files, threads=1) as runner:
+        np.testing.assert_allclose(runner.run(image), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"), [("Sinh", "operations without a TensorFlow.js form: Sinh"), ("Transpose", "Conv other than")]
+)
+def test_what_cannot_be_held_is_named(tmp_path: Path, kind: str, named: str) -> None:
+    graph = write_onnx(small_model(), tmp_path / "graph.onnx")
+    proto = onnx.load(write_single(graph, tmp_path / "single.onnx"))
+    conv = next(node for node in proto.graph.node if node.op_type == "Conv")
+    if kind == "Sinh":
+        conv.op_type = kind
+    else:
+        conv.input[1] = conv.input[0]
+    with pytest.raises(NotImplementedError, match=named):
+        convert_graph(proto, outputs=("logits", "probabilities"))
+
+
+def test_a_shape_that_is_not_fixed_is_named(tmp_path: Path) -> None:
+    proto = onnx.load(write_onnx(small_model(), tmp_path / "graph.onnx"))
+    with pytest.raises(VerificationError, match=r"shape of '.*' must be known"):
+        convert_graph(proto, outputs=("logits", "probabilities"))
+
+
+@pytest.mark.target
+def test_an_exported_bundle_is_run_and_a_changed_weight_is_noticed(tmp_path: Path) -> None:
+    installed()
+    report = export(saved_model(tmp_path / "model"), out=tmp_path / "bundle", formats=("tfjs",))
+    entry = report.formats["tfjs"].to_json()
+    assert (entry["executed"], entry["reason"], entry["computed_by"]) == (True, None, None)
+    assert entry["max_abs_diff"] <= 1e-4
+    assert entry["runtime"].startswith("tfjs 4.22.0 (wasm)")
+    opened = open_bundle(tmp_path / "bundle")
+    images = pixels(1, small_model())
+    with opened.open("tfjs") as runner:
+        whole = runner.run(images)
+    shard = tmp_path / "bundle" / "tfjs" / "group1-shard1of1.bin"
+    data = bytearray(shard.read_bytes())
+    middle = len(data) // 8 * 4
+    data[middle : middle + 400] = np.full(100, 0.5, dtype=np.float32).tobytes()
+    shard.write_bytes(data)
+    with find_target("tfjs").open(opened.files("tfjs"), threads=1) as runner:
+        assert np.abs(runner.run(images) - whole).max() > 1e-4
+
+
+@pytest.mark.target
+def test_files_that_are_none_are_one_line(tmp_path: Path) -> None:
+    target, _, files = made(small_model(), tmp_path)
+    written = json.loads(files[0].read_text(encoding="utf-8"))
+    next(node for node in written["modelTopology"]["node"] if node["name"] == "logits")["op"] = "Sinhh"
+    files[0].write_text(json.dumps(written))
+    with target.open(files, threads=1) as runner, pytest.raises(VerificationError, match=r"'tfjs'.*Sinhh"):
+        runner.run(pixels(1, small_model()))
+    files[0].write_text("broken")
+    with pytest.raises(VerificationError, match=r"'tfjs' must load this model.*SyntaxError"):
+        target.open(files, threads=1)
+
+
+def test_what_is_missing_is_said_and_nothing_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / "home"))
+    (status,) = [status for status in list_targets() if status.name == "tfjs"]
+    assert (status.kind, status.version) == ("npm", None)
+    assert "not installed" in str(status.missing)
+    assert "Node.js and npm" in status.needs
+    with pytest.raises(DependencyError, match=r"'tfjs'.*featcache targets install tfjs"):
+        export(saved_model(tmp_path / "model"), out=tmp_path / "bundle", formats=("tfjs",))
+    assert not (tmp_path / "home").exists()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    printed = CliRunner().invoke(app, ["targets", "install", "tfjs", "--json"])
+    assert printed.exit_code != 0
+
+
+def test_packages_without_node_are_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = dataclasses.replace(_program(), packages=())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.reason() == "Node.js is not on the PATH"
+
+
+def _program() -> NodeProgram:
+    environment = find_target("tfjs").environment
+    assert isinstance(environment, NodeProgram)
+    return environment
+
+
+def test_the_graph_of_an_int8_model_keeps_its_integers(tmp_path: Path) -> None:
+    model = quantized(stirred("test_resnet"), tmp_path)
+    single = onnx.load(write_single(write_onnx(model, tmp_path / "int8.onnx"), tmp_path / "single.onnx"))
+    graph = convert_graph(single, outputs=("logits", "probabilities"))
+    stored = {t.name: numpy_helper.to_array(t) for t in single.graph.initializer if t.data_type == TensorProto.INT8}
+    weights = [value for value in stored.values() if value.ndim > 1]
+    integers = [weight for weight in graph.weights if weight.integers]
+    assert sorted(np.abs(w.astype(np.int64)).sum() for w in weights) == sorted(np.abs(w.values).sum() for w in integers)
+    assert all(len(weight.data()) == weight.values.size for weight in integers)
+    kinds = [node["op"] for node in graph.nodes]
+    assert kinds.count("Round") == [node.op_type for node in single.graph.node].count("QuantizeLinear")
+    # a sum of integers starts from one
+    names = {node["input"][2] for node in graph.nodes if node["op"] == "_FusedConv2D"}
+    biases = np.concatenate([weight.values for weight in graph.weights if weight.name in names])
+    assert np.abs(biases).max() > 10
+    np.testing.assert_array_equal(biases, np.rint(biases))
