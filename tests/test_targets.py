@@ -106,6 +106,7 @@ def test_an_operation_without_a_torch_form_is_named(graph: Path, tmp_path: Path)
 def test_every_format_is_listed_with_what_it_needs() -> None:
     listed = {status.name: status for status in list_targets()}
     assert {"onnx", "openvino", "coreml", "tflite", "executorch", "mslite", "mindir", "ncnn", "tensorrt"} <= set(listed)
+    assert "mindspore" in listed
     assert listed["onnx"].missing is None
     assert (listed["tflite"].kind, listed["coreml"].kind, listed["onnx"].kind) == ("environment", "extra", "own")
     assert "3.7" in listed["mslite"].needs
@@ -240,7 +241,7 @@ def test_coreml_with_another_weight_is_noticed(model: MergedModel, graph: Path, 
 
 
 @pytest.mark.target
-@pytest.mark.parametrize("name", ["tflite", "mslite", "mindir", "ncnn", "executorch"])
+@pytest.mark.parametrize("name", ["tflite", "mslite", "mindir", "mindspore", "ncnn", "executorch"])
 def test_format_gives_torchs_logits_in_its_own_runtime(
     model: MergedModel, graph: Path, tmp_path: Path, name: str
 ) -> None:
