@@ -254,6 +254,17 @@ def test_format_gives_torchs_logits_in_its_own_runtime(
     assert not any(str(tmp_path).encode() in path.read_bytes() for path in files)
 
 
+@pytest.mark.slow
+@pytest.mark.target
+def test_mslite_is_told_the_epsilon_of_layer_normalisation(tmp_path: Path) -> None:
+    vit = small_model(name="test_vit", classes=tuple("abcdefghij"), gain=0.1)
+    target, files = made("mslite", vit, write_onnx(vit, tmp_path / "graph.onnx"), tmp_path)
+    images = pixels(2, vit)
+    with target.open(files, threads=1) as runner:
+        # 1.3e-3 where its converter reads LayerNormalization, as of an epsilon of nothing
+        np.testing.assert_allclose(runner.run(images), logits_of(vit, images), atol=1e-4)
+
+
 @pytest.mark.target
 def test_tflite_tells_readers_its_labels_and_tensors(model: MergedModel, graph: Path, tmp_path: Path) -> None:
     _, (file,) = made("tflite", model, graph, tmp_path)
