@@ -32,8 +32,8 @@ class MsliteTarget(EnvironmentTarget):
     name = "mslite"
     environment = _ENVIRONMENT
     kind = "ms"
-    # its kernels differ from torch's by 5e-3 on the logits of a vision transformer, by 1e-7 on a convolutional network
-    tolerance = 1e-2
+    # its kernels differ from torch's by 4e-5 on the logits of small vision transformers, which grows with their depth
+    tolerance = 1e-3
 
     def tensors(self, facts: ModelFacts) -> dict[str, Any]:
         """Return the reference form for one image at a time, logits only, and the reader the file is for."""
