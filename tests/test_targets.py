@@ -105,18 +105,8 @@ def test_an_operation_without_a_torch_form_is_named(graph: Path, tmp_path: Path)
 
 def test_every_format_is_listed_with_what_it_needs() -> None:
     listed = {status.name: status for status in list_targets()}
-    assert {
-        "onnx",
-        "openvino",
-        "coreml",
-        "tflite",
-        "executorch",
-        "mslite",
-        "mindir",
-        "ncnn",
-        "tfjs",
-        "tensorrt",
-    } <= set(listed)
+    names = "onnx openvino coreml tflite executorch mslite mindir mindspore ncnn web tfjs tensorrt"
+    assert set(names.split()) <= set(listed)
     assert listed["onnx"].missing is None
     assert (listed["tflite"].kind, listed["coreml"].kind, listed["onnx"].kind) == ("environment", "extra", "own")
     assert "3.7" in listed["mslite"].needs
@@ -251,7 +241,7 @@ def test_coreml_with_another_weight_is_noticed(model: MergedModel, graph: Path, 
 
 
 @pytest.mark.target
-@pytest.mark.parametrize("name", ["tflite", "mslite", "mindir", "ncnn", "executorch"])
+@pytest.mark.parametrize("name", ["tflite", "mslite", "mindir", "mindspore", "ncnn", "executorch"])
 def test_format_gives_torchs_logits_in_its_own_runtime(
     model: MergedModel, graph: Path, tmp_path: Path, name: str
 ) -> None:
@@ -262,6 +252,17 @@ def test_format_gives_torchs_logits_in_its_own_runtime(
         np.testing.assert_allclose(runner.run(images), logits_of(model, images), atol=1e-4)
         assert min(runner.time(images[:1], seconds=0.01, least=3)) > 0
     assert not any(str(tmp_path).encode() in path.read_bytes() for path in files)
+
+
+@pytest.mark.slow
+@pytest.mark.target
+def test_mslite_is_told_the_epsilon_of_layer_normalisation(tmp_path: Path) -> None:
+    vit = small_model(name="test_vit", classes=tuple("abcdefghij"), gain=0.1)
+    target, files = made("mslite", vit, write_onnx(vit, tmp_path / "graph.onnx"), tmp_path)
+    images = pixels(2, vit)
+    with target.open(files, threads=1) as runner:
+        # 1.3e-3 where its converter reads LayerNormalization, as of an epsilon of nothing
+        np.testing.assert_allclose(runner.run(images), logits_of(vit, images), atol=1e-4)
 
 
 @pytest.mark.target

@@ -1,7 +1,7 @@
 """MindSpore Lite: ``model.ms`` for its runtime on devices, ``model.mindir`` for the one on servers.
 
-Its converter reads ONNX of opset 11 for convolutional networks and 17 where there is layer normalisation; the graph is
-written anew in those. Files of version 2.0 are for readers of that version: MindSpore the framework has another MindIR.
+Its converter reads ONNX of opset 11; the graph is written anew in that. Files of version 2.0 are for readers of that
+version: MindSpore the framework has another MindIR, the ``mindspore`` format.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _ENVIRONMENT = Environment(
     python="3.7",
     machines=("x86_64", "aarch64"),
 )
+_OPSET = 11
 
 
 class MsliteTarget(EnvironmentTarget):
@@ -31,8 +32,8 @@ class MsliteTarget(EnvironmentTarget):
     name = "mslite"
     environment = _ENVIRONMENT
     kind = "ms"
-    # its kernels differ from torch's by 5e-3 on the logits of a vision transformer, by 1e-7 on a convolutional network
-    tolerance = 1e-2
+    # its kernels differ from torch's by 4e-5 on the logits of small vision transformers, which grows with their depth
+    tolerance = 1e-3
 
     def tensors(self, facts: ModelFacts) -> dict[str, Any]:
         """Return the reference form for one image at a time, logits only, and the reader the file is for."""
@@ -58,10 +59,10 @@ class MindirTarget(MsliteTarget):
 
 
 def write_opset(single: Path, path: Path) -> Path:
-    """Write the graph at `single` (batch of one) to `path` in the newest opset MindSpore Lite 2.0 reads; return it.
+    """Write the graph at `single` (batch of one) to `path` in opset 11 for MindSpore Lite 2.0, and return that.
 
-    HardSwish became an operation of its own in opset 14, which the converter does not know; LayerNormalization did in
-    17, which it does.
+    HardSwish became an operation of its own in opset 14, which the converter does not know. LayerNormalization did in
+    17: it knows that one, but takes no notice of its epsilon, so it is handed the sums and the root of before.
     """
     import onnx
     import torch
@@ -78,14 +79,13 @@ def write_opset(single: Path, path: Path) -> Path:
             return self.network(image)[0]  # type: ignore[no-any-return]
 
     source = onnx.load(single).graph
-    opset = 17 if any(node.op_type == "LayerNormalization" for node in source.node) else 11
     shape = [dim.dim_value for dim in source.input[0].type.tensor_type.shape.dim]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=UserWarning)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         torch.onnx.export(
-            Logits().eval(), (torch.zeros(shape, dtype=torch.uint8),), path, dynamo=False, opset_version=opset,
+            Logits().eval(), (torch.zeros(shape, dtype=torch.uint8),), path, dynamo=False, opset_version=_OPSET,
             input_names=["image"], output_names=["logits"],
         )  # fmt: skip
     proto = simplify(onnx.load(path))

@@ -35,6 +35,7 @@ _TARGETS = {
     "executorch": ("featcache.export._executorch", "ExecuTorchTarget"),
     "mslite": ("featcache.export._mslite", "MsliteTarget"),
     "mindir": ("featcache.export._mslite", "MindirTarget"),
+    "mindspore": ("featcache.export._mindspore", "MindSporeTarget"),
     "ncnn": ("featcache.export._ncnn", "NcnnTarget"),
     "web": ("featcache.export._web", "WebTarget"),
     "tfjs": ("featcache.export._tfjs", "TfjsTarget"),
