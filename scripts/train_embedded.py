@@ -80,7 +80,7 @@ scratch by this project; with a hub within reach, a larger one (`--backbone mobi
 ## Figures
 
 Accuracy of a linear head (`featcache train --l2 auto`) on one plain view, printed by
-`scripts/train_embedded.py probe --teachers`. clothing10 took no part in the training in any form.
+`scripts/train_embedded.py probe --others`. clothing10 took no part in the training in any form.
 
 | backbone | clothing10 test (372 images) | digits test | tinyimagenet200 val (2,000) |
 |---|---|---|---|
@@ -176,24 +176,33 @@ def train(home: Path, data: Path, stages: Sequence[Stage], *, epochs: int | None
         start = Path(f"{out}.work")
 
 
-def probe(weights: Path | str, backbone: str | None, data: Path, scratch: Path) -> dict[str, float]:
-    """Return the accuracy of our head on one plain view: clothing10 test, digits test, tinyimagenet200 val."""
+def probe(
+    weights: Path | str, backbone: str | None, data: Path, scratch: Path, answered: Path | None = None
+) -> dict[str, float]:
+    """Return the accuracy of our head on one plain view: clothing10 test, digits test, tinyimagenet200 val.
+
+    `answered`: a cache of the training images by this very network, where there is one.
+    """
     found = {}
     sources = {"clothing10": unpacked("clothing10", data), "digits": digits(data), IMAGES: unpacked(IMAGES, data)}
     for name, images in sources.items():
         cache = scratch / name
-        featcache.build_cache(images, cache, backbone=backbone or featcache.embedded.EMBEDDED_BACKBONE, weights=weights)
+        if name == IMAGES and answered is not None and answered.exists():
+            cache = answered
+        else:
+            featcache.build_cache(images, cache, backbone=backbone, weights=weights)
         with featcache.open_cache(cache) as opened:
             result = featcache.train_head(opened, l2="auto")
         accuracy = result.val_accuracy if name == IMAGES else result.test_accuracy
         assert accuracy is not None
         found[name] = round(accuracy, 4)
         say(f"{weights}: {name} {accuracy:.4f}")
-        shutil.rmtree(cache)
+        if cache != answered:
+            shutil.rmtree(cache)
     return found
 
 
-def probe_all(home: Path, data: Path, weights: Path, *, teachers: bool) -> None:
+def probe_all(home: Path, data: Path, weights: Path, *, others: Sequence[str]) -> None:
     """Print and keep the probes of the student, of the same network untrained, and of the teachers."""
     place = home / "figures.json"
     figures = json.loads(place.read_text()) if place.exists() else {}
@@ -203,12 +212,12 @@ def probe_all(home: Path, data: Path, weights: Path, *, teachers: bool) -> None:
     candidate = scratch / "featcache_nano.safetensors"
     write_at_test_side(weights, candidate)
     runs: dict[str, tuple[Path | str, str | None]] = {"featcache_nano": (candidate, STUDENT)}
-    if teachers:
+    if "random" in others:
         runs["random weights"] = ("random:0", STUDENT)
-        for backbone, (name, _) in TEACHERS.items():
-            runs[backbone] = (SHARED / "weights" / f"{name}.safetensors", backbone)
+    for backbone in [name for name in TEACHERS if name in others]:
+        runs[backbone] = (SHARED / "weights" / f"{TEACHERS[backbone][0]}.safetensors", backbone)
     for label, (source, backbone) in runs.items():
-        figures[label] = probe(source, backbone, data, scratch)
+        figures[label] = probe(source, backbone, data, scratch, home / f"teacher-{label}")
         place.write_text(json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures, indent=1))
 
@@ -277,7 +286,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="a student's file; default that of the last stage")
     parser.add_argument("--epochs", type=int, help="of the last stage; may grow when going on")
     parser.add_argument("--improve", action="store_true", help="the last stage only, from the package's weights")
-    parser.add_argument("--teachers", action="store_true", help="probe the teachers and random weights too")
+    parser.add_argument("--others", default="", help=f"probe these too: random, {', '.join(TEACHERS)}")
     args = parser.parse_args()
     data = args.data or args.home / "data"
     weights = args.weights or args.home / f"{STAGES[-1].name}.safetensors"
@@ -285,7 +294,7 @@ def main() -> None:
         stages = STAGES[-1:] if args.improve else STAGES
         train(args.home, data, stages, epochs=args.epochs, start=embedded_weights() if args.improve else None)
     elif args.what == "probe":
-        probe_all(args.home, data, weights, teachers=args.teachers)
+        probe_all(args.home, data, weights, others=args.others.split(","))
     else:
         history = args.home / "history.md"  # what was run, as list items
         install(
