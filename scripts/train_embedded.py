@@ -58,7 +58,7 @@ class Stage:
 
 STAGES = (
     Stage("small", 64, 32, 2e-3, ("mobilenetv2_100", "mobilenet_edgetpu_100"), "logits", 1.0),
-    Stage("large", 96, 48, 2e-3, ("mobilenetv2_100",), "head", 3.0),
+    Stage("large", 96, 30, 2e-3, ("mobilenetv2_100",), "head", 3.0),
 )
 SETTINGS: dict[str, Any] = {"alpha": 0.8, "jitter": 0.25, "temperature": 2.0, "batch_size": 128, "classifier": False}
 TEST_SIDE = 96
