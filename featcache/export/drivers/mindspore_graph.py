@@ -250,7 +250,7 @@ def _cast(node: _Node) -> tuple[Any, ...]:
 
 def _slice(node: _Node) -> tuple[Any, ...]:
     starts, ends = node.ints(0, "starts"), node.ints(1, "ends")
-    axes = node.ints(2, "axes") if len(node.fixed) > 2 else tuple(range(len(starts)))
+    axes = node.ints(2, "axes") if len(node.fixed) > 2 and node.fixed[2] is not None else tuple(range(len(starts)))
     steps = node.ints(3, "steps") if len(node.fixed) > 3 else (1,) * len(starts)
     taken = [slice(0, size, 1) for size in node.shape]
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
