@@ -15,10 +15,14 @@ from featcache.recipe import Recipe
 
 
 def small_model(
-    *, classes: tuple[str, ...] = ("cat", "dog"), name: str = "test_efficientnet", gain: float = 0.5
+    *,
+    classes: tuple[str, ...] = ("cat", "dog"),
+    name: str = "test_efficientnet",
+    gain: float = 0.5,
+    **model_kwargs: object,
 ) -> MergedModel:
     """Return a merged model on `name` with random weights, the same every time."""
-    backbone = load_backbone(name, weights="random:0")
+    backbone = load_backbone(name, weights="random:0", model_kwargs=model_kwargs)
     recipe = Recipe(
         model=backbone.model_name,
         model_kwargs=dict(backbone.model_kwargs),

@@ -206,6 +206,16 @@ def test_coreml_holds_the_program_the_labels_and_no_date(model: MergedModel, gra
 
 
 @pytest.mark.target
+def test_coreml_pads_as_tensorflow_does(tmp_path: Path) -> None:
+    same = small_model(classes=LABELS, pad_type="same")  # more after than before, where the stride is 2
+    target, files = made("coreml", same, write_onnx(same, tmp_path / "same.onnx"), tmp_path)
+    twin = target.twin(files, threads=1)
+    assert twin is not None
+    images = pixels(2, same)
+    np.testing.assert_allclose(twin.run(images), logits_of(same, images), atol=1e-4)
+
+
+@pytest.mark.target
 def test_coreml_stores_the_weights_of_an_int8_model_as_integers(
     model: MergedModel, graph: Path, tmp_path: Path
 ) -> None:

@@ -108,6 +108,16 @@ def _pool(given: dict[str, Any], *, largest: bool) -> torch.Tensor:
     return functional.avg_pool2d(x, size, strides, [pads[0], pads[2]], ceil_mode=ceil, count_include_pad=counted)
 
 
+def _pad(given: dict[str, Any]) -> torch.Tensor:
+    if given["mode"] != "constant":
+        raise VerificationError(f"Core ML's pad must be of a constant, it is {given['mode']!r}")
+    pads = _ints(given["pad"])  # before and after, of the last axes in order; torch wants the last axis first
+    pairs = [pads[at : at + 2] for at in range(0, len(pads), 2)]
+    return functional.pad(
+        given["x"], [pad for pair in reversed(pairs) for pad in pair], value=float(given["constant_val"])
+    )
+
+
 def _slice(given: dict[str, Any]) -> torch.Tensor:
     x = given["x"]
     begin, end = _ints(given["begin"]), _ints(given["end"])
@@ -202,6 +212,7 @@ _OPERATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "maximum": _binary(lambda x, y: torch.maximum(x, torch.as_tensor(y, dtype=torch.float32))),
     "minimum": _binary(lambda x, y: torch.minimum(x, torch.as_tensor(y, dtype=torch.float32))),
     "mul": _binary(lambda x, y: x * y),
+    "pad": _pad,
     "pow": _binary(lambda x, y: x**y),
     "real_div": _binary(lambda x, y: x / y),
     "reduce_mean": lambda given: torch.mean(given["x"], _ints(given["axes"]), keepdim=bool(given["keep_dims"])),
