@@ -309,6 +309,21 @@ def test_a_softmax_path_ends_at_the_limit_of_float32_not_before():
     assert max(solution.gap for solution in path) < 2e-5
 
 
+@pytest.mark.parametrize("decades", [2, 4])
+def test_features_of_a_steep_spectrum_are_solved_in_few_passes(decades):
+    """Untrained networks give such: nearly all variance in one direction, little and ever less in the others."""
+    generator = np.random.default_rng(0)
+    n, d, k = 900, 600, 10
+    labels = generator.integers(0, k, n)
+    scale = np.logspace(0, -decades, d)
+    latent = (generator.normal(size=(n, d)) + 0.5 * generator.normal(size=(k, d))[labels]) * scale
+    features = latent @ np.linalg.qr(generator.normal(size=(d, d)))[0] + 3 * generator.normal(size=(n, 1))
+    problem = Problem(features=features.astype(np.float32), targets=labels)
+    path = solve_path(problem, values=np.logspace(0, -6, 25), tolerance=1e-5)
+    assert all(solution.converged for solution in path)
+    assert sum(solution.passes for solution in path) < 1500
+
+
 def test_active_sets_equal_proximal_steps():
     features, labels = draw(n=200, d=90, k=2, informative=0.3)
     problem = Problem(features=features, targets=labels[:, None].astype(np.float32), loss="sigmoid")

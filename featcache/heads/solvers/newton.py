@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MOST_LOGITS = 1 << 26  # n_rows * n_outputs above which the arrays of this solver would take over a GiB
 MOST_FEATURES = 8192  # above which the inverse would take over 256 MiB
 MOST_ITERATIONS = 300  # of conjugate gradients in one step
+MOST_RIDGES = 8  # tried, each ten times the one before, until the preconditioner is positive definite
 PRODUCT_SPEED = 2.0  # how many times faster than a pass's thin products a square one runs, per operation
 PATIENCE = 3  # certificates in a row that may fail before rounding is taken to be the limit
 
@@ -89,11 +90,19 @@ class Newton:
         for start in range(0, len(self._matrix), BLOCK_ROWS):
             block = self._matrix[start : start + BLOCK_ROWS] * scale[start : start + BLOCK_ROWS, None]
             system += block.T @ block
-        # a ridge far below float32's rounding of the largest entry would leave nothing positive definite
+        # Where the ridge is too small for float32's digits the inverse is not positive definite, and no use: one
+        # product with a vector shows that, and a larger ridge mends it.
         ridge = max(l2, 1e-6 * float(np.trace(system)) / d)
-        system[np.diag_indices(d)] += np.float32(ridge)
-        inverse = invert_positive_definite(system)
-        self._inverse = inverse if np.isfinite(inverse).all() and (inverse.diagonal() > 0).all() else None
+        probe = np.random.default_rng(0).standard_normal(d, dtype=np.float32)
+        self._inverse = None
+        for _ in range(MOST_RIDGES):
+            system[np.diag_indices(d)] += np.float32(ridge)
+            inverse = invert_positive_definite(system)
+            wrong = inverse @ (system @ probe) - probe
+            if dot(wrong, wrong) < 0.01 * dot(probe, probe):  # false for NaN
+                self._inverse = inverse
+                break
+            ridge *= 10.0
         self._spent = 0.0
         self._prepared.passes += 1.0
 
@@ -117,6 +126,10 @@ class Newton:
         residual, bias_residual = -total, -bias_total
         move, move_bias = soften(residual, bias_residual)
         begin = norm = dot(residual, move) + dot(bias_residual, move_bias)
+        if not begin > 0.0:  # rounding has made the preconditioner indefinite: the gradient's own direction, then
+            self._inverse = inverse = None
+            move, move_bias = soften(residual, bias_residual)
+            begin = norm = dot(residual, move) + dot(bias_residual, move_bias)
         moved: Float32 = np.zeros((len(self._matrix), len(total)), dtype=np.float32)
         for _ in range(MOST_ITERATIONS):
             changed, product, bias_product = self._product(curvature, move, move_bias)
