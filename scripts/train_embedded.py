@@ -80,7 +80,7 @@ scratch by this project; with a hub within reach, a larger one (`--backbone mobi
 ## Figures
 
 Accuracy of a linear head (`featcache train --l2 auto`) on one plain view, printed by
-`scripts/train_embedded.py probe --others`. clothing10 took no part in the training in any form.
+`scripts/train_embedded.py probe --others`. clothing10 took no part in the training.
 
 | backbone | clothing10 test (372 images) | digits test | tinyimagenet200 val (2,000) |
 |---|---|---|---|

@@ -93,7 +93,7 @@ class Newton:
         # Where the ridge is too small for float32's digits the inverse is not positive definite, and no use: one
         # product with a vector shows that, and a larger ridge mends it.
         ridge = max(l2, 1e-6 * float(np.trace(system)) / d)
-        probe: Float32 = np.random.default_rng(0).standard_normal(size=d, dtype=np.float32)
+        probe = np.asarray(np.random.default_rng(0).standard_normal(d), dtype=np.float32)
         self._inverse = None
         for _ in range(MOST_RIDGES):
             system[np.diag_indices(d)] += np.float32(ridge)
