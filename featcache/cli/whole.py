@@ -69,6 +69,7 @@ def run(
     for row in report.table:
         accuracy = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
         latency = "-" if row["latency_ms"] is None else f"{row['latency_ms']:.2f} ms"
-        print(f"{row['model']:<8} {accuracy:>9} {row['bytes']:>12,} {latency:>10}")
+        size = "-" if row["bytes"] is None else f"{row['bytes']:,}"
+        print(f"{row['model']:<8} {accuracy:>9} {size:>12} {latency:>10}")
     for label, path in (("bundle", report.bundle), ("report", report.report_html), ("figures", report.report_json)):
         print(f"{label:<8} {path}")
