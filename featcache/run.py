@@ -145,7 +145,7 @@ def run(
     except VerificationError as error:
         if shipped != "int8":
             raise
-        # A processor without VNNI lets sums of INT8 products saturate, which changes some networks' classes.
+        # Integer kernels round between layers where the reference does not: a network can be too sensitive for that.
         notes.append(f"int8: {error}: the bundle holds the {source} model")
         shipped = source
         say(f"export: the {shipped} model for the bundle")

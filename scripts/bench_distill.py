@@ -92,9 +92,6 @@ class Bench:
         self.val_pixels = replay_views(
             scratch / "val.u8", self.val, Look(self.look.preprocessing, (0,), 0, self.look.decoder)
         )
-        theirs = Look(cache.recipe.preprocessing, self.look.views, self.look.view_seed, self.look.decoder)
-        self.teacher_pixels = replay_views(scratch / "teacher.u8", self.train, theirs)
-        self.engine = open_extractor(Request.from_json(cache.request), adopt=cache.recipe).engine
         self.cached = CachedTargets(
             [cache],
             self.train.digests,
@@ -104,7 +101,12 @@ class Bench:
             temperature=2.0,
             seed=0,
         )
-        self.live = LiveTargets(self.cached, self.engine, self.teacher_pixels, self.head, 2.0)
+        self.engine: Any = None
+        if args.rounds or "live" in args.kinds.split(","):  # its pixels take 150 kB a view
+            theirs = Look(cache.recipe.preprocessing, self.look.views, self.look.view_seed, self.look.decoder)
+            teacher_pixels = replay_views(scratch / "teacher.u8", self.train, theirs)
+            self.engine = open_extractor(Request.from_json(cache.request), adopt=cache.recipe).engine
+            self.live = LiveTargets(self.cached, self.engine, teacher_pixels, self.head, 2.0)
 
     def trainer(self, seed: int, *, labels_only: bool = False) -> tuple[Trainer, Schedule]:
         """Return a fresh student; `labels_only`: no teacher at all."""
@@ -246,7 +248,8 @@ def main() -> None:
             }  # fmt: skip
             print(f"mean of {args.seeds} seeds: {means}", file=sys.stderr)
         bench.cached.close()
-        bench.engine.close()
+        if bench.engine is not None:
+            bench.engine.close()
     text = json.dumps(report, indent=1)
     print(text)
     if args.json:

@@ -140,7 +140,7 @@ def bench_one_l2(name: str, features, labels, l2: float, repeats: int) -> dict:
     optimum = objective(z, labels, best.weight, best.bias, l2=l2)
     ours, seconds = timed(lambda: solve(problem, l2=l2, tolerance=1e-6, exact_objective=False))
     our_times, rows = [seconds], {}
-    for solver, tolerances in (("lbfgs", (3e-5, 1e-5, 3e-6)), ("newton-cg", (3e-4, 3e-5))):
+    for solver, tolerances in (("lbfgs", (3e-5, 1e-5, 3e-6, 1e-6, 3e-7)), ("newton-cg", (3e-4, 3e-5, 3e-6, 3e-7))):
         for tolerance in tolerances:
             settings = {"C": strength, "solver": solver, "tol": tolerance, "max_iter": 2000}
             fit, seconds = timed(lambda settings=settings: sklearn_fit(features, labels, **settings))
@@ -148,7 +148,8 @@ def bench_one_l2(name: str, features, labels, l2: float, repeats: int) -> dict:
             if reached / optimum - 1 <= 1e-6 or tolerance == tolerances[-1]:
                 break
         rows[solver] = {"settings": settings, "objective": reached, "times": [seconds]}
-    best_peer = min(rows, key=lambda solver: rows[solver]["times"][0])
+    # a solver that stopped short of the gap is the peer only where none came there
+    best_peer = min(rows, key=lambda solver: (rows[solver]["objective"] / optimum - 1 > 1e-6, rows[solver]["times"][0]))
     for _ in range(repeats - 1):  # alternated
         our_times.append(timed(lambda: solve(problem, l2=l2, tolerance=1e-6, exact_objective=False))[1])
         peer = rows[best_peer]

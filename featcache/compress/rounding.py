@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LIMIT = 127  # symmetric int8: −128 is not used, so that a weight and its negative are both exact
+# Symmetric, and half of int8's range: x86 processors without VNNI add two products of an unsigned byte and a signed one
+# in 16 bits (vpmaddubsw), which saturate; 255 · 64 twice fits. One file then computes the same on every processor.
+LIMIT = 64
 _DAMPING = 0.01  # of the mean diagonal (GPTQ's own)
 _SMALLEST = 1e-8
 _MOST_EXACT = 1024  # inputs of an output whose factorisation is done in float64; damped, larger ones bear float32
@@ -52,7 +54,7 @@ class MomentsSum:
 
 
 def channel_scales(weight: Tensor) -> Tensor:
-    """Return the int8 scale (n_out,) float32 of each output channel of `weight` (n_out, …): its largest value / 127."""
+    """Return the int8 scale (n_out,) float32 of each output channel of `weight` (n_out, …): its largest value / 64."""
     return (weight.flatten(1).abs().amax(dim=1) / LIMIT).clamp(min=_SMALLEST).float()
 
 

@@ -167,8 +167,7 @@ def _tools() -> Any:
 def _store_integers(tools: Any, model: Any) -> Any:
     """Return `model` with the weights of convolutions and matrix products as INT8 and a scale per output channel.
 
-    They are what the stored integers stand for. coremltools rounds them anew over the largest of each channel, which
-    gives the same integers wherever that is 127.
+    They are what the stored integers stand for, up to 64; coremltools rounds them anew, to integers up to 127.
     """
     optimize = tools.optimize.coreml
     config = optimize.OpLinearQuantizerConfig(
