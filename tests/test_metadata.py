@@ -79,7 +79,7 @@ def test_all_is_every_installed_format_and_names_the_others(tmp_path: Path, monk
     monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / "home"))
     for name in target_names():
         kind = type(find_target(name))
-        if name not in ("onnx", "openvino", "tflite", "mslite", "tensorrt"):
+        if name not in ("onnx", "openvino", "executorch", "mslite", "tensorrt"):
             monkeypatch.setattr(kind, "available", lambda _: "not here for this test")
     model = saved_model(tmp_path / "model")
     done = CliRunner().invoke(
@@ -89,7 +89,7 @@ def test_all_is_every_installed_format_and_names_the_others(tmp_path: Path, monk
     report = json.loads(done.stdout)
     assert list(report["formats"]) == ["onnx", "openvino", "tensorrt"]
     assert set(report["not_installed"]) == set(target_names()) - set(report["formats"])
-    assert "featcache targets install tflite" in report["not_installed"]["tflite"]
+    assert "featcache targets install executorch" in report["not_installed"]["executorch"]
     assert "not exported: ncnn: not here for this test" in done.stderr
     with pytest.raises(InputError, match="tarball"):
         export(model, out=tmp_path / "other", formats=("all", "tarball"))

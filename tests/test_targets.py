@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +106,7 @@ def test_every_format_is_listed_with_what_it_needs() -> None:
     names = "onnx openvino coreml tflite executorch mslite mindir mindspore ncnn web tfjs tensorrt"
     assert set(names.split()) <= set(listed)
     assert listed["onnx"].missing is None
-    assert (listed["tflite"].kind, listed["coreml"].kind, listed["onnx"].kind) == ("environment", "extra", "own")
+    assert [listed[name].kind for name in ("executorch", "tflite", "onnx")] == ["environment", "extra", "own"]
     assert "3.7" in listed["mslite"].needs
     assert all(status.needs for status in listed.values())
     printed = CliRunner().invoke(app, ["targets", "--json"])
@@ -124,8 +122,8 @@ def test_listing_loads_no_tools_and_no_torch() -> None:
 def test_export_never_installs_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / "home"))
     model = saved_model(tmp_path / "model")
-    with pytest.raises(DependencyError, match=r"'tflite'.*not installed.*featcache targets install tflite"):
-        export(model, out=tmp_path / "bundle", formats=("onnx", "tflite"))
+    with pytest.raises(DependencyError, match=r"'executorch'.*not installed.*featcache targets install executorch"):
+        export(model, out=tmp_path / "bundle", formats=("onnx", "executorch"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
@@ -251,7 +249,7 @@ def test_coreml_with_another_weight_is_noticed(model: MergedModel, graph: Path, 
 
 
 @pytest.mark.target
-@pytest.mark.parametrize("name", ["tflite", "mslite", "mindir", "mindspore", "ncnn", "executorch"])
+@pytest.mark.parametrize("name", ["mslite", "mindir", "mindspore", "ncnn", "executorch"])
 def test_format_gives_torchs_logits_in_its_own_runtime(
     model: MergedModel, graph: Path, tmp_path: Path, name: str
 ) -> None:
@@ -273,17 +271,6 @@ def test_mslite_is_told_the_epsilon_of_layer_normalisation(tmp_path: Path) -> No
     with target.open(files, threads=1) as runner:
         # 1.3e-3 where its converter reads LayerNormalization, as of an epsilon of nothing
         np.testing.assert_allclose(runner.run(images), logits_of(vit, images), atol=1e-4)
-
-
-@pytest.mark.target
-def test_tflite_tells_readers_its_labels_and_tensors(model: MergedModel, graph: Path, tmp_path: Path) -> None:
-    _, (file,) = made("tflite", model, graph, tmp_path)
-    data = file.read_bytes()
-    assert data[4:8] == b"TFL3"
-    assert b"TFLITE_METADATA" in data
-    assert data.count(b"M001") == 1
-    with zipfile.ZipFile(io.BytesIO(data)) as attached:
-        assert attached.read("labels.txt").decode().splitlines() == list(LABELS)
 
 
 @pytest.mark.target
