@@ -14,8 +14,6 @@ from featcache.heads.solvers.rows import CHUNK_ROWS, Float32, Float64, map_chunk
 if TYPE_CHECKING:
     from featcache.heads.solvers.losses import Loss
 
-SMALL = 1 << 16  # numbers below which threads cost more than they save
-
 
 class Curvature:
     """``w_i psi''(u_i)`` for all rows i, held as one or (distilling) two sets of probabilities ``(n, k)`` float32."""
@@ -43,14 +41,10 @@ class Curvature:
             return 0.0
 
         n, k = self._shape
-        if n * k <= SMALL:
-            step(0, n)
-        else:
-            map_chunks(n, run)
+        map_chunks(n, k, run)
 
     def product(self, change: Float32, first_row: int) -> Float32:
         """Turn `change` ``(m, k)``, a change of the logits of some rows, into that of their weighted residuals."""
-        m = len(change)
 
         def step(start: int, stop: int) -> float:
             u = change[start:stop]
@@ -65,10 +59,8 @@ class Curvature:
                 self._softmax_product(u, rows)
             return 0.0
 
-        if m * change.shape[1] <= SMALL:
-            step(0, m)
-        else:
-            map_chunks(m, step)
+        m, k = change.shape
+        map_chunks(m, k, step)
         return change
 
     def _softmax_product(self, u: Float32, rows: slice) -> None:

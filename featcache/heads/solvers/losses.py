@@ -130,7 +130,7 @@ class Loss:
             u *= weights[:, None]
             return float(losses @ weights.astype(np.float64))
 
-        return map_chunks(len(logits), step)
+        return map_chunks(len(logits), logits.shape[1], step)
 
     def _chunk(self, u: NDArray[Any], a: int, b: int) -> Float64:
         """Return the losses of rows a to b ``(m,)`` float64, overwriting their logits by residuals."""

@@ -21,7 +21,7 @@ from featcache.heads.solvers.certificate import Penalty
 from featcache.heads.solvers.curvature import Curvature
 from featcache.heads.solvers.inverse import invert_positive_definite
 from featcache.heads.solvers.rows import BLOCK_ROWS, Float32, Float64
-from featcache.heads.solvers.smooth import State, dot, relative_gap
+from featcache.heads.solvers.smooth import State, dot, pseudo_inverse, relative_gap, settle_bias
 
 if TYPE_CHECKING:
     from featcache.heads.solvers.prepared import Prepared
@@ -79,6 +79,19 @@ class Newton:
             bias_product += bent.sum(axis=0, dtype=np.float64)
         self._prepared.passes += 1.0
         return changed, product, bias_product.astype(np.float32)
+
+    def _certified(self, weight: Float32, bias: Float32, *, exact: bool) -> State:
+        """Return the state with its best bias, settled in float64; `exact`: on logits of float64 products too."""
+        prepared = self._prepared
+        if exact:
+            return State.certified(prepared, weight, bias, exact=True)
+        logits = self._forward(weight, bias)
+        curvature: Float64 = np.zeros((len(bias), len(bias)))
+        for start in range(0, len(logits), BLOCK_ROWS):
+            curvature += prepared.loss.bias_curvature(logits[start : start + BLOCK_ROWS].copy(), start)
+        shift, loss, slope, residual = settle_bias(prepared, logits, pseudo_inverse(curvature))
+        gradient = self._backward(residual.astype(np.float32))
+        return State.of(weight, (bias + shift).astype(np.float32), loss, gradient, slope)
 
     def _precondition(self, curvature: Curvature, l2: float) -> None:
         """Make the preconditioner of this point where the iterations since the last have cost as much."""
@@ -186,19 +199,22 @@ class Newton:
         prepared, penalty = self._prepared, Penalty(l2=l2)
         limit = prepared.passes + max_passes
         bias = bias.astype(np.float32)
-        logits = self._forward(weight, bias)
+        from_zero = not weight.any()
+        logits = np.tile(bias, (len(self._matrix), 1)) if from_zero else self._forward(weight, bias)
         residual = logits.copy()
         loss = prepared.loss.residual(residual, 0)
+        # the columns are centred: at zero weights their gradient does not depend on the bias, and certificates use it
+        known = -prepared.anchor if from_zero and prepared.problem.distillation is None else None
         failed = 0
         while True:
-            gradient = self._backward(residual)
+            gradient, known = (self._backward(residual) if known is None else known), None
             total = gradient + np.float32(l2) * weight
             bias_total = residual.sum(axis=0, dtype=np.float64).astype(np.float32)
             objective = loss + penalty.value(weight)
             aim = 1.8 * l2 * tolerance * abs(objective)
             square = dot(total, total)
             if square <= aim or prepared.passes >= limit:
-                state = State.certified(prepared, weight, bias, exact=True)
+                state = self._certified(weight, bias, exact=failed > 0)
                 gap = relative_gap(prepared, state, penalty)
                 failed += 1
                 if gap <= tolerance or failed >= PATIENCE or prepared.passes >= limit:

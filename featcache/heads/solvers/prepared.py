@@ -15,6 +15,7 @@ from featcache.heads.solvers.losses import Loss
 from featcache.heads.solvers.newton import Newton, fits
 from featcache.heads.solvers.problem import Problem
 from featcache.heads.solvers.rows import Float32, Float64, StandardisedRows
+from featcache.heads.solvers.smooth import pseudo_inverse
 from featcache.heads.solvers.spectral import Spectral
 
 KEEP_BYTES = 1 << 29  # logits kept between the Newton steps of a bias
@@ -105,7 +106,7 @@ class Prepared:
                 total += self.loss.residual(shifted, start)
                 slope += shifted.sum(axis=0, dtype=np.float64)
             if curvature is not None:
-                inverse = _pseudo_inverse(curvature)
+                inverse = pseudo_inverse(curvature)
             assert inverse is not None
             if float(np.abs(slope / np.maximum(self.loss.mean_target, 1e-6)).max()) < (1e-9 if exact else 1e-7):
                 break
@@ -257,11 +258,6 @@ class Prepared:
             self._gram = gram
             self.passes += 1.0
         return self._gram
-
-
-def _pseudo_inverse(curvature: Float64) -> Float64:
-    """Return the inverse on all but the direction that moves every softmax logit alike."""
-    return np.asarray(np.linalg.pinv(curvature, rcond=1e-9, hermitian=True), dtype=np.float64)
 
 
 def prepare(problem: Problem) -> Prepared:

@@ -22,16 +22,20 @@ Float64 = NDArray[np.float64]
 
 BLOCK_ROWS = 2048  # rows per product when reading from memory: large enough for GEMM, small enough for the buffers
 CHUNK_ROWS = 256  # rows per elementwise step: 256 x 200 float32 stay in a core's second-level cache
+SMALL = 1 << 16  # numbers below which threads cost more than they save
 _THREADS = max(1, min(os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0)), 8))
 _pool: ThreadPoolExecutor | None = None
 _pool_owner = 0
 
 
-def map_chunks(n_rows: int, function: Callable[[int, int], float]) -> float:
-    """Return the sum of ``function(start, stop)`` over chunks of rows, computed by threads, added in row order."""
+def map_chunks(n_rows: int, width: int, function: Callable[[int, int], float]) -> float:
+    """Return the sum of ``function(start, stop)`` over chunks of rows, computed by threads, added in row order.
+
+    `width`: numbers that a row has; few in all are left to one thread.
+    """
     global _pool, _pool_owner
     bounds = [(start, min(start + CHUNK_ROWS, n_rows)) for start in range(0, n_rows, CHUNK_ROWS)]
-    if _THREADS == 1 or len(bounds) < 4:
+    if _THREADS == 1 or n_rows * width <= SMALL or len(bounds) < 4:
         return float(sum(function(start, stop) for start, stop in bounds))
     if _pool is None or _pool_owner != os.getpid():  # a forked child has no threads of its parent's pool
         _pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="featcache-solver")
@@ -147,6 +151,14 @@ class StandardisedRows:
             out -= self._rest32
         out *= self._scale32
         return out
+
+    def scale_columns(self, factors: Float64) -> None:
+        """Multiply the columns of z by `factors` ``(n_features,)``, all above 0; `std` is divided by them."""
+        factors32 = factors.astype(np.float32)
+        self.std = self.std / factors
+        self._scale32 = self._scale32 * factors32
+        if self._matrix is not None:
+            self._matrix *= factors32
 
     def blocks(self) -> Iterator[tuple[int, Float32]]:
         """Yield ``(first_row, z)`` with z ``(m, n_features)`` float32, valid until the next item."""

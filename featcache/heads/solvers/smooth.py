@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.heads.solvers.certificate import Penalty, duality_gap
-from featcache.heads.solvers.rows import Float32
+from featcache.heads.solvers.rows import Float32, Float64
 
 if TYPE_CHECKING:
     from featcache.heads.solvers.prepared import Prepared
@@ -83,6 +83,30 @@ class State:
             gradient=self.gradient,
             bias_gradient=self.bias_gradient,
         )
+
+
+def pseudo_inverse(curvature: Float64) -> Float64:
+    """Return the inverse of a curvature in the bias ``(k, k)`` but for the direction that moves all logits alike."""
+    return np.asarray(np.linalg.pinv(curvature, rcond=1e-9, hermitian=True), dtype=np.float64)
+
+
+def settle_bias(prepared: Prepared, logits: Float32, inverse: Float64) -> tuple[Float64, float, Float64, Float64]:
+    """Return ``(shift, data loss, its bias gradient, weighted residuals)`` with the bias moved to where it is best.
+
+    In float64 on float32 `logits` ``(n, k)`` of all rows, which stay: what a tight certificate lacks is a bias gradient
+    of zero, and that takes shifts below the rounding of the logits. `inverse`: of the curvature in the bias ``(k, k)``.
+    """
+    shift: Float64 = np.zeros(logits.shape[1])
+    for count in range(4):
+        residual = logits.astype(np.float64)
+        residual += shift
+        loss = prepared.loss.residual(residual, 0)
+        slope: Float64 = residual.sum(axis=0)
+        if count == 3 or float(np.abs(slope / np.maximum(prepared.loss.mean_target, 1e-6)).max()) < 1e-8:
+            break
+        move = inverse @ slope
+        shift -= move / max(1.0, float(np.abs(move).max()))
+    return shift, loss, slope, residual
 
 
 def dot(a: NDArray[Any], b: NDArray[Any]) -> float:

@@ -14,7 +14,7 @@ from featcache.heads.solvers.coarse import LOOSE
 from featcache.heads.solvers.prepared import Prepared, prepare
 from featcache.heads.solvers.problem import Problem, Solution
 from featcache.heads.solvers.rows import Float32
-from featcache.heads.solvers.smooth import State, minimise_l2, relative_gap
+from featcache.heads.solvers.smooth import ROUNDING, State, minimise_l2, relative_gap
 from featcache.heads.solvers.sparse import minimise_sparse, violation
 
 COARSE_PASSES = 60.0  # several times what two levels need where they suit; a flat spectrum is left to Newton's method
@@ -87,42 +87,14 @@ def _fit(
 ) -> tuple[Solution, State]:
     """Return the solution and the state it was certified at (over all columns)."""
     before = prepared.passes
-    if penalty.l1 or penalty.group_l1:
-        converged, left = False, float(max_passes)
-        quick = _fit_one_output(
-            prepared, weight, bias, penalty=penalty, tolerance=tolerance, max_passes=left, screen=screen
-        )
-        if quick is not None:
-            state, gap, converged = quick
-            weight, bias, left = state.weight, state.bias, left - (prepared.passes - before)
-        if not converged:
-            state, gap, converged = minimise_sparse(
-                prepared, weight, bias, penalty=penalty, tolerance=tolerance, max_passes=left, screen=screen
-            )
-    elif penalty.l2 and prepared.newton is not None:
-        converged, left = False, float(max_passes)
-        if tolerance >= LOOSE and prepared.spectral is not None:
-            state, gap, converged = prepared.spectral.minimise(
-                weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=left
-            )
-            weight, bias, left = state.weight, state.bias, left - (prepared.passes - before)
-        coarse = None if converged else prepared.two_level
-        if coarse is not None:
-            state, gap, converged = coarse.minimise(
-                weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=min(left, COARSE_PASSES)
-            )
-            weight, bias, left = state.weight, state.bias, left - (prepared.passes - before)
-        if not converged and (coarse is None or left > 0):
-            state, gap, converged = prepared.newton.minimise(
-                weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=left
-            )
-    else:
-        state, gap, converged = minimise_l2(
-            prepared, State(prepared, weight, bias), l2=penalty.l2, tolerance=tolerance, max_passes=max_passes
-        )
+    state, gap, converged = _descend(
+        prepared, penalty, weight, bias, tolerance=tolerance, max_passes=max_passes, screen=screen
+    )
     if exact:
         state = State.certified(prepared, state.weight, state.bias, exact=True)
         gap = relative_gap(prepared, state, penalty)
+        # what ended the iterations was an estimate in float32; weights of float32 may leave as much as its rounding
+        converged = gap <= tolerance + ROUNDING
     solution = Solution(
         weight=state.weight,
         bias=state.bias,
@@ -138,6 +110,54 @@ def _fit(
         converged=converged,
     )
     return solution, state
+
+
+def _descend(
+    prepared: Prepared,
+    penalty: Penalty,
+    weight: Float32,
+    bias: Float32,
+    *,
+    tolerance: float,
+    max_passes: float,
+    screen: NDArray[np.bool_] | None,
+) -> tuple[State, float, bool]:
+    """Return ``(state, relative gap, converged)`` by the solvers that suit penalty and problem, one after another."""
+    before = prepared.passes
+    left = max_passes
+    converged = False
+    if penalty.l1 or penalty.group_l1:
+        quick = _fit_one_output(
+            prepared, weight, bias, penalty=penalty, tolerance=tolerance, max_passes=left, screen=screen
+        )
+        if quick is not None:
+            state, gap, converged = quick
+            weight, bias, left = state.weight, state.bias, left - (prepared.passes - before)
+        if not converged:
+            state, gap, converged = minimise_sparse(
+                prepared, weight, bias, penalty=penalty, tolerance=tolerance, max_passes=left, screen=screen
+            )
+        return state, gap, converged
+    if not penalty.l2 or prepared.newton is None:
+        return minimise_l2(
+            prepared, State(prepared, weight, bias), l2=penalty.l2, tolerance=tolerance, max_passes=int(left)
+        )
+    if tolerance >= LOOSE and prepared.spectral is not None:
+        state, gap, converged = prepared.spectral.minimise(
+            weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=left
+        )
+        weight, bias, left = state.weight, state.bias, left - (prepared.passes - before)
+    coarse = None if converged else prepared.two_level
+    if coarse is not None:
+        state, gap, converged = coarse.minimise(
+            weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=min(left, COARSE_PASSES)
+        )
+        weight, bias, left = state.weight, state.bias, max_passes - (prepared.passes - before)
+    if not converged and (coarse is None or left > 0):
+        state, gap, converged = prepared.newton.minimise(
+            weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=left
+        )
+    return state, gap, converged
 
 
 def _fit_one_output(

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from featcache.heads.solvers.certificate import Penalty
 from featcache.heads.solvers.rows import BLOCK_ROWS, CHUNK_ROWS, Float32, Float64, map_chunks
-from featcache.heads.solvers.smooth import State, dot, relative_gap
+from featcache.heads.solvers.smooth import State, dot, relative_gap, settle_bias
 
 if TYPE_CHECKING:
     from featcache.heads.solvers.prepared import Prepared
@@ -89,7 +89,7 @@ class Spectral:
                 along[chunk] = np.vdot(part, change[start:stop])
             return loss
 
-        loss = map_chunks(n, move)
+        loss = map_chunks(n, k, move)
         slope: Float64 = sums.sum(axis=0, dtype=np.float64)
         return residual, loss, slope, float(along.sum())
 
@@ -203,22 +203,9 @@ class Spectral:
         return state, gap, gap <= tolerance
 
     def _certified(self, weight: Float32, bias: Float32, logits: Float32) -> State:
-        """Return the state with the bias settled in float64, and move `logits` by as much.
-
-        Where weights fit, only the bias's gradient stands in the certificate's way: shifts of the bias below the
-        rounding of float32 logits, of a few millionths of a class's share.
-        """
-        shift: Float64 = np.zeros(logits.shape[1])
-        for count in range(4):
-            wide = logits.astype(np.float64)
-            wide += shift
-            loss = self._prepared.loss.residual(wide, 0)
-            slope: Float64 = wide.sum(axis=0)
-            if count == 3 or float(np.abs(slope / self._prepared.loss.mean_target).max()) < 1e-8:
-                break
-            move = self._bias_inverse @ slope
-            shift -= move / max(1.0, float(np.abs(move).max()))
-        gradient: Float32 = wide.astype(np.float32).T @ self._matrix
+        """Return the state with the bias settled in float64, and move `logits` by as much."""
+        shift, loss, slope, residual = settle_bias(self._prepared, logits, self._bias_inverse)
+        gradient: Float32 = residual.astype(np.float32).T @ self._matrix
         self._prepared.passes += 0.5
         logits += shift.astype(np.float32)
         return State.of(weight, (bias + shift).astype(np.float32), loss, gradient, slope)
