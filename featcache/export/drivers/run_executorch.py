@@ -11,14 +11,14 @@ import torch_graph
 
 
 class ExecuTorch(protocol.Program):
-    """Floats: XNNPACK's delegate of 1.5 converts per-channel integers of other quantizers, but does not run them."""
+    """`facts["integers"]`: ``stored`` where the graph's quantized operations become integer kernels, else ``none``."""
 
     def convert(self, graph: str, folder: str, facts: dict[str, Any]) -> list[str]:
         """Write ``model.pte``."""
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        module = torch_graph.TorchGraph(graph, integers="none").eval()
+        module = torch_graph.TorchGraph(graph, integers=facts["integers"]).eval()
         image = torch.zeros(facts["shape"], dtype=torch.uint8)
         program = torch.export.export(module, (image,))
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])

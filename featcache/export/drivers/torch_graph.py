@@ -23,10 +23,9 @@ _SHIFT = 128  # unsigned 8-bit values minus this are signed ones with the same m
 class TorchGraph(torch.nn.Module):
     """The graph at `path`, of a fixed batch: image (1, H, W, 3) in, `outputs` float32 (1, n_classes) out.
 
-    The image's values are 0 to 255 in any dtype. `integers`: how what is quantized is written. ``stored``: weights as
-    the integers they are; ``rounded``: weights as floats that are quantized in the program, to the same integers;
-    ``none``: weights as the floats they stand for, activations not rounded. A weight whose operation is not computed in
-    integers always becomes floats. Raises `NotImplementedError` naming operations that have no equivalent here.
+    The image's values are 0 to 255 in any dtype. `integers`: how what is quantized is written. ``stored``: node by node
+    as it is, with unsigned activations shifted to signed ones of the same meaning; ``none``: weights as the floats they
+    stand for, activations not rounded. Raises `NotImplementedError` naming operations that have no equivalent here.
     """
 
     def __init__(
@@ -52,60 +51,33 @@ class TorchGraph(torch.nn.Module):
         for node in reversed(kept):
             attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
             self._steps.append((node.op_type, list(node.input), list(node.output), attributes))
-        if any(kind in _QUANTIZED for kind, *_ in self._steps) and integers != "none":
-            pass  # registers the operations
         self._prepare()
 
     def _prepare(self) -> None:
         """Fold what is constant, and keep float constants and integer weights as buffers."""
         steps = []
-        floats = self._floating()
         for kind, inputs, outputs, attributes in self._steps:
             if kind == "Constant":
                 self._constants[outputs[0]] = numpy_helper.to_array(attributes["value"])
-            elif kind == "DequantizeLinear" and inputs[0] in self._constants:
-                stored = self._constants[inputs[0]]
-                # tools want a bias as floats: its integers follow from the scales of input and weight
-                if self._integers != "stored" or stored.dtype == np.int32 or outputs[0] in floats:
-                    scale, zero = (self._constants[name] for name in inputs[1:3])
-                    values = (stored.astype(np.float64) - _along(zero, stored, attributes)) * _along(
-                        scale, stored, attributes
-                    )
-                    whole = self._integers == "none" or stored.dtype == np.int32 or outputs[0] in floats
-                    name = outputs[0] if whole else f"{outputs[0]}/float"
-                    self._constants[name] = values.astype(np.float32)
-                    if not whole:
-                        steps.append(("QuantizeLinear", [name, *inputs[1:]], [f"{name}/integers"], attributes))
-                        steps.append((kind, [f"{name}/integers", *inputs[1:]], outputs, attributes))
-                else:
-                    steps.append((kind, inputs, outputs, attributes))
             elif kind in _QUANTIZED and self._integers == "none":
-                steps.append(("Identity", inputs[:1], outputs, {}))
+                if inputs[0] in self._constants:
+                    stored, scale, zero = (self._constants[name] for name in inputs)
+                    difference = stored.astype(np.float64) - _along(zero, stored, attributes)
+                    self._constants[outputs[0]] = (difference * _along(scale, stored, attributes)).astype(np.float32)
+                else:
+                    steps.append(("Identity", inputs[:1], outputs, {}))
             else:
                 steps.append((kind, inputs, outputs, attributes))
         self._steps = steps
         for kind, inputs, _, _ in steps:
-            if kind in _QUANTIZED and self._constants[inputs[2]].ndim:
+            if kind in _QUANTIZED and self._constants[inputs[2]].size > 1:
                 self._constants[inputs[2]] = self._constants[inputs[2]].astype(np.int64)
                 self._place(inputs[2])
             for name in inputs:
                 value = self._constants.get(name)
                 # a single number stays one in the program: only tensors are worth a place in the file
-                if value is None or value.ndim == 0 or name in self._places:
-                    continue
-                if value.dtype in (np.float32, np.int8):
+                if value is not None and value.ndim and value.dtype in (np.float32, np.int8):
                     self._place(name)
-
-    def _floating(self) -> set[str]:
-        """Return the dequantized weights of operations whose input is not quantized: those compute in floats."""
-        made = {name: kind for kind, _, outputs, _ in self._steps for name in outputs}
-        integers = {
-            name
-            for kind, inputs, _, _ in self._steps
-            if kind in ("Conv", "Gemm", "MatMul") and made.get(inputs[0]) == "DequantizeLinear"
-            for name in inputs[1:2]
-        }
-        return {name for name, kind in made.items() if kind == "DequantizeLinear"} - integers
 
     def _place(self, name: str) -> None:
         if name not in self._places:
@@ -138,16 +110,18 @@ class TorchGraph(torch.nn.Module):
     def _requantize(
         self, kind: str, inputs: list[str], attributes: Mapping[str, Any], values: Mapping[str, Any]
     ) -> torch.Tensor:
+        from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the operations
+
         operations = torch.ops.quantized_decomposed
         scale, zero = self._constants[inputs[1]], self._constants[inputs[2]]
         source = self._value(inputs[0], values)
-        shift = _SHIFT if zero.dtype == np.uint8 else 0
         if scale.size > 1:
             scales, zeros = (getattr(self, self._places[name]) for name in inputs[1:3])
             along = operations.quantize_per_channel if kind == "QuantizeLinear" else operations.dequantize_per_channel
             channels: torch.Tensor = along(source, scales, zeros, attributes.get("axis", 1), -127, 127, torch.int8)
             return channels
         operation = operations.quantize_per_tensor if kind == "QuantizeLinear" else operations.dequantize_per_tensor
+        shift = _SHIFT if zero.dtype == np.uint8 else 0
         moved: torch.Tensor = operation(
             source, float(scale.reshape(())), int(zero.reshape(())) - shift, -_SHIFT, _SHIFT - 1, torch.int8
         )
@@ -215,6 +189,9 @@ def _clip(inputs: list[Any], attributes: Mapping[str, Any]) -> torch.Tensor:
         float(inputs[i]) if len(inputs) > i and inputs[i] is not None else attributes.get(key)
         for i, key in ((1, "min"), (2, "max"))
     )
+    if low is not None and high is not None:
+        # the form of it that XNNPACK's integer kernels compute together with a product
+        return functional.hardtanh(inputs[0], low, high)
     return torch.clamp(inputs[0], low, high)
 
 
