@@ -22,7 +22,7 @@ def describe_machine() -> dict[str, Any]:
         "processor": _processor(),
         "architecture": platform.machine(),
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": memory_bytes_of_machine(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": versions,
@@ -38,7 +38,8 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _memory_bytes() -> int | None:
+def memory_bytes_of_machine() -> int | None:
+    """Return the bytes of main memory, None where the system does not say."""
     names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
     if not all(name in getattr(os, "sysconf_names", {}) for name in names):
         return None

@@ -5,18 +5,23 @@ The only module that imports scikit-learn (``pip install featcache[sklearn]``).
 
 from __future__ import annotations
 
+import math
+import numbers
+import warnings
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import DependencyError
+from featcache.errors import DependencyError, InputError
 from featcache.heads.linear import LinearHead
-from featcache.heads.prototype import PrototypeHead, fit_prototypes
+from featcache.heads.prototype import METRICS, PrototypeHead, fit_prototypes
 from featcache.heads.solvers import Problem, Solution, solve, solve_path
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import check_cv
     from sklearn.utils.class_weight import compute_class_weight
     from sklearn.utils.multiclass import check_classification_targets
@@ -42,6 +47,30 @@ def _merge_equal_rows(X: Matrix, y: Matrix, weights: Matrix | None) -> tuple[Mat
     total = np.bincount(inverse, weights=given[kept], minlength=len(first))
     at = kept[first]
     return X[at], y[at], None if (total == 1).all() else total
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real)
+
+
+def _check_strengths(values: Mapping[str, Any], tol: Any) -> None:
+    """Raise `InputError` for a penalty that is no number of at least 0, or a tolerance that is none above 0."""
+    for name, value in values.items():
+        if not _is_number(value) or not 0 <= value < math.inf:
+            raise InputError(f"{name} must be a number of at least 0, got {value!r}")
+    if not _is_number(tol) or not 0 < tol < math.inf:
+        raise InputError(f"tol must be a number above 0, got {tol!r}")
+
+
+def _warn_unless_solved(solution: Solution, tol: float) -> None:
+    """Warn where the gap is far above what was asked for; float32 features leave one of about 1e-6."""
+    if solution.gap > max(100 * tol, 1e-4):
+        warnings.warn(
+            f"the fit is proved to a relative gap of {solution.gap:.2g} only, asked for was tol={tol:g}: use a "
+            "stronger penalty",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
 
 
 class _Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -121,12 +150,14 @@ class LinearClassifier(_Classifier):
 
     def fit(self, X: Matrix, y: Matrix, sample_weight: Any = None) -> Self:
         """Return self, fitted on rows X (n, n_features) and labels y (n,); a weight of w counts as w equal rows."""
+        _check_strengths({"l2": self.l2, "l1": self.l1, "group_l1": self.group_l1}, self.tol)
         X, labels, weights = self._check(X, y, sample_weight)
         problem = self._problem(X, labels, weights)
         self._keep(solve(problem, l1=self.l1, l2=self.l2, group_l1=self.group_l1, tolerance=self.tol))
         return self
 
     def _keep(self, solution: Solution) -> None:
+        _warn_unless_solved(solution, self.tol)
         self.solution_ = solution
         self.coef_, self.intercept_ = solution.raw_weight(), solution.raw_bias()
         self.head_ = LinearHead(classes=self._names(), weight=self.coef_, bias=self.intercept_)
@@ -148,8 +179,12 @@ class LinearClassifierCV(LinearClassifier):
 
     def fit(self, X: Matrix, y: Matrix, sample_weight: Any = None) -> Self:
         """Return self, fitted on all rows with the penalty that did best on held-out folds."""
+        given = {} if self.l2s is None else {f"l2s[{i}]": value for i, value in enumerate(self.l2s)}
+        _check_strengths(given, self.tol)
+        if self.l2s is not None and not given:
+            raise InputError("l2s must be None or hold a penalty, got none")
         X, labels, weights = self._check(X, y, sample_weight)
-        values = None if self.l2s is None else sorted((float(value) for value in self.l2s), reverse=True)
+        values = sorted((float(value) for value in given.values()), reverse=True) or None
         path = solve_path(self._problem(X, labels, weights), penalty="l2", values=values, tolerance=self.tol)
         self.l2s_ = np.array([solution.l2 for solution in path])
         scores: list[list[float]] = []
@@ -176,10 +211,17 @@ class PrototypeClassifier(_Classifier):
         self.metric = metric
         self.sharpness = sharpness
 
-    def fit(self, X: Matrix, y: Matrix) -> Self:
-        """Return self, fitted on rows X (n, n_features) and labels y (n,)."""
-        X, labels, _ = self._check(X, y, None)
-        X, labels, weights = _merge_equal_rows(X, labels, None)
+    def fit(self, X: Matrix, y: Matrix, sample_weight: Any = None) -> Self:
+        """Return self, fitted on rows X (n, n_features) and labels y (n,); a weight of w counts as w equal rows."""
+        if self.metric not in METRICS:
+            raise InputError(f"metric must be one of {METRICS!r}, got {self.metric!r}")
+        if not _is_number(self.sharpness) or not 0 < self.sharpness < math.inf:
+            raise InputError(f"sharpness must be a number above 0, got {self.sharpness!r}")
+        X, labels, weights = self._check(X, y, sample_weight)
+        X, labels, weights = _merge_equal_rows(X, labels, weights)
+        missing = np.setdiff1d(np.arange(len(self.classes_)), labels)
+        if len(missing):
+            raise InputError(f"every class needs a row of positive weight, {self.classes_[missing[0]]} has none")
         arrays = fit_prototypes(X, labels, n_classes=len(self.classes_), metric=self.metric, weights=weights)
         self.head_ = PrototypeHead(classes=self._names(), sharpness=self.sharpness, **arrays)
         return self
@@ -187,7 +229,7 @@ class PrototypeClassifier(_Classifier):
     def _logits(self, X: Matrix) -> Matrix:
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
-        head = self.head_
+        head: PrototypeHead = self.head_
         z = (X - head.center) * head.scale.astype(np.float64)
         if head.metric == "euclidean":
             return np.asarray(self.sharpness * (z @ head.prototypes.T - 0.5 * (head.prototypes**2).sum(axis=1)))
@@ -209,6 +251,7 @@ class LinearRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Matrix, y: Matrix, sample_weight: Any = None) -> Self:
         """Return self, fitted on rows X (n, n_features) and targets y (n,) or (n, n_targets)."""
+        _check_strengths({"l2": self.l2, "l1": self.l1, "group_l1": self.group_l1}, self.tol)
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], multi_output=True, y_numeric=True)
         weights = None
         if sample_weight is not None:
@@ -217,6 +260,7 @@ class LinearRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         X, targets, weights = _merge_equal_rows(X, np.asarray(y, dtype=np.float64).reshape(len(X), -1), weights)
         problem = Problem(X, targets, loss="squared", n_classes=targets.shape[1], sample_weight=weights)
         solution = solve(problem, l1=self.l1, l2=self.l2, group_l1=self.group_l1, tolerance=self.tol)
+        _warn_unless_solved(solution, self.tol)
         self.solution_ = solution
         self.coef_, self.intercept_ = solution.raw_weight(), solution.raw_bias()
         self.n_iter_ = max(1, round(solution.passes))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from featcache.cache import Selection
+from featcache.errors import InputError
 from featcache.samples import SPLITS, Samples, split_code
 from featcache.scan import Listing
 
@@ -105,6 +106,18 @@ class MemoryCache:
         indices, rows = indices[rows >= 0], rows[rows >= 0]
         labels = samples.labels[indices] if samples.targets is None else samples.targets[indices]
         return Selection(indices, rows, labels)
+
+    def outputs(self, output: Sequence[str]) -> list[str]:
+        for name in output:
+            if name not in self.recipe.outputs:
+                raise InputError(f"output must be one of {list(self.recipe.outputs)!r}, got {name!r}")
+        return list(output)
+
+    def checked_views(self, views: Sequence[int]) -> Sequence[int]:
+        for view in views:
+            if not 0 <= view < self.recipe.views:
+                raise InputError(f"view must be 0 to {self.recipe.views - 1}, got {view!r}")
+        return views
 
     def gather(self, rows: np.ndarray, *, output: Any = None, views: Sequence[int] = (0,)) -> np.ndarray:
         outputs = [output or self.recipe.outputs[0]] if output is None or isinstance(output, str) else list(output)

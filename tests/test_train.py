@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from memory_cache import MemoryCache, blobs, digests_of, make_samples
 
 from featcache.errors import InputError
 from featcache.heads import load_fit, load_head
-from featcache.train import compare, train_head
+from featcache.heads.mlp_fit import PATIENCE, MlpOptions, MlpTargets, fit_mlp
+from featcache.train import blocks, compare, train_head
 from featcache.train.score import Score, average_precisions, score_logits
 from featcache.train.search import choose, search
 
@@ -47,6 +49,79 @@ def test_the_reported_objective_is_the_documented_one(penalty):
     assert (result.l1, result.l2, result.group_l1) == tuple(penalty.get(name, 0.0) for name in ("l1", "l2", "group_l1"))
     assert result.nonzero_fraction == np.count_nonzero(result.head.weight) / result.head.weight.size
     assert result.features_used == np.count_nonzero(result.head.weight.any(axis=0))
+
+
+def several_labels(*, seed: int = 3) -> MemoryCache:
+    """Return a multi-label cache of four labels that a linear head tells, with noise."""
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(300, 12)).astype(np.float32)
+    targets = (features @ generator.normal(size=(12, 4)) + generator.normal(size=(300, 4)) > 0.5).astype(np.float32)
+    splits = (["train"] * 3 + ["val", "test"]) * 60
+    labels = targets.argmax(axis=1)
+    return MemoryCache({"features": features}, make_samples(labels, splits, targets=targets, task="multilabel"))
+
+
+def numbers_to_predict(*, noise: float = 1.0, seed: int = 3) -> MemoryCache:
+    """Return a regression cache of two targets."""
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(300, 12)).astype(np.float32)
+    targets = features @ generator.normal(size=(12, 2)) + 5 + noise * generator.normal(size=(300, 2))
+    splits = (["train"] * 3 + ["val", "test"]) * 60
+    samples = make_samples(
+        np.zeros(300, dtype=int), splits, targets=targets.astype(np.float32), task="regression", classes=("a", "b")
+    )
+    return MemoryCache({"features": features}, samples)
+
+
+TASKS = {
+    "softmax": lambda: blobs(spread=2.0),
+    "binary": lambda: blobs(k=2, spread=4.0),
+    "multilabel": several_labels,
+    "regression": numbers_to_predict,
+}
+PENALTIES = [
+    {"l2": 1e-2}, {"l1": 1e-2}, {"l1": 1e-2, "l2": 1e-2}, {"group_l1": 2e-2}, {"group_l1": 2e-2, "l2": 1e-2},
+    {"l2": "auto"}, {"l1": "auto"}, {"group_l1": "auto"}, {"l1": "auto", "l2": 1e-2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=str)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_takes_every_penalty_and_certifies_the_fit(task, penalty):
+    cache = TASKS[task]()
+    result = train_head(cache, **penalty)
+    assert result.gap_kind == "duality"
+    assert 0 <= result.gap < 1e-5
+    assert result.gap < 2e-6 or not result.details["converged"]
+    assert result.passes > 0
+    assert result.notes == ()
+    # the objective by its definition, from the raw weights alone
+    selection = cache.select(split="train")
+    x = cache.gather(selection.rows).astype(np.float64)
+    std = x.std(axis=0)
+    raw = result.head.weight.astype(np.float64)
+    weight, logits = raw * std, x @ raw.T + result.head.bias
+    if task in ("softmax", "binary"):
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(x)), selection.labels]
+    elif task == "multilabel":
+        losses = (np.logaddexp(0, logits) - selection.labels * logits).sum(axis=1)
+    else:
+        losses = 0.5 * ((logits - selection.labels) ** 2).sum(axis=1)
+    penalties = (
+        result.l1 * np.abs(weight).sum()
+        + result.l2 / 2 * (weight**2).sum()
+        + result.group_l1 * np.sqrt((weight**2).sum(axis=0)).sum()
+    )
+    assert result.objective == pytest.approx(losses.mean() + penalties, rel=1e-4)
+    assert (result.selection == "val") == ("auto" in penalty.values())
+
+
+def test_a_fit_that_float32_cannot_finish_says_so():
+    result = train_head(blobs(), l2=1e-12)
+    assert not result.details["converged"]
+    assert len(result.notes) == 1
+    assert "relative gap" in result.notes[0] and "l2 1e-12" in result.notes[0]
 
 
 def test_kept_features_are_chosen_by_group_l1_and_weighed_by_l2_alone():
@@ -129,7 +204,9 @@ def test_the_one_standard_error_rule_takes_a_stronger_penalty_within_the_error()
     assert choose(scores, one_standard_error=False) == 1e-3
     assert choose(scores, one_standard_error=True) == 1e-2
     cache = blobs(spread=2.5)
-    assert train_head(cache, standard_error_rule=True).l2 >= train_head(cache).l2
+    careful = train_head(cache, standard_error_rule=True)
+    assert careful.l2 >= train_head(cache).l2
+    assert np.array_equal(train_head(cache, **careful.settings).head.weight, careful.head.weight)
 
 
 def test_equal_scores_go_to_the_smaller_loss_then_to_the_stronger_penalty():
@@ -188,6 +265,30 @@ def test_every_kind_trains_without_a_val_split(settings):
     assert result.val_accuracy is None
     assert result.test_accuracy > 0.7
     assert result.objective is None
+
+
+def test_an_mlp_stops_after_epochs_without_a_better_one_and_keeps_the_best():
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(64, 5)).astype(np.float32)
+    targets = np.eye(2, dtype=np.float32)[np.arange(64) % 2]
+    options = MlpOptions(hidden=(4,), dropout=0.0, learning_rate=1e-2, weight_decay=0.0, epochs=90, mixup=0.0, seed=0)
+    seen = []
+
+    def evaluate(predict):
+        seen.append(predict(features))
+        return (1.0 if len(seen) == 3 else 0.5), 1.0
+
+    supervision = MlpTargets(targets=targets, weights=np.ones(64, dtype=np.float32))
+    (weights, biases), epoch = fit_mlp(features, supervision, task="classification", options=options, evaluate=evaluate)
+    assert epoch == 3
+    assert len(seen) == 3 + PATIENCE
+    hidden = np.maximum(features @ weights[0].T + biases[0], 0)
+    assert np.array_equal(hidden @ weights[1].T + biases[1], seen[2])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_mlp_that_diverges_says_so(task):
+    refuse(TASKS[task](), "loss of an MLP must stay finite.*smaller learning_rate", kind="mlp", learning_rate=1e30)
 
 
 def test_the_seed_of_an_mlp_decides_its_bits():
@@ -300,12 +401,8 @@ def test_duplicates_are_told_and_dropped_when_asked():
 
 
 def test_multi_label_chooses_by_average_precision():
-    generator = np.random.default_rng(3)
-    features = generator.normal(size=(300, 12)).astype(np.float32)
-    targets = (features @ generator.normal(size=(12, 4)) + generator.normal(size=(300, 4)) > 0.5).astype(np.float32)
-    splits = (["train"] * 3 + ["val", "test"]) * 60
-    labels = targets.argmax(axis=1)
-    cache = MemoryCache({"features": features}, make_samples(labels, splits, targets=targets, task="multilabel"))
+    cache = several_labels()
+    features = cache._columns["features"]
     for settings in ({}, {"kind": "mlp", "epochs": 20}):
         result = train_head(cache, **settings)
         assert result.score == "mean_average_precision"
@@ -338,6 +435,100 @@ def test_average_precision_by_hand():
     assert average_precisions(logits, np.array([[1], [0], [1], [0]])) == pytest.approx([(1 + 2 / 3) / 2])
     assert np.isnan(average_precisions(logits, np.zeros((4, 1)))).all()
     assert score_logits(logits, np.zeros((4, 1)), task="multilabel").accuracy == 0.25
+
+
+def test_r2_of_equal_targets_is_one_or_zero():
+    """As scikit-learn's, where R² is 0/0 or minus infinity: folds may hold one row."""
+    same = np.full((3, 2), 7.0)
+    assert score_logits(same, same, task="regression").value == 1.0
+    missed = score_logits(same + 1, same, task="regression")
+    assert (missed.value, missed.standard_error, missed.loss) == (0.0, 0.0, 1.0)
+    cache = numbers_to_predict()
+    cache.samples().splits[:] = 2
+    cache.samples().splits[:24] = 0
+    each_alone = train_head(cache, folds=10_000)
+    assert each_alone.selection == "24 folds"
+    json.dumps(each_alone.to_json(), allow_nan=False)
+
+
+# --- larger than memory ---
+
+
+@pytest.mark.parametrize("val", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"l2": 0.05, "calibrate": True, "unknown": "energy"},
+        {"l2": "auto", "views": [0, 1]},
+        {"l1": 0.02},
+        {"group_l1": "auto"},
+        {"keep_features": 0.5, "l2": 0.05},
+        {"l2": 0.1, "block_scales": [0.5, 2.0], "outputs": ["layer", "features"]},
+        {"l2": 0.1, "class_weight": "balanced", "label_smoothing": 0.1},
+    ],
+    ids=str,
+)
+def test_rows_streamed_from_the_cache_give_the_same_head(settings, val, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * 20 * 50)  # fifty rows of up to twenty features
+    base = blobs(spread=2.0, val=val)
+    plain = base._columns["features"]
+    more = np.random.default_rng(1).normal(size=(len(plain), 4)).astype(np.float32)
+    columns = {"features": plain, "layer": more, "features@1": plain * np.float32(1.01), "layer@1": more}
+    cache = MemoryCache(columns, base.samples())
+    if not val:
+        settings = {name: value for name, value in settings.items() if name not in ("calibrate", "unknown")}
+    whole, streamed = train_head(cache, **settings), train_head(cache, **settings, memory_bytes=20_000)
+    assert "streamed" in streamed.notes[0]
+    assert whole.notes == ()
+    assert streamed.objective == pytest.approx(whole.objective, rel=3e-6)
+    assert (streamed.l1, streamed.l2) == (whole.l1, whole.l2)
+    assert streamed.group_l1 == pytest.approx(whole.group_l1)
+    largest = np.abs(whole.head.weight).max()
+    assert np.abs(streamed.head.weight - whole.head.weight).max() < 0.01 * largest
+    assert streamed.val_score == whole.val_score
+    assert streamed.test_accuracy == whole.test_accuracy
+    if whole.head.unknown is not None:
+        x = cache.gather(cache.select(split="test").rows)  # energies are known up to the constant that biases share
+        strange = [one.head.unknown.is_unknown(one.head.predict_logits(x)) for one in (whole, streamed)]
+        assert np.array_equal(*strange)
+        assert streamed.head.calibration.temperature == pytest.approx(whole.head.calibration.temperature, rel=1e-2)
+
+
+def test_streaming_holds_blocks_not_the_rows(monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 18)
+    cache = blobs(n=10_000, d=200, k=3, spread=3.0)  # 8 MB of features
+
+    def peak(**settings):
+        tracemalloc.start()
+        train_head(cache, l2=0.1, **settings)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert peak() > 16e6
+    assert peak(memory_bytes=1_000_000) < 5e6
+
+
+def test_unlabelled_images_take_part_in_a_streamed_fit(monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * 20 * 64)
+    cache, teacher = noisy_students(noise=0.0, free=520)
+    settings = {"teacher": teacher, "teacher_head": train_head(teacher, l2=0.1).head, "alpha": 0.7, "l2": 0.05}
+    whole, streamed = train_head(cache, **settings), train_head(cache, **settings, memory_bytes=1000)
+    assert streamed.n_unlabelled == 520
+    assert streamed.objective == pytest.approx(whole.objective, rel=3e-6)
+
+
+@pytest.mark.parametrize("settings", [{"kind": "mlp"}, {"kind": "knn"}, {"kind": "prototype"}, {"mixup": 0.2}], ids=str)
+def test_what_needs_the_rows_in_memory_refuses_to_stream(settings):
+    refuse(blobs(), "needs the rows in memory", memory_bytes=1000, **settings)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_streamed_features_that_are_not_finite_are_named(split):
+    cache = blobs()
+    row = cache.select(split=split).rows[2]
+    cache._columns["features"][row, 5] = np.nan
+    refuse(cache, f"1 rows, first that of '{row:06}.jpg'", l2=0.1, memory_bytes=1000)
 
 
 # --- distillation ---
@@ -498,6 +689,19 @@ def test_no_labels_are_refused():
         ({"alpha": 1.5}, "alpha must be"),
         ({"temperature": 0.0}, "temperature must be"),
         ({"folds": 1}, "folds must be"),
+        ({"folds": 2.5}, "folds must be a whole number"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"l1": True}, "l1 must be 'auto' or a number"),
+        ({"kind": "mlp", "hidden": (2.5,)}, "hidden must be"),
+        ({"kind": "knn", "sharpness": -1.0}, "sharpness must be above 0"),
+        ({"views": (0, 0)}, "views must not name one twice"),
+        ({"views": (1,)}, "view must be 0 to 0"),
+        ({"outputs": ["features", "features"]}, "outputs must not name one twice"),
+        ({"outputs": []}, "outputs must name one or more"),
+        ({"outputs": ["layer"]}, "output must be one of"),
+        ({"standard_error_rule": True, "l2": 1.0}, "standard_error_rule needs a penalty to choose"),
+        ({"standard_error_rule": True, "kind": "knn"}, "standard_error_rule needs a penalty to choose"),
+        ({"memory_bytes": 0}, "memory_bytes must be above 0"),
         ({"unknown": "entropy"}, "unknown must be"),
         ({"class_weight": "heavy"}, "class_weight must be"),
         ({"views": ()}, "views must be"),
@@ -516,6 +720,10 @@ def test_no_labels_are_refused():
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
     refuse(blobs(), message, **settings)
+
+
+def test_numbers_cannot_be_smoothed_as_labels_are():
+    refuse(numbers_to_predict(), "label_smoothing needs classes", label_smoothing=0.1)
 
 
 def test_a_teacher_with_other_classes_is_refused():
@@ -569,7 +777,8 @@ def test_training_a_linear_head_imports_no_torch_and_no_scikit_learn():
     code = (
         "import sys; sys.path.insert(0, 'tests');"
         "from memory_cache import blobs; from featcache.train import train_head;"
-        "train_head(blobs()); train_head(blobs(), l1='auto');"
+        "train_head(blobs()); train_head(blobs(), l1='auto'); train_head(blobs(), kind='knn');"
+        "train_head(blobs(), kind='prototype', calibrate=True, unknown='auto', memory_bytes=10**9);"
         "bad = {'torch', 'sklearn', 'timm'} & set(sys.modules);"
         "sys.exit(f'loaded {bad}' if bad else 0)"
     )

@@ -9,7 +9,7 @@ import typer
 
 from featcache.cli.app import app
 from featcache.cli.options import DatasetOption, Json, ModelKwargsOption, Overwrite
-from featcache.cli.text import parse_integers, parse_pairs, parse_penalties, say, show
+from featcache.cli.text import parse_integers, parse_pairs, parse_penalties, parse_scales, say, show
 
 
 @app.command()
@@ -31,27 +31,42 @@ def train(
     outputs: Annotated[
         list[str] | None, typer.Option(help="Stored outputs, by commas, side by side; given again: compared.")
     ] = None,
+    block_scales: Annotated[
+        str | None, typer.Option(help="auto, or a number per output, by commas: larger is penalised less.")
+    ] = None,
     views: Annotated[str, typer.Option(help="Stored views to train on, comma-separated.")] = "0",
     class_weight: Annotated[str | None, typer.Option(help="balanced: every class counts the same.")] = None,
     drop_duplicates: Annotated[bool, typer.Option(help="Drop train images that also stand elsewhere.")] = False,
     label_smoothing: Annotated[float, typer.Option(help="In [0, 1).")] = 0.0,
     mixup: Annotated[float, typer.Option(help="Beta parameter of mixup of features; 0: none.")] = 0.0,
+    mixup_copies: Annotated[int, typer.Option(help="Mixes per row.")] = 1,
     standard_error_rule: Annotated[bool, typer.Option(help="Strongest penalty within a standard error.")] = False,
     folds: Annotated[int, typer.Option(help="Folds to choose by where there is no val split.")] = 5,
     calibrate: Annotated[bool, typer.Option(help="Scale the logits by the val temperature.")] = False,
     unknown: Annotated[str | None, typer.Option(help="Attach a rule for unknown images: auto, …")] = None,
+    unknown_accept: Annotated[float, typer.Option(help="Share of val that the rule accepts, in (0, 1].")] = 0.95,
     teacher: Annotated[Path | None, typer.Option(help="Distil from this cache of the same images.")] = None,
     teacher_head: Annotated[Path | None, typer.Option(help="The head trained on the teacher's cache.")] = None,
     alpha: Annotated[float, typer.Option(help="Share of the teacher's term, in [0, 1].")] = 0.5,
     temperature: Annotated[float, typer.Option(help="Softens teacher and student alike.")] = 2.0,
     unlabelled: Annotated[str | None, typer.Option(help="Data set of unlabelled images to distil on.")] = None,
-    hidden: Annotated[str, typer.Option(help="MLP: widths of hidden layers, comma-separated.")] = "512",
+    metric: Annotated[str | None, typer.Option(help="Prototype: cosine or euclidean; default: chosen on val.")] = None,
     neighbors: Annotated[int | None, typer.Option(help="kNN: how many; default: chosen on val.")] = None,
+    sharpness: Annotated[float | None, typer.Option(help="Prototype, kNN: of the logits; default: by val.")] = None,
+    hidden: Annotated[str, typer.Option(help="MLP: widths of hidden layers, comma-separated.")] = "512",
+    dropout: Annotated[float, typer.Option(help="MLP: share of hidden values dropped.")] = 0.2,
+    learning_rate: Annotated[float, typer.Option(help="MLP: peak rate of AdamW.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="MLP: weight decay of AdamW.")] = 1e-2,
+    epochs: Annotated[int, typer.Option(help="MLP: at most; ends early where val gets no better.")] = 100,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bits on one machine.")] = 0,
+    memory_gb: Annotated[
+        float | None, typer.Option(help="Stream the rows where training would take more; default: half of all.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train a head from a cache, in seconds; of several caches, kinds, outputs, penalties the best on val is saved."""
+    from featcache.errors import InputError
     from featcache.files import refuse_existing
     from featcache.train import compare, train_head
 
@@ -79,30 +94,41 @@ def train(
             **strengths,
             keep_features=keep_features,
             outputs=side_by_side.split(",") if side_by_side else None,
+            block_scales=parse_scales(block_scales, "--block-scales"),
             views=parse_integers(views, "--views"),
             class_weight=class_weight,
             drop_duplicates=drop_duplicates,
             label_smoothing=label_smoothing,
             mixup=mixup,
+            mixup_copies=mixup_copies,
             standard_error_rule=standard_error_rule,
             folds=folds,
             calibrate=calibrate,
             unknown=unknown,
+            unknown_accept=unknown_accept,
             teacher=teacher,
             teacher_head=teacher_head,
             alpha=alpha,
             temperature=temperature,
             unlabelled=unlabelled,
-            hidden=parse_integers(hidden, "--hidden"),
+            metric=metric,
             neighbors=neighbors,
+            sharpness=sharpness,
+            hidden=parse_integers(hidden, "--hidden"),
+            dropout=dropout,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            epochs=epochs,
             seed=seed,
+            memory_bytes=None if memory_gb is None else round(memory_gb * 1e9),
         )
         for cache, one_kind, side_by_side, strengths in fits
     ]
     for result in results:
         for note in result.notes:
             say(f"note: {note}")
-    best = max(results, key=lambda result: -1.0 if result.val_score is None else result.val_score)
+    scored = [result for result in results if result.val_score is not None]
+    best = max(scored or results, key=lambda result: result.val_score or 0.0)
     if len(results) > 1:
         plain = len(results) == len(caches)
         asked = [
@@ -114,13 +140,22 @@ def train(
             for (cache, one, side, _), said in zip(fits, asked, strict=True)
         ]
         say(compare(results, names=titles))
+        if not scored and out is not None:
+            raise InputError(
+                "--out keeps the head that is best on val, got several and no val split: train the one you want alone"
+            )
+    figure = "accuracy" if best.score == "accuracy" else "score"
     if out is not None:
         best.save(out, overwrite=overwrite)
     show(
-        {**best.to_json(), "out": None if out is None else str(out)},
+        {
+            **best.to_json(),
+            "out": None if out is None else str(out),
+            **({"compared": [result.to_json() for result in results]} if len(results) > 1 else {}),
+        },
         as_json,
-        keys=["kind", "l1", "l2", "nonzero_fraction", "features_used", "n_train", "n_classes", "train_accuracy",
-              "val_accuracy", "test_accuracy", "gap", "wall_seconds", "out"],
+        keys=["kind", "l1", "l2", "group_l1", "nonzero_fraction", "features_used", "n_train", "n_classes",
+              "score", *(f"{split}_{figure}" for split in ("train", "val", "test")), "gap", "wall_seconds", "out"],
     )  # fmt: skip
 
 

@@ -53,6 +53,16 @@ def parse_penalties(text: str | None, flag: str) -> list[Any]:
     return [None] if text is None else [parse_penalty(part, flag) for part in text.split(",")]
 
 
+def parse_scales(text: str | None, flag: str) -> Any:
+    """Return numbers that stand between commas, ``auto`` or None as it is."""
+    if text is None or text == "auto":
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{flag} must be 'auto' or numbers separated by commas, got {text!r}") from error
+
+
 def parse_integers(text: str, flag: str) -> list[int]:
     """Return whole numbers that stand between commas."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from featcache.errors import InputError
 from featcache.heads.base import Floats
+from featcache.torch_threads import one_torch_thread
 
 Layers = tuple[tuple[Floats, ...], tuple[Floats, ...]]
 PATIENCE = 15
@@ -61,19 +64,25 @@ def fit_mlp(
 
     `evaluate`: given a function features → logits, returns (score, loss) on held-out rows; the epoch with the best
     score (the least loss among equals) wins and training stops after 15 epochs without a better one. None trains
-    exactly `epochs` epochs. The same seed gives the same bits on one machine with the same number of threads.
+    exactly `epochs` epochs. The same seed gives the same bits on one machine with the same number of threads. Batches
+    of fewer than 256 rows are computed by one thread: handing work out takes longer than doing it.
+
+    Raises `InputError` where the loss of an epoch is not finite.
     """
     mean = features.mean(axis=0, dtype=np.float64)
     std = features.std(axis=0, dtype=np.float64)
     scale = np.where(std > 0, 1.0 / np.where(std > 0, std, 1.0), 0.0)
     rows = torch.from_numpy(((features - mean.astype(np.float32)) * scale.astype(np.float32)).astype(np.float32))
     n_classes = supervision.targets.shape[1]
-    with torch.random.fork_rng(devices=[]):
+    batch_rows = min(max(len(rows) // STEPS_PER_EPOCH, BATCH_ROWS[0]), BATCH_ROWS[1])
+    threads = one_torch_thread() if batch_rows < BATCH_ROWS[1] else nullcontext()
+    with threads, torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         network = _network(features.shape[1], n_classes, options)
         total = options.epochs if epochs is None else epochs
-        optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
-        batch_rows = min(max(len(rows) // STEPS_PER_EPOCH, BATCH_ROWS[0]), BATCH_ROWS[1])
+        optimizer = torch.optim.AdamW(  # fused: one sweep over the weights a step instead of ten
+            network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
+        )
         steps = math.ceil(len(rows) / batch_rows)
         cycle = max(options.epochs * steps, 1)
         best: tuple[float, float] | None = None
@@ -84,6 +93,11 @@ def fit_mlp(
                 for group in optimizer.param_groups:
                     group["lr"] = options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / cycle))
                 loss = _loss(network, rows, supervision, batch, task=task, mixup=options.mixup)
+                if not torch.isfinite(loss):
+                    raise InputError(
+                        f"the loss of an MLP must stay finite, got {loss.item()} in epoch {epoch} with learning_rate "
+                        f"{options.learning_rate!r}: choose a smaller learning_rate"
+                    )
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 optimizer.step()

@@ -11,23 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import InputError
-from featcache.samples import printable
+from featcache.train.blocks import Features, RowsOfCache, StreamedFeatures, check_finite
 
 if TYPE_CHECKING:
     from featcache.cache import FeatureCache, Selection
     from featcache.samples import Samples
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """The rows of one split: `features` (n, d) float32, `targets`, and `indices` (n,) of their samples.
 
-    `targets`: (n,) int64 class indices, -1 where unlabelled; for multi-label and regression (n, k) float32.
+    `features` are an array, or stay in the cache and are streamed from it. `targets`: (n,) int64 class indices, -1
+    where unlabelled; for multi-label and regression (n, k) float32.
     """
 
-    features: Floats
+    features: Features
     targets: npt.NDArray[Any]
     indices: npt.NDArray[np.int64]
 
@@ -61,6 +60,11 @@ class TrainingData:
     notes: tuple[str, ...]
 
     @property
+    def streamed(self) -> bool:
+        """Return whether the features are read from the cache at every pass, being too many for memory."""
+        return isinstance(self.train.features, StreamedFeatures)
+
+    @property
     def n_images(self) -> int:
         """Return how many images the train rows are views of."""
         return len(np.unique(self.train.indices))
@@ -80,12 +84,18 @@ def load_training_data(
     drop_duplicates: bool = False,
     with_unlabelled: bool = False,
     unlabelled: str | None = None,
+    memory_bytes: int | None = None,
+    folds: int = 0,
 ) -> TrainingData:
     """Return the rows of `dataset` in `cache`, one block of columns per output.
 
     `views`: the stored views that become training rows (n_train = images · views); val and test see the plain view 0
     only. `with_unlabelled`: also load the unlabelled train samples, and all samples of data set `unlabelled` of the
     same cache. Raises `InputError` for non-finite features, one class, or a class without a training row.
+
+    Where the features would take more than `memory_bytes` (None: no limit), with the standardised copy that is fitted
+    on and, without a val split, those of `folds` folds, they stay in the cache and are streamed; non-finite ones are
+    then found when they are first read.
     """
     samples = cache.samples(dataset)
     names = tuple(outputs) if outputs else (cache.recipe.outputs[0],)
@@ -95,11 +105,43 @@ def load_training_data(
     train_indices, train_rows = train.indices[kept], train.rows[kept]
     train_targets = train.labels[kept]
     _check_targets(samples, train_targets, cache)
+    cache.outputs(names)
+    cache.checked_views(views)
     shapes = {column.name: math.prod(column.shape) for column in cache.columns}
+    width = sum(shapes[name] for name in names)
 
-    def load(rows: npt.NDArray[np.int64], indices: npt.NDArray[np.int64], which: Sequence[int], of: Samples) -> Floats:
+    free_samples, free_rows, free_indices = None, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    if with_unlabelled:
+        free_samples = samples if unlabelled is None else cache.samples(unlabelled)
+        split = "train" if unlabelled is None else None
+        every = cache.select(split=split, dataset=free_samples.dataset, labelled=False)
+        free_indices = every.indices
+        if unlabelled is None:
+            free_indices = free_indices[samples.labels[free_indices] < 0]
+        free_rows = every.rows[np.isin(every.indices, free_indices)]
+
+    fitted = (len(train_rows) + len(free_rows)) * len(views)
+    looked_at = len(selections["val"].rows) + len(selections["test"].rows)
+    problems = 1 if len(selections["val"].rows) else 1 + folds
+    needed = 4 * width * (2 * problems * fitted + looked_at)  # float32; each problem has its rows and a copy of them
+    streamed = False
+    if memory_bytes is not None and needed > memory_bytes:
+        streamed = True
+        notes.append(
+            f"training would hold {needed / 1e9:.3g} GB of features, allowed are {memory_bytes / 1e9:.3g} GB: they are "
+            "streamed from the cache, which takes longer"
+        )
+
+    def load(
+        rows: npt.NDArray[np.int64], indices: npt.NDArray[np.int64], which: Sequence[int], of: Samples
+    ) -> Features:
+        if streamed:
+            n = len(which)
+            all_views = np.repeat(np.asarray(which, dtype=np.int64), len(rows))
+            part = RowsOfCache(cache, names, np.tile(rows, n), all_views, np.tile(indices, n), of)
+            return StreamedFeatures([part], num_features=width)
         features = cache.gather(rows, output=list(names), views=list(which))
-        _check_finite(features, indices, of)
+        check_finite(features, indices, of)
         return features
 
     def load_split(split: str) -> Rows | None:
@@ -114,16 +156,10 @@ def load_training_data(
         np.concatenate([train_targets] * repeats),
         np.concatenate([train_indices] * repeats),
     )
-    free, free_samples = None, None
-    if with_unlabelled:
-        free_samples = samples if unlabelled is None else cache.samples(unlabelled)
-        split = "train" if unlabelled is None else None
-        every = cache.select(split=split, dataset=free_samples.dataset, labelled=False)
-        chosen = every.indices if unlabelled is not None else every.indices[free_samples.labels[every.indices] < 0]
-        rows = every.rows[np.isin(every.indices, chosen)]
-        if len(rows):
-            features = load(rows, chosen, views, free_samples)
-            free = Rows(features, np.full(len(features), -1), np.concatenate([chosen] * repeats))
+    free = None
+    if free_samples is not None and len(free_rows):
+        features = load(free_rows, free_indices, views, free_samples)
+        free = Rows(features, np.full(len(features), -1), np.concatenate([free_indices] * repeats))
     return TrainingData(
         dataset=samples.dataset,
         task=samples.task,
@@ -192,16 +228,4 @@ def _check_targets(samples: Samples, targets: npt.NDArray[Any], cache: FeatureCa
         raise InputError(
             f"every class must have an image in the train split, got none for {empty[:5]!r}"
             f"{f' and {len(empty) - 5} more' if len(empty) > 5 else ''} in {where}: add images or remove the class"
-        )
-
-
-def _check_finite(features: Floats, indices: npt.NDArray[np.int64], samples: Samples) -> None:
-    if np.isfinite(features.sum(dtype=np.float64)):
-        return
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(bad):
-        first = printable(samples.paths[int(indices[bad[0] % len(indices)])])
-        raise InputError(
-            f"features must be finite, got NaN or infinity in {len(bad)} rows, first that of {first!r}: the network "
-            "overflows on it; build the cache with --precision fp32"
         )

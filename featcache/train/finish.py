@@ -11,6 +11,7 @@ from featcache.errors import InputError
 from featcache.heads.base import Head, softmax
 from featcache.heads.calibration import Calibration, expected_calibration_error, fit_temperature
 from featcache.heads.unknown import SCORES, area_under_roc, fit_unknown_rule, known_score
+from featcache.train.blocks import map_rows
 from featcache.train.data import Rows, TrainingData
 from featcache.train.settings import TrainSettings
 
@@ -19,7 +20,7 @@ MOST_HELD_OUT_CLASSES = 5
 
 def calibrate_head(head: Head, val: Rows) -> Head:
     """Return `head` with the temperature of `val` divided into its logits; no decision changes."""
-    logits = head.predict_logits(val.features)
+    logits = map_rows(head.predict_logits, val.features)
     temperature = fit_temperature(logits, val.targets)
     calibration = Calibration(
         temperature=temperature,
@@ -45,14 +46,14 @@ def add_unknown_rule(
     areas: dict[str, list[float]] = {score: [] for score in scores}
     for label in held_out:
         partial = refit(without_class(data, label))
-        logits = partial.predict_logits(val.features)
+        logits = map_rows(partial.predict_logits, val.features)
         known = val.targets != label
         for score in scores:
             values = known_score(logits, score=score)
             areas[score].append(area_under_roc(values[known], values[~known]))
     best = max(scores, key=lambda score: float(np.mean(areas[score] or [0.0])))
     rule = fit_unknown_rule(
-        head.predict_logits(val.features),
+        map_rows(head.predict_logits, val.features),
         score=best,
         accept=settings.unknown_accept,
         auroc=float(np.mean(areas[best])) if areas[best] else None,

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from featcache.errors import InputError
 from featcache.heads.base import Head
 from featcache.heads.io import load_head
+from featcache.machine import memory_bytes_of_machine
 from featcache.train.data import Rows, TrainingData, load_training_data
 from featcache.train.finish import add_unknown_rule, calibrate_head, require_val
 from featcache.train.fitted import Fitted, Teacher
 from featcache.train.result import FitResult
-from featcache.train.score import SCORE_NAMES, Score, score_logits
+from featcache.train.score import SCORE_NAMES, Score, score_rows
 from featcache.train.settings import Penalty, TrainSettings
 from featcache.train.teacher import has_matching_logits, teacher_probabilities
 
@@ -60,6 +61,7 @@ def train_head(
     weight_decay: float = 1e-2,
     epochs: int = 100,
     seed: int = 0,
+    memory_bytes: int | None = None,
 ) -> FitResult:
     """Return a head trained on the train split of `cache`, chosen on val, with test only reported.
 
@@ -99,10 +101,17 @@ def train_head(
 
     `seed` draws folds, mixes and the MLP; the same seed gives the same bits on one machine.
 
+    `memory_bytes`: where the features, and the standardised copies that are fitted on, would take more, the rows are
+    streamed from the cache block by block at every pass: the same head to the gap of the fit, later. Default: half of
+    the machine's memory. Only linear heads without mixup can be streamed. L1 and group L1 keep in memory the columns
+    that are in use.
+
     Raises `InputError` for one class, a class without a training image, non-finite features, negative penalties, a
     teacher with other classes or images, and settings that do not go together.
     """
     began = time.perf_counter()
+    if memory_bytes is not None and not memory_bytes > 0:
+        raise InputError(f"memory_bytes must be above 0, got {memory_bytes!r}")
     settings = TrainSettings(
         dataset=dataset,
         kind=kind,
@@ -148,6 +157,8 @@ def train_head(
             drop_duplicates=drop_duplicates,
             with_unlabelled=teacher is not None,
             unlabelled=unlabelled,
+            memory_bytes=_half_of_memory() if memory_bytes is None else memory_bytes,
+            folds=0 if settings.auto is None else settings.folds,
         )
         if teacher is None:
             return _train(opened, data, settings, None, {}, began)
@@ -168,7 +179,8 @@ def _train(
     if settings.unknown is not None:
         require_val(data, "an unknown rule")
     fitted = _fit(data, settings, teacher)
-    resolved = dataclasses.replace(settings, **fitted.chosen)
+    rule = settings.standard_error_rule and settings.auto not in fitted.chosen  # used up where a value was chosen
+    resolved = dataclasses.replace(settings, standard_error_rule=rule, **fitted.chosen)
     refit_settings = resolved.to_json()
     head = dataclasses.replace(
         fitted.head, columns=data.columns, fingerprint=cache.fingerprint, settings=refit_settings
@@ -218,7 +230,7 @@ def _train(
         settings=refit_settings,
         seed=settings.seed,
         fingerprint=cache.fingerprint,
-        notes=data.notes,
+        notes=(*data.notes, *fitted.notes),
         wall_seconds=time.perf_counter() - began,
     )
 
@@ -240,7 +252,7 @@ def _fit(data: TrainingData, settings: TrainSettings, teacher: Teacher | None) -
 
 
 def _score(head: Head, rows: Rows | None, task: str) -> Score | None:
-    return None if rows is None else score_logits(head.predict_logits(rows.features), rows.targets, task=task)
+    return None if rows is None else score_rows(head.predict_logits, rows.features, rows.targets, task=task)
 
 
 def _ask_teacher(
@@ -273,6 +285,11 @@ def _open(cache: FeatureCache | str | os.PathLike[str], stack: ExitStack) -> Fea
     from featcache.cache import open_cache
 
     return stack.enter_context(open_cache(os.fspath(cache)))
+
+
+def _half_of_memory() -> int | None:
+    total = memory_bytes_of_machine()
+    return None if total is None else total // 2
 
 
 def _path_of(cache: FeatureCache | str | os.PathLike[str]) -> str:

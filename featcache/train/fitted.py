@@ -34,7 +34,10 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """`chosen`: the settings a value was chosen for. `selection`: by what. `details`: figures of this kind of head."""
+    """`chosen`: the settings a value was chosen for. `selection`: by what. `details`: figures of this kind of head.
+
+    `notes`: one line each, what the user should know about the fit.
+    """
 
     head: Head
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -42,3 +45,4 @@ class Fitted:
     certificate: Certificate | None = None
     path: tuple[PathPoint, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from featcache.errors import InputError
 from featcache.heads.linear import LinearHead
 from featcache.heads.solvers import Distillation, Prepared, Problem, Solution, penalty_grid, prepare, solve
+from featcache.train.blocks import take_columns
 from featcache.train.data import Rows, TrainingData
 from featcache.train.fitted import Certificate, Fitted, Teacher
 from featcache.train.folds import stratified_folds
@@ -22,6 +23,7 @@ from featcache.train.search import TOLERANCE, Trial, search
 from featcache.train.settings import PENALTIES, TrainSettings
 from featcache.train.targets import LOSSES, Supervision, mix, supervise
 
+WORTH_A_NOTE = 1e-4  # relative gap of a final fit; most end below 1e-6
 SELECTION_STEP = 0.66  # each penalty of group L1 over the one before, where features are chosen
 SELECTION_WEAKEST = 1e-4  # the last of them, over the first
 SELECTION_HALVINGS = 2  # of the step in which the share is passed
@@ -128,7 +130,7 @@ def _of_features(data: TrainingData, kept: npt.NDArray[np.int64]) -> TrainingDat
     def cut(rows: Rows | None) -> Rows | None:
         if rows is None:
             return None
-        return Rows(np.ascontiguousarray(rows.features[:, kept]), rows.targets, rows.indices)
+        return Rows(take_columns(rows.features, kept), rows.targets, rows.indices)
 
     train = cut(data.train)
     assert train is not None
@@ -159,11 +161,7 @@ def _prepare(rows: Supervision, data: TrainingData, settings: TrainSettings) -> 
         scales = [float(scale) for scale in settings.block_scales]
     if len(scales) != len(widths):
         raise InputError(f"block_scales must have one number per output {list(data.columns)!r}, got {scales!r}")
-    matrix = prepared.rows.matrix
-    assert matrix is not None  # features of a cache are gathered into memory
-    of_feature = np.repeat(np.array(scales), widths)
-    matrix *= of_feature.astype(np.float32)
-    prepared.rows.std = prepared.rows.std / of_feature
+    prepared.rows.scale_columns(np.repeat(np.array(scales), widths))
     return prepared
 
 
@@ -253,4 +251,16 @@ def _fitted(
         ),
         path=path,
         details={"converged": solution.converged},
+        notes=_notes_on(solution),
+    )
+
+
+def _notes_on(solution: Solution) -> tuple[str, ...]:
+    """Return a line where the solution is so far from the optimum that figures could change."""
+    if solution.gap <= WORTH_A_NOTE:
+        return ()
+    strengths = ", ".join(f"{name} {getattr(solution, name):.3g}" for name in PENALTIES if getattr(solution, name) > 0)
+    return (
+        f"the fit is proved to a relative gap of {solution.gap:.2g} only, after {solution.passes:.0f} passes: "
+        f"{strengths} is too weak to be solved in float32; use a stronger penalty",
     )

@@ -14,6 +14,7 @@ from featcache.heads.base import Floats
 from featcache.heads.calibration import fit_temperature
 from featcache.heads.knn import NeighborsHead, unit_rows
 from featcache.heads.prototype import METRICS, PrototypeHead, fit_prototypes
+from featcache.train.blocks import in_memory
 from featcache.train.data import TrainingData
 from featcache.train.fitted import Fitted, Teacher
 from featcache.train.folds import stratified_folds
@@ -52,7 +53,7 @@ def fit_prototype(data: TrainingData, settings: TrainSettings) -> Fitted:
 
 
 def _prototype_head(data: TrainingData, metric: str, sharpness: float, kept: Mask | None) -> PrototypeHead:
-    features, labels = data.train.features, data.train.targets
+    features, labels = in_memory(data.train.features, "kind 'prototype'"), data.train.targets
     if kept is not None:
         features, labels = features[kept], labels[kept]
     arrays = fit_prototypes(features, labels, n_classes=len(data.classes), metric=metric)
@@ -82,7 +83,7 @@ def fit_neighbors(data: TrainingData, settings: TrainSettings) -> Fitted:
 
 
 def _neighbors_head(data: TrainingData, neighbors: int, sharpness: float, kept: Mask | None) -> NeighborsHead:
-    features, labels = data.train.features, data.train.targets
+    features, labels = in_memory(data.train.features, "kind 'knn'"), data.train.targets
     if kept is not None:
         features, labels = features[kept], labels[kept]
     center = features.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -120,6 +121,8 @@ def fit_perceptron(data: TrainingData, settings: TrainSettings, teacher: Teacher
         seed=settings.seed,
     )
 
+    features_of_train = in_memory(rows.features, "kind 'mlp'")
+
     def train(kept: Mask, evaluate: Any, epochs: int | None) -> tuple[MlpHead, int]:
         supervision = MlpTargets(
             targets=targets[kept],
@@ -129,7 +132,7 @@ def fit_perceptron(data: TrainingData, settings: TrainSettings, teacher: Teacher
             temperature=settings.temperature,
         )
         layers, epoch = fit_mlp(
-            rows.features[kept], supervision, task=data.task, options=options, evaluate=evaluate, epochs=epochs
+            features_of_train[kept], supervision, task=data.task, options=options, evaluate=evaluate, epochs=epochs
         )
         return MlpHead(classes=data.classes, task=data.task, weights=layers[0], biases=layers[1]), epoch
 
@@ -155,11 +158,12 @@ def _held_out(data: TrainingData, settings: TrainSettings) -> tuple[Mask | None,
     They are val's, with kept None; without a val split one stratified fold of the images, in their first view.
     """
     if data.val is not None:
-        return None, data.val.features, data.val.targets, "val"
+        return None, in_memory(data.val.features, f"kind {settings.kind!r}"), data.val.targets, "val"
     train = data.train
     fold = stratified_folds(train.indices, train.targets, task=data.task, folds=settings.folds, seed=settings.seed)
     held_out = data.first_view().subset(fold[: data.n_images] == 0)
-    return fold != 0, held_out.features, held_out.targets, f"1 of {settings.folds} folds"
+    features = in_memory(held_out.features, f"kind {settings.kind!r}")
+    return fold != 0, features, held_out.targets, f"1 of {settings.folds} folds"
 
 
 def _best(scores: list[Score]) -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from featcache.heads.base import Floats
+from featcache.train.blocks import Features, blocks_of, map_rows
 
 SCORE_NAMES = {"classification": "accuracy", "multilabel": "mean_average_precision", "regression": "r2"}
 
@@ -26,15 +30,33 @@ class Score:
     n: int
 
 
+def score_rows(
+    predict: Callable[[Floats], Floats], features: Features, targets: npt.NDArray[Any], *, task: str
+) -> Score:
+    """Return the score of what `predict` makes of features (n, d) → logits (n, k); class scores block by block."""
+    if task != "classification":  # mean average precision and R² need all rows at once, of few outputs as a rule
+        return score_logits(map_rows(predict, features), targets, task=task)
+    parts = [
+        score_logits(predict(block), targets[start : start + len(block)], task=task)
+        for start, block in blocks_of(features)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    n = len(features)
+    right = sum(round(part.value * part.n) for part in parts)
+    return _accuracy_score(right / n, sum(part.loss * part.n for part in parts) / n, n)
+
+
 def score_logits(logits: npt.NDArray[Any], targets: npt.NDArray[Any], *, task: str) -> Score:
     """Return the score of logits (n, k) against class indices (n,) or targets (n, k)."""
     n = len(logits)
     if task == "regression":
         squared = ((logits.astype(np.float64) - targets) ** 2).mean(axis=1)
-        spread = ((targets - targets.mean(axis=0, dtype=np.float64)) ** 2).mean()
-        unit = max(float(spread), np.finfo(np.float64).tiny)
-        error = float(squared.std() / np.sqrt(n) / unit)
-        return Score(1.0 - float(squared.mean()) / unit, error, None, float(squared.mean()), n)
+        loss = float(squared.mean())
+        spread = float(((targets - targets.mean(axis=0, dtype=np.float64)) ** 2).mean())
+        if spread == 0.0:  # one row, or equal targets: R² is 0/0 or -∞; as in scikit-learn, 1 where all are met, else 0
+            return Score(1.0 if loss == 0.0 else 0.0, 0.0, None, loss, n)
+        return Score(1.0 - loss / spread, float(squared.std() / np.sqrt(n)) / spread, None, loss, n)
     wide = logits.astype(np.float64)
     if task == "multilabel":
         right = float(((wide > 0) == (targets > 0.5)).mean())
@@ -45,7 +67,11 @@ def score_logits(logits: npt.NDArray[Any], targets: npt.NDArray[Any], *, task: s
     wide = wide - wide.max(axis=1, keepdims=True)
     losses = np.log(np.exp(wide).sum(axis=1)) - wide[np.arange(n), targets]
     accuracy = float((logits.argmax(axis=1) == targets).mean())
-    return Score(accuracy, float(np.sqrt(accuracy * (1 - accuracy) / n)), accuracy, float(losses.mean()), n)
+    return _accuracy_score(accuracy, float(losses.mean()), n)
+
+
+def _accuracy_score(accuracy: float, loss: float, n: int) -> Score:
+    return Score(accuracy, float(np.sqrt(max(accuracy * (1 - accuracy), 0.0) / n)), accuracy, loss, n)
 
 
 def average_precisions(logits: npt.NDArray[Any], targets: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

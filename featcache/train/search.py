@@ -7,7 +7,7 @@ from typing import Any
 
 from featcache.heads.solvers import Prepared, Solution, solve
 from featcache.train.data import Rows
-from featcache.train.score import Score, score_logits
+from featcache.train.score import Score, score_rows
 from featcache.train.settings import PenaltyName
 
 STRIDE = 4  # of the grid's values is one looked at in the walk
@@ -55,8 +55,8 @@ class Trial:
         """Return how the head of penalty `value` does on the held-out rows."""
         solution, rows = self.solution(value), self._held_out
         assert rows is not None
-        logits = rows.features @ solution.raw_weight().T + solution.raw_bias()
-        return score_logits(logits, rows.targets, task=self._task)
+        weight, bias = solution.raw_weight().T, solution.raw_bias()
+        return score_rows(lambda block: block @ weight + bias, rows.features, rows.targets, task=self._task)
 
 
 def search(

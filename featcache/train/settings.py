@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -70,16 +71,23 @@ class TrainSettings:
         _in_range("weight_decay", self.weight_decay, 0.0, math.inf, below=True)
         for name in ("temperature", "learning_rate"):
             _in_range(name, getattr(self, name), 0.0, math.inf, above=True, below=True)
-        for name, least in (("folds", 2), ("mixup_copies", 1), ("epochs", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
+        if self.sharpness is not None:
+            _in_range("sharpness", self.sharpness, 0.0, math.inf, above=True, below=True)
+        for name, least in (("folds", 2), ("mixup_copies", 1), ("epochs", 1), ("seed", 0)):
+            if not _is_integer(getattr(self, name)) or getattr(self, name) < least:
+                raise InputError(f"{name} must be a whole number of at least {least}, got {getattr(self, name)!r}")
         if self.class_weight not in (None, *CLASS_WEIGHTS):
             raise InputError(f"class_weight must be None or one of {CLASS_WEIGHTS!r}, got {self.class_weight!r}")
         if self.unknown not in (None, "auto", *SCORES):
             raise InputError(f"unknown must be None, 'auto' or one of {SCORES!r}, got {self.unknown!r}")
-        if not self.views or min(self.views) < 0:
+        if not self.views or not all(_is_integer(view) and view >= 0 for view in self.views):
             raise InputError(f"views must be one or more view numbers, got {self.views!r}")
-        if not self.hidden or min(self.hidden) < 1:
+        if self.outputs is not None and not self.outputs:
+            raise InputError("outputs must name one or more stored outputs, got none: leave it out to have the first")
+        for name, given in (("views", self.views), ("outputs", self.outputs or ())):
+            if len(set(given)) < len(given):
+                raise InputError(f"{name} must not name one twice, got {given!r}")
+        if not self.hidden or not all(_is_integer(width) and width >= 1 for width in self.hidden):
             raise InputError(f"hidden must be one or more layer widths of at least 1, got {self.hidden!r}")
         if isinstance(self.block_scales, tuple) and not all(0 < s < math.inf for s in self.block_scales):
             raise InputError(f"block_scales must be numbers above 0, got {self.block_scales!r}")
@@ -88,6 +96,11 @@ class TrainSettings:
 
     def _refuse_combinations(self) -> None:
         """Raise `InputError` for settings that the kind of head would have to ignore."""
+        if self.standard_error_rule and self.auto is None:
+            raise InputError(
+                "standard_error_rule needs a penalty to choose, got kind "
+                f"{self.kind!r} with none 'auto': give one of l1, l2, group_l1 the value 'auto'"
+            )
         for name, wanted in (("label_smoothing", 0.0), ("mixup", 0.0), ("class_weight", None), ("teacher", None)):
             if self.kind in ("prototype", "knn") and getattr(self, name) != wanted:
                 raise InputError(f"{name} needs kind 'linear' or 'mlp', got kind {self.kind!r}")
@@ -123,7 +136,7 @@ class TrainSettings:
             given["l2"] = "auto"
         resolved = {name: 0.0 if value is None else value for name, value in given.items()}
         for name, value in resolved.items():
-            if value != "auto" and not (isinstance(value, int | float) and 0 <= value < math.inf):
+            if value != "auto" and not (_is_number(value) and 0 <= value < math.inf):
                 raise InputError(f"{name} must be 'auto' or a number of at least 0, got {value!r}")
         if sum(value == "auto" for value in resolved.values()) > 1:
             raise InputError(f"at most one penalty may be 'auto', got {resolved!r}: give the others a number")
@@ -158,8 +171,17 @@ class TrainSettings:
         return values
 
 
+def _is_integer(value: object) -> bool:
+    """Return whether `value` is a whole number; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def _in_range(name: str, value: float, least: float, most: float, *, above: bool = False, below: bool = False) -> None:
-    if not isinstance(value, int | float) or math.isnan(value):
+    if not _is_number(value) or math.isnan(value):
         raise InputError(f"{name} must be a number, got {value!r}")
     if value < least or value > most or (above and value == least) or (below and value == most):
         low = f"above {least:g}" if above else f"at least {least:g}"

@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import InputError
+from featcache.heads.base import Floats
 from featcache.heads.solvers.problem import LossName
-from featcache.train.data import Floats, TrainingData
+from featcache.train.blocks import Features, in_memory, join_rows
+from featcache.train.data import TrainingData
 from featcache.train.fitted import Teacher
 from featcache.train.settings import TrainSettings
 
@@ -24,7 +26,7 @@ class Supervision:
     `weights`: None or (n,) float64. `teacher`: None or (n, k) float32. Unlabelled rows come last.
     """
 
-    features: Floats
+    features: Features
     targets: npt.NDArray[Any]
     weights: npt.NDArray[np.float64] | None
     teacher: Floats | None
@@ -48,6 +50,8 @@ def supervise(data: TrainingData, settings: TrainSettings, teacher: Teacher | No
         return _distilled(data, teacher, weights)
     targets: npt.NDArray[Any] = train.targets
     if settings.label_smoothing > 0:
+        if data.task == "regression":
+            raise InputError("label_smoothing needs classes, got task 'regression': leave it out")
         targets = smooth(targets, n_classes=k, amount=settings.label_smoothing, task=data.task)
     return Supervision(train.features, targets, weights, None)
 
@@ -74,13 +78,14 @@ def mix(rows: Supervision, *, n_classes: int, amount: float, copies: int, seed: 
     once, so the problem stays convex and its solution is the same every time.
     """
     generator = np.random.default_rng(seed)
-    n = len(rows.features)
+    given = in_memory(rows.features, "mixup")
+    n = len(given)
     targets = one_hot(rows.targets, n_classes) if rows.targets.ndim == 1 else rows.targets.astype(np.float32)
-    features, soft, weights = [rows.features], [targets], [_weights_of(rows)]
+    features, soft, weights = [given], [targets], [_weights_of(rows)]
     for _ in range(copies):
         share = generator.beta(amount, amount, size=(n, 1)).astype(np.float32)
         other = generator.permutation(n)
-        features.append(share * rows.features + (1 - share) * rows.features[other])
+        features.append(share * given + (1 - share) * given[other])
         soft.append(share * targets + (1 - share) * targets[other])
         weights.append(share[:, 0] * weights[0] + (1 - share[:, 0]) * weights[0][other])
     mixed = None if rows.weights is None else np.concatenate(weights)
@@ -109,7 +114,7 @@ def _distilled(data: TrainingData, teacher: Teacher, weights: npt.NDArray[np.flo
     if weights is not None:
         weights = np.concatenate([weights, np.ones(len(free))])
     return Supervision(
-        np.concatenate([train.features, free.features]),
+        join_rows(train.features, free.features),
         np.concatenate([train.targets, free.targets]),
         weights,
         np.concatenate([teacher.train, teacher.unlabelled]),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from featcache.samples import Samples
 
 LOGITS = "logits"
+BLOCK_ROWS = 8192  # whose features are in memory at once
 
 
 def has_matching_logits(cache: FeatureCache, n_classes: int) -> bool:
@@ -34,6 +35,11 @@ def teacher_probabilities(
     """
     order = _class_order(head, data, teacher)
 
+    def logits_of(rows: npt.NDArray[np.int64]) -> Floats:
+        if head is None:
+            return teacher.gather(rows, output=LOGITS)
+        return head.predict_logits(teacher.gather(rows, output=list(head.columns)))[:, order]
+
     def of(rows: Rows, samples: Samples) -> Floats:
         with teacher.reader() as reader:
             found = reader.find(samples.digests[rows.indices])
@@ -44,10 +50,7 @@ def teacher_probabilities(
                 "are missing (images are joined by the sha256 of their bytes): build it from the same images"
             )
         unique, inverse = np.unique(found, return_inverse=True)
-        if head is None:
-            logits = teacher.gather(unique, output=LOGITS)
-        else:
-            logits = head.predict_logits(teacher.gather(unique, output=list(head.columns)))[:, order]
+        logits = np.concatenate([logits_of(unique[a : a + BLOCK_ROWS]) for a in range(0, len(unique), BLOCK_ROWS)])
         return np.asarray(softmax(logits / np.float32(temperature))[inverse], dtype=np.float32)
 
     train = of(data.train, data.samples)

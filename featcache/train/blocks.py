@@ -1,0 +1,163 @@
+"""Rows of a cache that do not fit into memory: read from the store block by block, at every pass anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import InputError
+from featcache.heads.base import Floats
+from featcache.samples import printable
+
+if TYPE_CHECKING:
+    from featcache.cache import FeatureCache
+    from featcache.samples import Samples
+
+BLOCK_BYTES = 1 << 26  # of a block's float32 rows: far more than a product needs to be fast, far less than memory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowsOfCache:
+    """Where rows lie: `cache`; `rows` (n,) in its store and `views` (n,), in order; `columns` laid side by side.
+
+    `indices` (n,): the samples they belong to, in `samples`; to name an image whose features are not finite.
+    """
+
+    cache: FeatureCache
+    columns: tuple[str, ...]
+    rows: npt.NDArray[np.int64]
+    views: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64]
+    samples: Samples
+
+    def __getitem__(self, chosen: Any) -> RowsOfCache:
+        """Return the rows that a mask (n,) or a slice chooses."""
+        return RowsOfCache(
+            self.cache, self.columns, self.rows[chosen], self.views[chosen], self.indices[chosen], self.samples
+        )
+
+    def read(self) -> Floats:
+        """Return the features (n, d) float32; `InputError` where one is NaN or infinite."""
+        if not len(self.rows):
+            return self.cache.gather(self.rows, output=list(self.columns))
+        starts = np.flatnonzero(np.diff(self.views, prepend=-1))  # of runs of rows in one view
+        runs = zip(starts, [*starts[1:], len(self.rows)], strict=True)
+        parts = [
+            self.cache.gather(self.rows[a:b], output=list(self.columns), views=[int(self.views[a])]) for a, b in runs
+        ]
+        features = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        check_finite(features, self.indices, self.samples)
+        return features
+
+
+class StreamedFeatures:
+    """Features (n, d) that are read again at every pass: what the solvers call a `BlockSource`.
+
+    `parts`: rows one after another, of one or several data sets. `kept` (d,): which of their columns, None for all.
+    Memory holds one block of at most 64 MiB. The cache must stay open, and its rows as they are.
+    """
+
+    def __init__(
+        self, parts: Sequence[RowsOfCache], *, num_features: int, kept: npt.NDArray[np.int64] | None = None
+    ) -> None:
+        self._parts = tuple(parts)
+        self._num_features, self._kept = num_features, kept
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_rows, n_features)."""
+        width = self._num_features if self._kept is None else len(self._kept)
+        return sum(len(part.rows) for part in self._parts), width
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[tuple[int, Floats]]:
+        """Yield ``(first_row, block)``, block (m, d) float32; raises `InputError` where one is not finite."""
+        size = max(1, BLOCK_BYTES // (4 * self._num_features))
+        first = 0
+        for part in self._parts:
+            for start in range(0, len(part.rows), size):
+                block = part[start : start + size].read()
+                yield first, block if self._kept is None else np.ascontiguousarray(block[:, self._kept])
+                first += len(block)
+
+    def __getitem__(self, chosen: Any) -> StreamedFeatures:
+        """Return the rows that a mask (n,) or a slice chooses."""
+        mask = np.zeros(len(self), dtype=bool)
+        mask[chosen] = True
+        ends = np.cumsum([len(part.rows) for part in self._parts])
+        parts = [part[own] for part, own in zip(self._parts, np.split(mask, ends[:-1]), strict=True)]
+        return StreamedFeatures(parts, num_features=self._num_features, kept=self._kept)
+
+    def take_columns(self, kept: npt.NDArray[np.int64]) -> StreamedFeatures:
+        """Return the same rows with only the columns `kept` (m,)."""
+        return StreamedFeatures(
+            self._parts, num_features=self._num_features, kept=kept if self._kept is None else self._kept[kept]
+        )
+
+    def followed_by(self, other: StreamedFeatures) -> StreamedFeatures:
+        """Return these rows and then those of `other`, which must have as many columns."""
+        return StreamedFeatures((*self._parts, *other._parts), num_features=self._num_features, kept=self._kept)
+
+
+Features = Floats | StreamedFeatures
+
+
+def blocks_of(features: Features) -> Iterator[tuple[int, Floats]]:
+    """Yield ``(first_row, rows)``; features in memory are one block."""
+    if isinstance(features, StreamedFeatures):
+        yield from features
+    else:
+        yield 0, features
+
+
+def map_rows(function: Callable[[Floats], Floats], features: Features) -> Floats:
+    """Return what `function` makes of rows (m, d) → (m, k), for all of `features` (n, d): (n, k)."""
+    return np.concatenate([function(block) for _, block in blocks_of(features)])
+
+
+def take_columns(features: Features, kept: npt.NDArray[np.int64]) -> Features:
+    """Return `features` with only the columns `kept`."""
+    if isinstance(features, StreamedFeatures):
+        return features.take_columns(kept)
+    return np.ascontiguousarray(features[:, kept])
+
+
+def join_rows(first: Features, second: Features) -> Features:
+    """Return the rows of `first` and then those of `second`: both in memory, or both streamed."""
+    if isinstance(first, StreamedFeatures):
+        assert isinstance(second, StreamedFeatures)
+        return first.followed_by(second)
+    assert not isinstance(second, StreamedFeatures)
+    return np.concatenate([first, second])
+
+
+def in_memory(features: Features, what: str) -> Floats:
+    """Return features that are in memory, or raise `InputError` saying that `what` needs them there."""
+    if isinstance(features, StreamedFeatures):
+        raise InputError(
+            f"{what} needs the rows in memory, got {len(features)} of {features.shape[1]} features, more than memory "
+            "allows: use a linear head without mixup, or raise memory_bytes (--memory-gb)"
+        )
+    return features
+
+
+def check_finite(features: Floats, indices: npt.NDArray[np.int64], samples: Samples) -> None:
+    """Raise `InputError` naming the first image whose features (n, d) are not finite; `indices`: their samples.
+
+    Where there are more rows than indices, the rows are those samples once for each view.
+    """
+    if np.isfinite(features.sum(dtype=np.float64)):
+        return
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        first = printable(samples.paths[int(indices[bad[0] % len(indices)])])
+        raise InputError(
+            f"features must be finite, got NaN or infinity in {len(bad)} rows, first that of {first!r}: the network "
+            "overflows on it; build the cache with --precision fp32"
+        )
