@@ -179,8 +179,9 @@ def hard_graph() -> onnx.ModelProto:
         ("Gather", ["both", "channel"], ["one"], {"axis": 1}),
         ("Unsqueeze", ["one", "second"], ["lifted"], {}),
         ("Mul", ["lifted", "both"], ["crossed"], {}),
+        ("ReduceL2", ["soft", "two"], ["length"], {}),
     ]
-    ends = ["inside", "with_edge", "most", "soft", "both", "crossed"]
+    ends = ["inside", "with_edge", "most", "soft", "both", "crossed", "length"]
     for end in ends:
         nodes += [
             ("Pow", [end, "power"], [f"{end}_squared"], {}),

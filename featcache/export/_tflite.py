@@ -46,8 +46,7 @@ class TfliteTarget(Target):
         if facts.quantized:
             tensors["numbers"] = (
                 "int8 with the stored scales (zero points 128 lower where those are of uint8), per output channel for "
-                "weights; float32 where the ONNX graph computes in it; products of integer rows whose result stays "
-                "floats round their input row by row, to a range found as it comes"
+                "weights; float32 where the ONNX graph computes in it"
             )
         return tensors
 

@@ -158,7 +158,11 @@ def _reduce(graph: ChannelsLastGraph, node: onnx.NodeProto, attributes: Attribut
         keep = bool(attributes.get("keepdims", 1))
     axes = {axis % len(value.shape) for axis in found}
     places = sorted(value.order.index(axis) for axis in axes)
-    made = graph.reduce(kinds[node.op_type], name, value.node, places, keep=keep)
+    if node.op_type == "ReduceL2":
+        square = graph.elementwise("Square", f"{name}/square", value.node)
+        made = graph.elementwise("Sqrt", name, graph.reduce("Sum", f"{name}/sum", square, places, keep=keep))
+    else:
+        made = graph.reduce(kinds[node.op_type], name, value.node, places, keep=keep)
     left = sorted(set(value.order) - axes)
     order = value.order if keep else tuple(left.index(axis) for axis in value.order if axis in left)
     graph.put(name, made, order=order)
@@ -372,6 +376,7 @@ OPERATIONS: Mapping[str, Operation[ChannelsLastGraph]] = {
     "Neg": unary,
     "Pad": _pad,
     "Pow": binary,
+    "ReduceL2": _reduce,
     "ReduceMax": _reduce,
     "ReduceMean": _reduce,
     "ReduceSum": _reduce,

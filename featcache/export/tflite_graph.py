@@ -22,6 +22,7 @@ _REDUCTIONS = {"Mean": "MEAN", "Sum": "SUM", "Max": "REDUCE_MAX"}
 _POOLS = {"AveragePool": "AVERAGE_POOL_2D", "MaxPool": "MAX_POOL_2D"}
 _FUSING = ("ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _WITHOUT_BIAS = 2  # inputs
+_ENDS = (-128, 127)  # of the range of int8
 _BYTE_SHIFT = 128
 
 
@@ -155,7 +156,7 @@ class TfliteGraph(ChannelsLastGraph):
         """Join `parts` along `axis`."""
         shape = list(self.sizes(parts[0]))
         shape[axis] = sum(self.sizes(part)[axis] for part in parts)
-        return self.node("CONCATENATION", name, *parts, shape=shape, table="ConcatenationOptions", axis=axis)
+        return self._moved("CONCATENATION", name, *parts, shape=shape, table="ConcatenationOptions", axis=axis)
 
     def cut(self, name: str, x: str, begins: Sequence[int], sizes: Sequence[int]) -> str:
         """Take `sizes` entries of each axis from `begins` on."""
@@ -198,13 +199,13 @@ class TfliteGraph(ChannelsLastGraph):
         return self._moved("BROADCAST_TO", name, x, self.numbers(list(sizes), f"{name}/shape"), shape=sizes)
 
     def _moved(
-        self, kind: str, name: str, x: str, *numbers: str, shape: Sequence[int], table: str | None = None,
+        self, kind: str, name: str, x: str, *others: str, shape: Sequence[int], table: str | None = None,
         **options: Any,
     ) -> str:  # fmt: skip
         """Return entries of `x` elsewhere: of its dtype, with its scale."""
         source = self.tensors[x]
         return self.node(
-            kind, name, x, *numbers, shape=shape, table=table, dtype=source.dtype, scale=source.scale, **options
+            kind, name, x, *others, shape=shape, table=table, dtype=source.dtype, scale=source.scale, **options
         )
 
     def activate(self, name: str, kind: str) -> bool:
@@ -240,6 +241,17 @@ class TfliteGraph(ChannelsLastGraph):
             name, shape = f"{value.node}/dequantized", self.sizes(value.node)
             self._made[key] = self.node("DEQUANTIZE", name, value.node, shape=shape)
         return replace(value, node=self._made[key], scale=None)
+
+    def spanning(self, value: Value) -> Value:
+        """Return rows of int8 as they are written, with both ends of their range behind each."""
+        value = self.as_written(value)
+        key = ("spanning", value.node)
+        shape = (*value.shape[:-1], value.shape[-1] + len(_ENDS))
+        if key not in self._made:
+            ends = np.broadcast_to(np.array(_ENDS, dtype=np.int8), (*value.shape[:-1], len(_ENDS)))
+            stored = self.stored(ends, f"{value.node}/ends", value.scale)
+            self._made[key] = self.concatenate(f"{value.node}/spanning", [value.node, stored], len(shape) - 1)
+        return replace(value, node=self._made[key], shape=shape)
 
     def rounded(self, node: onnx.NodeProto) -> Scale:
         """Return the scale that the QuantizeLinear or DequantizeLinear `node` states, of int8."""

@@ -2,9 +2,9 @@
 
 An operation is computed in integers where the ONNX graph reads its input and its weight from integers and rounds its
 result to such again, as runtimes of ONNX do. All else computes in floats, between DEQUANTIZE and QUANTIZE, but for
-products of integer rows whose result stays floats, a transformer's: FULLY_CONNECTED has no such form with a scale for
-its input, only one that finds each row's own range as it comes. That one is taken: a vit_tiny_patch16_224 takes half
-the time that products of floats would, and its rounding is the finer one.
+products of integer rows whose result stays floats, a transformer's. FULLY_CONNECTED has no such form with a scale for
+its input, only one that rounds each row to the range that it finds there. Each row is therefore given both ends of the
+stored range, which weights of zero multiply: what it finds is the stored scale, and its integers are the stored ones.
 """
 
 from __future__ import annotations
@@ -227,9 +227,9 @@ def _matmul(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) ->
         source = graph.plain(source)
         tensors = _parameters(graph, node, weight, weight.values, 0, source=None)
     elif end is None:
-        source, settings["asymmetricQuantizeInputs"] = graph.plain(_unrounded(graph, left)), True
-        kernel = graph.stored(weight.values, node.input[1], _along(weight.values, weight.scale, 0))
-        tensors = [kernel, *_float_bias(graph, node)]
+        source, settings["asymmetricQuantizeInputs"] = graph.plain(graph.spanning(source)), True
+        kernel = np.pad(weight.values, [(0, 0), (0, source.shape[-1] - weight.values.shape[1])])
+        tensors = [graph.stored(kernel, node.input[1], _along(kernel, weight.scale, 0)), *_float_bias(graph, node)]
     else:
         names, settings = end.names, settings | end.settings()
         tensors = _parameters(graph, node, weight, weight.values, 0, source=source.scale)
@@ -240,15 +240,6 @@ def _matmul(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) ->
     )  # fmt: skip
     for written in names:
         graph.put(written, made)
-
-
-def _unrounded(graph: TfliteGraph, name: str) -> Value:
-    """Return the value that a QuantizeLinear/DequantizeLinear pair rounds to `name`."""
-    dequantize = graph.maker(name)
-    quantize = None if dequantize is None else graph.maker(dequantize.input[0])
-    if quantize is None or quantize.op_type != "QuantizeLinear" or not graph.computed(quantize.input[:1]):
-        return graph.scaled(name)
-    return graph.scaled(quantize.input[0])
 
 
 def _batch_matmul(graph: TfliteGraph, node: onnx.NodeProto) -> None:
