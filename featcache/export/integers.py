@@ -31,7 +31,7 @@ class IntegerShare:
 
     def described(self) -> str:
         """Return it for people."""
-        share = f"{100 * self.weights / max(self.all_weights, 1):.0f} % of their weights"
+        share = f"{100 * self.weights // max(self.all_weights, 1)} % of their weights"
         return f"{self.operations} of {self.all_operations} convolutions and matrix products ({share})"
 
 
@@ -136,17 +136,18 @@ class _Graph:
 
     def _activation(self, name: str) -> onnx.NodeProto | None:
         """Return the DequantizeLinear that makes the computed value `name`, else None."""
-        node = self.made.get(name)
+        node: onnx.NodeProto | None = self.made.get(name)
         if node is None or node.op_type != "DequantizeLinear" or node.input[0] in self.constants:
             return None
         return node
 
     def _weight(self, name: str) -> onnx.NodeProto | None:
         """Return the DequantizeLinear of stored int8 that makes `name`, else None."""
-        node = self.made.get(name)
+        node: onnx.NodeProto | None = self.made.get(name)
         if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in self.constants:
             return None
-        return node if self.constants[node.input[0]].data_type == onnx.TensorProto.INT8 else None
+        stored: bool = self.constants[node.input[0]].data_type == onnx.TensorProto.INT8
+        return node if stored else None
 
     def _quantizer(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
         """Return the QuantizeLinear that alone reads what `node`, perhaps with a Relu or Clip, computes, else None."""
@@ -156,8 +157,11 @@ class _Graph:
         return reader if reader is not None and reader.op_type == "QuantizeLinear" else None
 
     def _only_reader(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
-        readers = self.readers.get(node.output[0], [])
-        return readers[0] if len(readers) == 1 and node.output[0] not in self.outputs else None
+        readers: list[onnx.NodeProto] = self.readers.get(node.output[0], [])
+        if len(readers) != 1 or node.output[0] in self.outputs:
+            return None
+        (reader,) = readers
+        return reader
 
     def _float(self, source: onnx.NodeProto) -> str:
         """Return the name of a constant with the floats that `source` makes of stored integers."""

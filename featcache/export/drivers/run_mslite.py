@@ -9,7 +9,10 @@ import protocol
 
 
 class MindSporeLite(protocol.Program):
-    """`facts["kind"]`: ``ms`` for the runtime on devices, ``mindir`` for the one on servers and in the cloud."""
+    """`facts["kind"]`: ``ms`` for the runtime on devices, ``mindir`` for the one on servers and in the cloud.
+
+    `facts["integers_above"]`: weights of more numbers than that are stored as INT8; None: none is.
+    """
 
     def convert(self, graph: str, folder: str, facts: dict[str, Any]) -> list[str]:
         """Write ``model.ms`` or ``model.mindir``."""
@@ -18,6 +21,12 @@ class MindSporeLite(protocol.Program):
         kinds = {"ms": mindspore_lite.ModelType.MINDIR_LITE, "mindir": mindspore_lite.ModelType.MINDIR}
         converter = mindspore_lite.Converter()
         converter.save_type = kinds[facts["kind"]]
+        if facts["integers_above"] is not None:
+            rounding = {"quant_type": "WEIGHT_QUANT", "bit_num": "8", "min_quant_weight_channel": "0"}
+            rounding["min_quant_weight_size"] = str(facts["integers_above"])
+            # plain bytes: compressed ones have no places of their own for the stored integers
+            rounding["enable_encode"] = "false"
+            converter.set_config_info("common_quant_param", rounding)
         converter.convert(
             fmk_type=mindspore_lite.FmkType.ONNX, model_file=graph, output_file=str(Path(folder) / "model")
         )
