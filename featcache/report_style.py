@@ -30,12 +30,13 @@ th { text-align: left; font-weight: 600; color: var(--soft); font-size: 13px; }
 th, td { padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
 tr:last-child > td, tr:last-child > th { border-bottom: 0; }
 td.number, th.number { text-align: right; padding-right: 14px; white-space: nowrap; }
+:where(td:not(.number, .name)) { min-width: 120px; }
 td small { font-weight: 400; color: var(--soft); } td.name, th.name { font-weight: 600; min-width: 84px; }
 .bar { display: inline-block; position: relative; width: 100%; min-width: 90px; height: 10px; border-radius: 5px;
   background: var(--bar); overflow: hidden; vertical-align: middle; }
 .bar i { position: absolute; inset: 0 auto 0 0; background: rgb(var(--good)); border-radius: 5px; }
 .bar.low i { background: rgb(var(--bad)); }
-.matrix { width: auto; } .matrix th, .matrix td { border: 0; padding: 0; }
+.matrix { width: auto; } .matrix th, .matrix td { border: 0; padding: 0; min-width: 0; }
 .matrix td { width: 38px; height: 32px; text-align: center; vertical-align: middle; font-size: 12.5px;
   border: 1px solid var(--card); border-radius: 5px; background: rgb(var(--bad) / var(--a, 0)); }
 .matrix td.right { background: rgb(var(--good) / var(--a, 0)); }
@@ -49,7 +50,7 @@ td small { font-weight: 400; color: var(--soft); } td.name, th.name { font-weigh
 svg.matrix { width: min(100%, 640px); height: auto; border: 1px solid var(--line); border-radius: 6px; }
 svg.path { width: min(100%, 640px); height: auto; font-size: 11px; } svg.path text { fill: currentColor; }
 svg.path polyline { fill: none !important; stroke-width: 2; } svg.path .right { stroke: rgb(var(--good)); }
-svg.path .wrong { stroke: rgb(var(--bad)); } svg.path .chosen { stroke: var(--line); stroke-dasharray: 4 4; }
+svg.path .wrong { stroke: rgb(var(--bad)); } svg.path .chosen { stroke: var(--soft); stroke-dasharray: 4 4; }
 svg .right { fill: rgb(var(--good)); } svg .wrong { fill: rgb(var(--bad)); }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); gap: 14px; }
 figure { margin: 0; font-size: 13px; line-height: 1.35; overflow-wrap: anywhere; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import zipfile
@@ -11,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from export_models import saved_model, small_model
+from PIL import Image
 
 from featcache.errors import CorruptError, ExistsError, FormatError, InputError, MissingError, VerificationError
 from featcache.export import bundle as bundle_module
 from featcache.export import export, unpack, verify_bundle
 from featcache.export._onnx import OnnxTarget
 from featcache.export.base import Runner
-from featcache.runtime import evaluate, open_bundle
+from featcache.heads.unknown import UnknownRule
+from featcache.model import MergedModel
+from featcache.runtime import evaluate, open_bundle, predict
 from featcache.verify import verify
 
 
@@ -53,6 +57,19 @@ def test_bundle_holds_what_a_device_needs(exported: Path) -> None:
     assert manifest["lineage"]["recipe"]["model"] == "test_efficientnet"
     assert json.loads(files["preprocess.json"])["tensors"]["onnx"]["inputs"]["image"]["layout"] == "NHWC"
     assert b"random weights" in files["model_card.md"]
+
+
+def test_the_unknown_rule_of_the_head_goes_with_the_bundle_and_is_used(tmp_path: Path) -> None:
+    made = small_model()
+    rule = UnknownRule("energy", 1e6, 0.95, 40, 0.8, ("dog",))  # no image is that familiar
+    head = dataclasses.replace(made.fitted, unknown=rule)
+    with_rule = MergedModel(made.backbone, head, recipe=made.recipe, lineage=made.lineage)
+    export(saved_model(tmp_path / "model", model=with_rule), out=tmp_path / "bundle", formats=("onnx",))
+    assert open_bundle(tmp_path / "bundle").unknown == rule
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "photos" / "a.png")
+    (found,) = predict(tmp_path / "bundle", tmp_path / "photos")
+    assert found.unknown
 
 
 def test_two_exports_differ_in_the_report_alone(model: Path, exported: Path, tmp_path: Path) -> None:
