@@ -55,7 +55,7 @@ class TorchGraph(torch.nn.Module):
 
     def _prepare(self) -> None:
         """Fold what is constant, and keep float constants and integer weights as buffers."""
-        steps = []
+        steps: list[tuple[str, list[str], list[str], dict[str, Any]]] = []
         for kind, inputs, outputs, attributes in self._steps:
             if kind == "Constant":
                 self._constants[outputs[0]] = numpy_helper.to_array(attributes["value"])
