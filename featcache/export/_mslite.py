@@ -19,7 +19,6 @@ from featcache.errors import FormatError
 from featcache.export.base import ModelFacts
 from featcache.export.environments import Environment
 from featcache.export.ms_file import StoredWeight, put_integers
-from featcache.export.pointwise import openable, to_pointwise
 from featcache.export.program import EnvironmentTarget
 from featcache.files import write_atomically
 
@@ -145,6 +144,8 @@ def plan_integers(single: Path, written: Path) -> IntegerPlan:
     import onnx
     from onnx import numpy_helper
 
+    from featcache.export.pointwise import openable
+
     graph = onnx.load(single).graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     stored = {}
@@ -178,6 +179,7 @@ def write_pointwise(old: Path, path: Path) -> Path:
     import onnx
 
     from featcache.export.graph import describe
+    from featcache.export.pointwise import to_pointwise
 
     proto = onnx.load(old)
     to_pointwise(proto)

@@ -1,4 +1,4 @@
-"""The classifier's ONNX graph as a torch module, for tools that take torch programs only (LiteRT, ExecuTorch, Core ML).
+"""The classifier's ONNX graph as a torch module, for tools that take torch programs only (ExecuTorch, Core ML, ncnn).
 
 Every format is made from the one ONNX file, so a pruned or a quantized network needs no second description. What is
 quantized becomes torch's ``quantized_decomposed`` operations, which those tools lower to their own integer kernels.

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.heads.solvers.certificate import Penalty
-from featcache.heads.solvers.rows import BLOCK_ROWS, Float32, Float64
+from featcache.heads.solvers.rows import BLOCK_ROWS, Float32, Float64, pull_back
 from featcache.heads.solvers.smooth import (
     ROUNDING,
     History,
@@ -91,7 +91,7 @@ class TwoLevel:
             logits += self._offset[start : start + len(scores)]
             logits += bias
             total += self._prepared.loss.residual(logits, start)
-            gradient += logits.T @ scores
+            gradient += pull_back(logits, scores)
             bias_gradient += logits.sum(axis=0, dtype=np.float64)
         self._prepared.passes += self._cost
         slope: Float32 = bias_gradient.astype(np.float32)
@@ -143,7 +143,7 @@ class TwoLevel:
             logits = np.add(self._offset[start : start + len(block)], bias, out=self._buffer[: len(block)])
             total += self._prepared.loss.residual(logits, start)
             bias_gradient += logits.sum(axis=0, dtype=np.float64)
-            gradient += logits.T @ block
+            gradient += pull_back(logits, block)
         self._prepared.passes += 0.5
         return State.of(weight, bias, total, gradient, bias_gradient)
 

@@ -23,14 +23,18 @@ def negative_entropy(p: Float64) -> Float64:
     return result
 
 
-def softmax_in_place(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Turn `logits` ``(m, k)`` into probabilities and return their logsumexp ``(m,)`` float64."""
+def softmax_in_place(logits: NDArray[Any], weights: NDArray[Any] | None = None) -> NDArray[np.float64]:
+    """Turn `logits` ``(m, k)`` into probabilities and return their logsumexp ``(m,)`` float64.
+
+    `weights` ``(m,)``: what each row's probabilities are multiplied by, on the way.
+    """
     top = logits.max(axis=1, keepdims=True)
     logits -= top
     np.exp(logits, out=logits)
-    total = logits.sum(axis=1, keepdims=True)
-    logits *= 1.0 / total
-    result: NDArray[np.float64] = np.log(total[:, 0], dtype=np.float64) + top[:, 0]
+    total = logits @ np.ones(logits.shape[1], dtype=logits.dtype)  # a third of the time of sum(axis=1)
+    factor = 1.0 / total if weights is None else weights / total
+    logits *= factor[:, None]
+    result: NDArray[np.float64] = np.log(total, dtype=np.float64) + top[:, 0]
     return result
 
 
@@ -126,13 +130,24 @@ class Loss:
             u = logits[start:stop]
             a, b = first_row + start, first_row + stop
             weights = self.weights[a:b]
-            losses = self._chunk(u, a, b)
-            u *= weights[:, None]
+            losses = self._chunk(u, a, b, weights)
             return float(losses @ weights.astype(np.float64))
 
         return map_chunks(len(logits), logits.shape[1], step)
 
-    def _chunk(self, u: NDArray[Any], a: int, b: int) -> Float64:
+    def _chunk(self, u: NDArray[Any], a: int, b: int, weights: Float32) -> Float64:
+        """Return the losses of rows a to b ``(m,)`` float64, overwriting their logits by weighted residuals."""
+        if self.kind == "softmax" and self._labels is not None and self._distillation is None:
+            rows, labels = np.arange(b - a), self._labels[a:b]
+            chosen = u[rows, labels].astype(np.float64)
+            losses: Float64 = softmax_in_place(u, weights) - chosen
+            u[rows, labels] -= weights
+            return losses
+        losses = self._plain_chunk(u, a, b)
+        u *= weights[:, None]
+        return losses
+
+    def _plain_chunk(self, u: NDArray[Any], a: int, b: int) -> Float64:
         """Return the losses of rows a to b ``(m,)`` float64, overwriting their logits by residuals."""
         if self.kind == "squared":
             assert self._targets is not None
@@ -144,17 +159,10 @@ class Loss:
             return self._sigmoid_chunk(u, self._targets[a:b])
         if self._distillation is not None:
             return self._distilled_chunk(u, a, b)
-        if self._labels is not None:
-            rows = np.arange(b - a)
-            labels = self._labels[a:b]
-            chosen = u[rows, labels].astype(np.float64)
-            losses: Float64 = softmax_in_place(u) - chosen
-            u[rows, labels] -= 1.0
-            return losses
         assert self._targets is not None
         targets = self._targets[a:b]
         inner: Float64 = np.einsum("ij,ij->i", u, targets, dtype=np.float64)
-        losses = softmax_in_place(u) - inner
+        losses: Float64 = softmax_in_place(u) - inner
         u -= targets
         return losses
 

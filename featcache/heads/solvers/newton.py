@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from featcache.heads.solvers.certificate import Penalty
 from featcache.heads.solvers.curvature import Curvature
 from featcache.heads.solvers.inverse import invert_positive_definite
-from featcache.heads.solvers.rows import BLOCK_ROWS, Float32, Float64
+from featcache.heads.solvers.rows import BLOCK_ROWS, Float32, Float64, pull_back
 from featcache.heads.solvers.smooth import State, dot, pseudo_inverse, relative_gap, settle_bias
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ class Newton:
 
     def _backward(self, residual: Float32) -> Float32:
         self._prepared.passes += 0.5
-        gradient: Float32 = residual.T @ self._matrix
-        return gradient
+        return pull_back(residual, self._matrix)
 
     def _product(self, curvature: Curvature, move: Float32, move_bias: Float32) -> tuple[Float32, Float32, Float32]:
         """Return the change of the logits and the data term's Hessian times a move of weights and bias: one pass."""
@@ -75,7 +74,7 @@ class Newton:
             part = np.matmul(block, move.T, out=changed[start : start + len(block)])
             part += move_bias
             bent = curvature.product(part.copy(), start)
-            product += bent.T @ block
+            product += pull_back(bent, block)
             bias_product += bent.sum(axis=0, dtype=np.float64)
         self._prepared.passes += 1.0
         return changed, product, bias_product.astype(np.float32)

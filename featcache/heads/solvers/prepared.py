@@ -14,7 +14,7 @@ from featcache.heads.solvers.coarse import TwoLevel, pays
 from featcache.heads.solvers.losses import Loss
 from featcache.heads.solvers.newton import Newton, fits
 from featcache.heads.solvers.problem import Problem
-from featcache.heads.solvers.rows import Float32, Float64, StandardisedRows
+from featcache.heads.solvers.rows import Float32, Float64, StandardisedRows, pull_back
 from featcache.heads.solvers.smooth import pseudo_inverse
 from featcache.heads.solvers.spectral import Spectral
 
@@ -57,7 +57,7 @@ class Prepared:
             logits = self._block_logits(block, weight, bias)
             total += self.loss.residual(logits, start)
             bias_gradient += logits.sum(axis=0, dtype=np.float64)
-            gradient += logits.T @ block
+            gradient += pull_back(logits, block)
         self.passes += 1.0
         return total, bias_gradient
 
@@ -120,7 +120,7 @@ class Prepared:
             shifted = logits + best.astype(kind)
             total += self.loss.residual(shifted, start)
             slope += shifted.sum(axis=0, dtype=np.float64)
-            gradient += shifted.astype(np.float32, copy=False).T @ block
+            gradient += pull_back(shifted.astype(np.float32, copy=False), block)
         self.passes += 0.5
         return total, slope, best
 
@@ -134,7 +134,7 @@ class Prepared:
             for start, block in self.rows.blocks():
                 stop = start + len(block)
                 pull = self.loss.pull(start, stop) * self.rows.weights[start:stop, None]
-                anchor += pull.T @ block
+                anchor += pull_back(pull, block)
                 if distilled:
                     mask = np.asarray(self.problem.targets)[start:stop] >= 0
                     known += (self.rows.weights[start:stop] * mask) @ block

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.heads.solvers.certificate import Penalty
-from featcache.heads.solvers.rows import BLOCK_ROWS, CHUNK_ROWS, Float32, Float64, map_chunks
+from featcache.heads.solvers.rows import BLOCK_ROWS, Float32, Float64, chunk_rows, map_chunks, pull_back
 from featcache.heads.solvers.smooth import State, dot, relative_gap, settle_bias
 
 if TYPE_CHECKING:
@@ -71,9 +71,10 @@ class Spectral:
         """Return the weighted residuals at ``logits - step * change``, the loss, its slope in the bias and along it."""
         n, k = logits.shape
         residual: Float32 = np.empty_like(logits)
-        sums: Float32 = np.empty((-(-n // CHUNK_ROWS), k), dtype=np.float32)
+        size = chunk_rows(k)
+        sums: Float32 = np.empty((-(-n // size), k), dtype=np.float32)
         along: Float64 = np.zeros(len(sums))
-        ones, length = np.ones(CHUNK_ROWS, dtype=np.float32), np.float32(-step)
+        ones, length = np.ones(size, dtype=np.float32), np.float32(-step)
 
         def move(start: int, stop: int) -> float:
             part = residual[start:stop]
@@ -83,7 +84,7 @@ class Spectral:
                 np.multiply(change[start:stop], length, out=part)
                 part += logits[start:stop]
             loss = self._prepared.loss.residual(part, start)
-            chunk = start // CHUNK_ROWS
+            chunk = start // size
             sums[chunk] = ones[: stop - start] @ part
             if change is not None:
                 along[chunk] = np.vdot(part, change[start:stop])
@@ -169,7 +170,7 @@ class Spectral:
                 shift = (move / max(1.0, float(np.abs(move).max()))).astype(np.float32)
                 logits, bias = logits - shift, bias - shift
                 residual, loss, slope, _ = self._residual(logits, None, 0.0)
-            gradient: Float32 = residual.T @ self._matrix
+            gradient = pull_back(residual, self._matrix)
             prepared.passes += 0.5
             if before is not None:
                 self._learn(gradient - before[0], (slope - before[1]).astype(np.float32), before[2], bias - before[3])
@@ -205,7 +206,7 @@ class Spectral:
     def _certified(self, weight: Float32, bias: Float32, logits: Float32) -> State:
         """Return the state with the bias settled in float64, and move `logits` by as much."""
         shift, loss, slope, residual = settle_bias(self._prepared, logits, self._bias_inverse)
-        gradient: Float32 = residual.astype(np.float32).T @ self._matrix
+        gradient = pull_back(residual.astype(np.float32), self._matrix)
         self._prepared.passes += 0.5
         logits += shift.astype(np.float32)
         return State.of(weight, (bias + shift).astype(np.float32), loss, gradient, slope)
