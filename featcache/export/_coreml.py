@@ -16,7 +16,7 @@ import platform
 import tempfile
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +90,15 @@ class CoreMlTarget(Target):
             exclusive = any(node.op_type == "Softmax" and _SCORES in node.output for node in nodes)
             named = {"outputs": [tools.TensorType(name=name) for name in ("logits", _SCORES)]}
             config = tools.ClassifierConfig(list(facts.classes), predicted_feature_name=_LABEL)
-            model = tools.convert(
-                traced,
-                inputs=[tools.ImageType(name="image", shape=shape, color_layout=tools.colorlayout.RGB)],
-                **({"classifier_config": config} if exclusive else named),
-                compute_precision=tools.precision.FLOAT32,
-                minimum_deployment_target=tools.target.iOS16,
-                convert_to="mlprogram",
-            )
+            with _quietly():
+                model = tools.convert(
+                    traced,
+                    inputs=[tools.ImageType(name="image", shape=shape, color_layout=tools.colorlayout.RGB)],
+                    **({"classifier_config": config} if exclusive else named),
+                    compute_precision=tools.precision.FLOAT32,
+                    minimum_deployment_target=tools.target.iOS16,
+                    convert_to="mlprogram",
+                )
             if facts.quantized:
                 model = _store_integers(tools, model)
             spec = model.get_spec()
@@ -154,14 +155,22 @@ class _CoreMlRunner(Runner):
 
 def _tools() -> Any:
     """Return coremltools, its remarks on what a machine without macOS lacks kept to itself."""
+    with _quietly():
+        import coremltools
+    return coremltools
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep coremltools' remarks and the progress bars that it draws to itself; errors are raised as ever."""
     logger = logging.getLogger("coremltools")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        import coremltools
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logger.setLevel(level)
-    return coremltools
 
 
 def _store_integers(tools: Any, model: Any) -> Any:
@@ -173,8 +182,7 @@ def _store_integers(tools: Any, model: Any) -> Any:
     config = optimize.OpLinearQuantizerConfig(
         mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=_LEAST_NUMBERS
     )
-    # it draws a progress bar of its own
-    with contextlib.redirect_stderr(io.StringIO()):
+    with _quietly():
         return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=config))
 
 
