@@ -13,15 +13,20 @@ import pytest
 import torch
 from conftest import write_photo
 from export_models import saved_model, small_model
+from typer.testing import CliRunner
 
+from featcache.build import build_cache
 from featcache.cache import open_cache
+from featcache.cli import app
 from featcache.errors import InputError, MissingError
 from featcache.export import export
 from featcache.heads import save_head
 from featcache.images import load_image
+from featcache.merge import merge
 from featcache.model import load_model
 from featcache.runtime import bench, evaluate, open_bundle, predict
 from featcache.runtime.predict import describe
+from featcache.train import train_head
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +206,22 @@ def test_stored_features_answer_for_known_images(photos: Path, tmp_path: Path, m
 def test_a_bundle_takes_no_cache(bundle: Path, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a MODEL or a HEAD"):
         predict(bundle, photos, cache=tmp_path)
+
+
+def test_a_regression_is_evaluated_by_its_mean_absolute_error(tmp_path: Path) -> None:
+    lines = ["path,label,split"]
+    for number in range(24):
+        split = ("train", "train", "val", "test")[number % 4]
+        write_photo(tmp_path / f"{number}.jpg", seed=number)
+        lines.append(f"{number}.jpg,{number / 4},{split}")
+    table = tmp_path / "sizes.csv"
+    table.write_text("\n".join(lines) + "\n")
+    cache = tmp_path / "cache"
+    build_cache(table, cache, backbone="test_efficientnet", weights="random:0", task="regression")
+    train_head(cache, l2=1.0).save(tmp_path / "head")
+    merge(tmp_path / "head", cache, out=tmp_path / "model", golden="synthetic")
+    done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "model"), str(table)])
+    assert done.exit_code == 0, done.output
+    told = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert "accuracy" not in told
+    assert told["n"] == "6" and 0 < float(told["mean_absolute_error"]) < 6

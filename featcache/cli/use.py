@@ -54,4 +54,5 @@ def evaluate(
     result = evaluate_images(bundle, images, format=format, split=split)
     for path, reason in result.failures:
         say(f"failed: {path}: {reason}")
-    show(result.to_json(), as_json, keys=["accuracy", "n", "format", "split", "failed"])
+    figures = [name for name in ("accuracy", "exact", "mean_absolute_error") if getattr(result, name) is not None]
+    show(result.to_json(), as_json, keys=[*figures, "n", "format", "split", "failed"])
