@@ -89,9 +89,12 @@ class Program {
     return times;
   }
 
-  // Return by how many bytes the process grew at most since before the model was opened.
+  // Return by how many bytes the process grew at most since before the model was opened; null off Linux. The peak that
+  // process.resourceUsage tells is that of the process it was started from, where that one was larger.
   resident() {
-    return process.resourceUsage().maxRSS * 1024 - BEFORE;
+    if (process.platform !== "linux") return null;
+    const peak = fs.readFileSync("/proc/self/status", "latin1").match(/^VmHWM:\s+(\d+) kB$/m);
+    return peak === null ? null : Number(peak[1]) * 1024 - BEFORE;
   }
 }
 
