@@ -31,6 +31,7 @@ MOST_FEATURES = 8192  # above which the inverse would take over 256 MiB
 MOST_ITERATIONS = 300  # of conjugate gradients in one step
 MOST_RIDGES = 8  # tried, each ten times the one before, until the preconditioner is positive definite
 PRODUCT_SPEED = 2.0  # how many times faster than a pass's thin products a square one runs, per operation
+LEAST_OBJECTIVE = 0.01  # float32 logits move a certificate by some 1e-9, which below this is more than 1e-7 of it
 PATIENCE = 3  # certificates in a row that may fail before rounding is taken to be the limit
 
 
@@ -213,7 +214,7 @@ class Newton:
             aim = 1.8 * l2 * tolerance * abs(objective)
             square = dot(total, total)
             if square <= aim or prepared.passes >= limit:
-                state = self._certified(weight, bias, exact=failed > 0)
+                state = self._certified(weight, bias, exact=failed > 0 or objective < LEAST_OBJECTIVE)
                 gap = relative_gap(prepared, state, penalty)
                 failed += 1
                 if gap <= tolerance or failed >= PATIENCE or prepared.passes >= limit:
