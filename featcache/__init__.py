@@ -6,8 +6,6 @@ Public names are resolved on first use, so that importing the package loads neit
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -16,24 +14,24 @@ _HOMES = {
     "FeatcacheError": "errors",
     "Recipe": "recipe",
     "Preprocessing": "recipe",
-    "build_cache": "build",
-    "build_caches": "build",
+    "build_cache": "extract.build",
+    "build_caches": "extract.build",
     "open_cache": "cache",
     "FeatureCache": "cache",
     "train_head": "train",
     "load_head": "heads",
     "save_head": "heads",
-    "load_backbone": "backbone",
-    "distill": "distill",
-    "merge": "merge",
-    "MergedModel": "merge",
+    "load_backbone": "backbone.load",
+    "distill": "distillation",
+    "merge": "model.merging",
+    "MergedModel": "model.merged",
     "prune": "compress",
     "quantize": "compress",
-    "export": "export",
+    "export": "bundle.exporting",
     "predict": "runtime",
     "evaluate": "runtime",
-    "verify": "verify",
-    "run": "run",
+    "verify": "verification",
+    "run": "pipeline",
 }
 
 __all__ = ["__version__", *_HOMES]
@@ -47,25 +45,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-def _verb(name: str) -> property:
-    """Return a property that gives the function `name`, though a module of that name is bound to the package too."""
-
-    def resolve(_: ModuleType) -> Any:
-        return __getattr__(name)
-
-    def keep(_: ModuleType, value: object) -> None:
-        """Let the import system bind the submodule; the function stays what the name means here."""
-
-    return property(resolve, keep)
-
-
-class _Package(ModuleType):
-    """The package as a module whose verbs are functions: ``featcache.merge(...)``, not the module ``merge.py``."""
-
-    distill, merge, export = _verb("distill"), _verb("merge"), _verb("export")
-    verify, run = _verb("verify"), _verb("run")
-
-
-sys.modules[__name__].__class__ = _Package

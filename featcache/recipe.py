@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from featcache.errors import FormatError, InputError
+from featcache.system.json import canonical_json
 
 Decoder = Literal["fast", "pillow"]
 Precision = Literal["fp32", "bf16", "fp16", "int8-dynamic", "int8"]
@@ -149,11 +149,6 @@ class Recipe:
                 "outputs": tuple(values["outputs"]),
             }
         )
-
-
-def canonical_json(value: Any) -> str:
-    """Return `value` as JSON with sorted keys and no white space: equal values, equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

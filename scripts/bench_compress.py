@@ -92,10 +92,10 @@ def measure(
     name: str, folder: Path, rows: list[Row], *, l2: float, work: Path, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what one split of one data set gives: which test photos the float and the INT8 bundle get right."""
-    from featcache.build import build_cache
+    from featcache.bundle.exporting import export
     from featcache.compress import quantize
-    from featcache.export import export
-    from featcache.merge import merge
+    from featcache.extract.build import build_cache
+    from featcache.model.merging import merge
     from featcache.train import train_head
 
     done = work / f"{name}.json"

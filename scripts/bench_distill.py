@@ -23,18 +23,18 @@ import numpy as np
 import torch
 
 from featcache.cache import FeatureCache, open_cache
-from featcache.distill.join import Images, join_images
-from featcache.distill.loop import Schedule, Trainer, train
-from featcache.distill.plan import Plan, plan_targets
-from featcache.distill.replay import Look, PixelSource, replay_views
-from featcache.distill.run import has_bf16
-from featcache.distill.settings import DistillSettings
-from featcache.distill.student import create_student
-from featcache.distill.targets import CachedTargets, SoftLabels, largest
+from featcache.distillation.join import Images, join_images
+from featcache.distillation.loop import Schedule, Trainer, train
+from featcache.distillation.plan import Plan, plan_targets
+from featcache.distillation.replay import Look, PixelSource, replay_views
+from featcache.distillation.run import has_bf16
+from featcache.distillation.settings import DistillSettings
+from featcache.distillation.student import create_student
+from featcache.distillation.targets import CachedTargets, SoftLabels, largest
+from featcache.extract.request import Request, open_extractor
 from featcache.heads.base import Head, softmax
 from featcache.heads.io import load_head
-from featcache.machine import describe_machine
-from featcache.request import Request, open_extractor
+from featcache.system.machine import describe_machine
 from featcache.train import train_head
 
 

@@ -54,8 +54,8 @@ def made(place: Path, make: Callable[[Path], Any]) -> Path:
 
 def base_model(images: Path, work: Path, name: str) -> tuple[Path, Path]:
     """Return (model, cache) of the network called `name` here."""
-    from featcache.build import build_cache
-    from featcache.merge import merge
+    from featcache.extract.build import build_cache
+    from featcache.model.merging import merge
     from featcache.train import train_head
 
     backbone = "mobilenetv2_100" if name == "mobilenetv2" else "vit_tiny_patch16_224"
@@ -84,8 +84,8 @@ def model_called(name: str, images: Path, work: Path) -> Path:
 
 def measure(model: Path, name: str, formats: list[str], images: Path, work: Path) -> dict[str, dict[str, Any]]:
     """Return what `export` reports of each format; all at once, or one by one where that fails."""
+    from featcache.bundle.exporting import export
     from featcache.errors import FeatcacheError
-    from featcache.export import export
 
     try:
         report = export(model, out=work / f"{name}-bundle", formats=formats, images=images, overwrite=True)
@@ -115,7 +115,7 @@ def row(model: str, name: str, entry: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    from featcache.export import find_target, target_names
+    from featcache.formats.registry import find_target, target_names
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(MODELS), help="models, comma-separated")

@@ -151,7 +151,7 @@ class Rates:
         self.batches = max(1, -(-len(self.files) // (engine.batch_size * threads)))
 
     def decode(self) -> float:
-        from featcache.images import load_image
+        from featcache.images.load import load_image
 
         def work(number: int) -> None:
             for index, path in enumerate(self.files[number :: self.threads]):
@@ -176,9 +176,9 @@ def row_cosine(photos: Path, cache_path: Path, backbone: Any) -> dict[str, float
     import torch
     from PIL import Image, ImageOps
 
-    from featcache.backbone import Backbone
+    from featcache.backbone.backbone import Backbone
+    from featcache.backbone.timm_import import import_timm
     from featcache.cache import open_cache
-    from featcache.timm_import import import_timm
 
     assert isinstance(backbone, Backbone)
     size = backbone.preprocessing
@@ -203,7 +203,7 @@ def bench(name: str, count: int, args: argparse.Namespace, folder: Path) -> dict
     import torch
     from safetensors.torch import save_file
 
-    from featcache.backbone import load_backbone
+    from featcache.backbone.load import load_backbone
     from featcache.engines import open_engine
 
     torch.set_num_threads(1)

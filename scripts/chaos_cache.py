@@ -9,7 +9,7 @@ is ok, the rows committed before are all there, a build extracts exactly the oth
 content digest equals that of a build nobody disturbed. A run that is interrupted carries on from FILE. Exit status 1
 where anything was lost.
 
-The build is `featcache.build.build_cache` with a network small enough to be no part of what is measured; blocks are
+The build is `build_cache` with a network small enough to be no part of what is measured; blocks are
 small and commits frequent, so that everything that can happen to a large cache happens in a second.
 """
 
@@ -51,12 +51,12 @@ class SmallNetwork:
 
 
 def build(photos: Path, cache: Path, store: str, *, prune_missing: bool = False) -> object:
-    import featcache.extract
-    from featcache.build import Extractor, build_cache
+    import featcache.extract.extraction
+    from featcache.extract.build import Extractor, build_cache
     from featcache.recipe import Preprocessing, Recipe
     from featcache.store import _record
 
-    featcache.extract.COMMIT_ROWS, featcache.extract.COMMIT_SECONDS = 16, 0.05
+    featcache.extract.extraction.COMMIT_ROWS, featcache.extract.extraction.COMMIT_SECONDS = 16, 0.05
     _record._SMALL_ARRAY_BLOCK_ROWS = 64
     _record._choose_block_rows = lambda row_bytes: 32
     size = Preprocessing(16, 16, 16, "bicubic", "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -174,7 +174,7 @@ def kill_one(photos: Path, whole: Path, place: Path, store: str, moment: str, dr
 def check(photos: Path, cache: Path, store: str, digest: str, *, merging: bool) -> tuple[int, list[str]]:
     """Return how many rows were committed, and what is wrong after the kill and after the next build."""
     from featcache.cache import open_cache
-    from featcache.verify import verify
+    from featcache.verification import verify
 
     wrong = [f"after the kill: {problem}" for problem in verify(cache).problems]
     with open_cache(cache) as opened, opened.reader() as reader:

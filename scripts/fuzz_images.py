@@ -29,7 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from featcache.errors import ImageError
-from featcache.images import decode, load_image
+from featcache.images.load import decode, load_image
 from featcache.recipe import Preprocessing
 
 SECONDS_PER_CASE = 60.0

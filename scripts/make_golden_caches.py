@@ -1,6 +1,6 @@
-"""Make the golden caches of this version's format: tests/golden_caches/KIND-vVERSION, kept for ever once made.
+"""Make the golden caches of this version's format: tests/cache/golden_caches/KIND-vVERSION, kept for ever once made.
 
-    scripts/make_golden_caches.py [--out tests/golden_caches]
+    scripts/make_golden_caches.py [--out tests/cache/golden_caches]
 
 Each holds 12 photos of two classes, two outputs and a second view, two data sets, a failure and a path that is not
 UTF-8, so that a later version can show that it reads all of a format, or refuses it by name. ``expected.json`` says
@@ -43,9 +43,9 @@ def make(out: Path, kind: str) -> None:
     from conftest import write_photo
     from fake import fake_recipe
 
-    from featcache.build import Extractor, build_cache
     from featcache.cache import open_cache
-    from featcache.manifest import CACHE_VERSION
+    from featcache.cache.manifest import CACHE_VERSION
+    from featcache.extract.build import Extractor, build_cache
     from featcache.store import _record
 
     _record._SMALL_ARRAY_BLOCK_ROWS = 8  # small files with several blocks; the format leaves the size open
@@ -87,7 +87,7 @@ def make(out: Path, kind: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "golden_caches")
+    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "cache" / "golden_caches")
     arguments = parser.parse_args()
     for kind in ("lmdb", "zarr"):
         make(arguments.out, kind)

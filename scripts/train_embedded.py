@@ -2,7 +2,7 @@
 
     scripts/train_embedded.py train --home DIR [--until HH:MM]     caches, then the stages; killed, it goes on
     scripts/train_embedded.py probe --home DIR [--weights FILE]    linear probes, printed and kept in DIR/figures.json
-    scripts/train_embedded.py install --home DIR [--weights FILE]  featcache/weights/featcache_nano.{safetensors,md}
+    scripts/train_embedded.py install --home DIR [--weights FILE]  featcache/backbone/weights/featcache_nano.*
 
 `--data`: where the image archives of ../shared are unpacked (default: below DIR). Teachers answer once. `--improve`
 runs the last stage alone and begins with the weights in the package, so that training can go on from machine to
@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import featcache
-from featcache.checkpoint import read_checkpoint
-from featcache.distill import distill
-from featcache.distill.student import write_weights
-from featcache.embedded import embedded_weights
+from featcache.backbone.checkpoint import read_checkpoint
+from featcache.backbone.embedded import embedded_weights
+from featcache.distillation import distill
+from featcache.distillation.student import write_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

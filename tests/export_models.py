@@ -11,16 +11,17 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from featcache.backbone import load_backbone
-from featcache.compress.qdq import consumers_of, integer_output
-from featcache.compress.quantize import integer_nodes
+from featcache.backbone.load import load_backbone
+from featcache.compress.quantization import integer_nodes
 from featcache.compress.ranges import covering
-from featcache.export import write_onnx
-from featcache.export.base import ModelFacts
-from featcache.golden import Golden, golden_patterns
+from featcache.formats.interface import ModelFacts
+from featcache.graph.qdq import consumers_of, integer_output
+from featcache.graph.write import write_onnx
 from featcache.heads.linear import LinearHead
-from featcache.merge import logits_of_images
-from featcache.model import MergedModel, save_model
+from featcache.model.directory import save_model
+from featcache.model.golden import Golden, golden_patterns
+from featcache.model.merged import MergedModel
+from featcache.model.merging import logits_of_images
 from featcache.recipe import Recipe
 
 LABELS = ("cat", "dog, wet", "Öl/„x“")

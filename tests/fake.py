@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
-from featcache.build import Extractor
+from featcache.extract.build import BuildReport, Extractor, build_cache
 from featcache.recipe import Preprocessing, Recipe
 
 SIZE = 16
@@ -59,3 +61,7 @@ class FakeEngine:
 def fake_extractor(**changes: object) -> Extractor:
     """Return a fresh fake engine with its Recipe."""
     return Extractor(FakeEngine(), fake_recipe(**changes))  # type: ignore[arg-type]
+
+
+def build(photos: Path, cache: Path, **kwargs: object) -> BuildReport:
+    return build_cache(photos, cache, **{"extractor": fake_extractor(), **kwargs})  # type: ignore[arg-type]

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from featcache.cache import Selection
+from featcache.cache.cache import Selection
+from featcache.datasets.samples import SPLITS, Samples, split_code
+from featcache.datasets.scan import Listing
 from featcache.errors import InputError
-from featcache.samples import SPLITS, Samples, split_code
-from featcache.scan import Listing
 
 
 def digests_of(count: int, *, salt: int = 0) -> np.ndarray:

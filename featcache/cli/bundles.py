@@ -26,7 +26,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a bundle of device files, each run and compared before it is claimed."""
-    from featcache.export import export as export_model
+    from featcache.bundle.exporting import export as export_model
 
     report = export_model(
         model, out=out, formats=formats.split(","), images=images, cache=cache, dataset=dataset, sign=sign,
@@ -53,7 +53,7 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Write a bundle, checked, as one zip file."""
-    from featcache.export import pack as pack_bundle
+    from featcache.bundle.archive import pack as pack_bundle
 
     made = pack_bundle(bundle, out, overwrite=overwrite)
     show({"archive": str(made), "bytes": made.stat().st_size}, as_json)
@@ -68,7 +68,7 @@ def unpack(
     as_json: Json = False,
 ) -> None:
     """Unpack a zipped bundle and check it; one that is changed, or would leave its folder, leaves nothing."""
-    from featcache.export import unpack as unpack_bundle
+    from featcache.bundle.archive import unpack as unpack_bundle
 
     made = unpack_bundle(archive, out, public_key=public_key, overwrite=overwrite)
     show({"bundle": str(made)}, as_json)
@@ -81,7 +81,7 @@ def targets(
     as_json: Json = False,
 ) -> None:
     """List the device formats: installed or not, what each needs; 'install FORMAT...' gets what is missing."""
-    from featcache.export import install_targets, list_targets
+    from featcache.formats.status import install_targets, list_targets
 
     if action not in ("list", "install"):
         raise InputError(f"targets must be followed by list or install, got {action!r}")
@@ -108,10 +108,10 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure a bundle's device files here: latency and memory; what their graph costs is counted."""
-    from featcache.files import refuse_existing
-    from featcache.machine import describe_machine
     from featcache.runtime import bench as bench_bundle
     from featcache.runtime import write_plot
+    from featcache.system.files import refuse_existing
+    from featcache.system.machine import describe_machine
 
     if plot is not None:
         refuse_existing(plot, overwrite=overwrite)

@@ -60,7 +60,7 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Bring a cache up to date with a folder of images; only what changed is extracted."""
-    from featcache.build import build_cache, build_caches
+    from featcache.extract.build import build_cache, build_caches
 
     if weights and len(weights) > 1 and len(backbones or ()) < 2:
         raise InputError(f"--weights must be given once for one backbone, got {weights!r}")
@@ -128,7 +128,7 @@ def info(
             show({**equal, "differences": shown} if as_json else shown or equal, as_json)
             return
         if samples is not None:
-            from featcache.sample_table import write_sample_table
+            from featcache.cache.table import write_sample_table
 
             count = write_sample_table(opened, samples, dataset=dataset, overwrite=overwrite)
             if samples != "-":
@@ -149,7 +149,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every stored byte of a cache, model or bundle; exit status 1 where something is wrong."""
-    from featcache.verify import verify as check
+    from featcache.verification import verify as check
 
     result = check(path, repair=repair, public_key=public_key)
     show(result.to_json(), as_json)
@@ -166,6 +166,6 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Copy a cache into the other kind of store; the content digest stays the same."""
-    from featcache.convert import convert as convert_cache
+    from featcache.cache.conversion import convert as convert_cache
 
     show(convert_cache(cache, out=out, store=store.value, overwrite=overwrite).to_json(), as_json)

@@ -67,7 +67,7 @@ def train(
 ) -> None:
     """Train a head from a cache, in seconds; of several caches, kinds, outputs, penalties the best on val is saved."""
     from featcache.errors import InputError
-    from featcache.files import refuse_existing
+    from featcache.system.files import refuse_existing
     from featcache.train import compare, train_head
 
     if out is not None:
@@ -189,7 +189,7 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Train a small network on a cache of a large one's answers; killed, the same command goes on."""
-    from featcache.distill import distill as distill_student
+    from featcache.distillation import distill as distill_student
 
     report = distill_student(
         images,

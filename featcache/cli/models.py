@@ -36,7 +36,7 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Put preprocessing, backbone and head together into one model."""
-    from featcache.merge import merge as merge_model
+    from featcache.model.merging import merge as merge_model
 
     result = merge_model(head, cache, out=out, dataset=dataset, golden=golden.value, overwrite=overwrite)
     say_if_random(result.random_weights, result.weights)

@@ -3,9 +3,9 @@
 Importing this loads torch and ONNX. The verbs are imported at once, because they have the names of their modules.
 """
 
-from featcache.compress.prune import prune
-from featcache.compress.qdq import apply_quantization
-from featcache.compress.quantize import quantize
+from featcache.compress.pruning import prune
+from featcache.compress.quantization import quantize
 from featcache.compress.result import CompressResult
+from featcache.graph.qdq import apply_quantization
 
 __all__ = ["CompressResult", "apply_quantization", "prune", "quantize"]

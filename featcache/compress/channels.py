@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from featcache.backbone import Backbone
-from featcache.compress.refit import Source
+from featcache.backbone.backbone import Backbone
+from featcache.compress.refitting import Source
 from featcache.errors import ImageError, InputError, MissingError
-from featcache.images import load_image
-from featcache.model import MergedModel, wrap_network
+from featcache.images.load import load_image
+from featcache.model.merged import MergedModel, wrap_network
 
 IMPORTANCE_IMAGES = 128
 _BATCH = 16

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from featcache.compress.qdq import consumers_of, integer_output, opset_of
 from featcache.compress.ranges import as_stored, best_range
 from featcache.compress.rounding import MomentsSum, channel_scales, round_jointly, round_nearest
+from featcache.graph.qdq import consumers_of, integer_output, opset_of
 
 _POSITIONS_PER_BATCH = 200  # of a feature map, drawn per batch of images for the input moments
 _BATCH = 8

@@ -13,10 +13,14 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featcache.files import cache_home
-from featcache.recipe import canonical_json
+from featcache.recipe import Recipe
+from featcache.system.files import cache_home
+from featcache.system.json import canonical_json
+
+if TYPE_CHECKING:
+    from featcache.backbone.backbone import Backbone
 
 MAX_BYTES = 2 << 30
 _FORMAT = 1
@@ -86,3 +90,19 @@ def _remove_oldest(directory: Path, *, keep: Path) -> None:
         total += size
         if total > MAX_BYTES and path != keep:
             path.unlink(missing_ok=True)
+
+
+def identity(source: Backbone | Recipe) -> dict[str, Any]:
+    """Return what determines a network's graph besides engine and precision, as JSON values, for the cache's key."""
+    return {
+        "model": source.model if isinstance(source, Recipe) else source.model_name,
+        "model_kwargs": dict(source.model_kwargs),
+        "weights_sha256": source.weights_sha256,
+        "outputs": list(source.outputs),
+        "input": [
+            source.preprocessing.height,
+            source.preprocessing.width,
+            list(source.preprocessing.mean),
+            list(source.preprocessing.std),
+        ],
+    }

@@ -15,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from featcache.engines import Engine, Features, Images, identity, processor_count
-from featcache.engines._network_cache import entry_path, load_entry, save_entry
-from featcache.engines._precision import refuse_precision
+from featcache.engines._network_cache import entry_path, identity, load_entry, save_entry
+from featcache.engines.interface import Engine, Features, Images
+from featcache.engines.precision import refuse_precision
 from featcache.errors import BackboneError, FormatError, InputError, MissingError
 from featcache.recipe import Precision, Preprocessing, Recipe
+from featcache.system.threads import processor_count
 
 if TYPE_CHECKING:
-    from featcache.backbone import Backbone
+    from featcache.backbone.backbone import Backbone
 
 DEFAULT_BATCH_SIZE = 16
 _OPSET = 18
@@ -146,7 +147,7 @@ def open_onnx_file(
 
 def open_backbone(backbone: Backbone, *, precision: str, batch_size: int | None, cached: bool) -> OnnxRuntimeEngine:
     """Return `backbone` exported to ONNX and loaded; fp32 is the only precision ONNX Runtime has for it here."""
-    from featcache.backbone import weights_digest
+    from featcache.backbone.backbone import weights_digest
 
     if precision not in ("auto", "fp32"):
         raise refuse_precision(precision, engine="onnxruntime", why="it computes a float backbone in fp32 only")
@@ -175,7 +176,7 @@ def _exported(backbone: Backbone, batch_size: int) -> bytes:
     """Return the ONNX bytes of the whole graph, uint8 images in, with a fixed batch size."""
     import torch
 
-    from featcache.backbone import ImageNetwork
+    from featcache.backbone.backbone import ImageNetwork
 
     size = backbone.preprocessing
     example = torch.zeros(batch_size, size.height, size.width, 3, dtype=torch.uint8)

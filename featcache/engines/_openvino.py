@@ -21,10 +21,11 @@ import openvino
 from openvino import properties
 from openvino._offline_transformations import apply_moc_transformations
 
-from featcache.engines import Engine, Features, Images, identity, processor_count
 from featcache.engines._dynamic_int8 import GROUP_SIZE, product_share, quantize_products
-from featcache.engines._network_cache import entry_path, load_entry, save_entry
-from featcache.engines._precision import (
+from featcache.engines._network_cache import entry_path, identity, load_entry, save_entry
+from featcache.engines.interface import Engine, Features, Images
+from featcache.engines.openvino_core import openvino_core
+from featcache.engines.precision import (
     MIN_COSINE,
     MIN_INT8_COSINE,
     check_images,
@@ -34,11 +35,11 @@ from featcache.engines._precision import (
     refuse_precision,
 )
 from featcache.errors import BackboneError
-from featcache.openvino_core import openvino_core
 from featcache.recipe import Precision, Recipe
+from featcache.system.threads import processor_count
 
 if TYPE_CHECKING:
-    from featcache.backbone import Backbone
+    from featcache.backbone.backbone import Backbone
 
 _LARGEST_BATCH_SIZE = 16
 _CACHED_BYTES = 12 << 20
@@ -97,7 +98,7 @@ def openvino_version() -> str:
 
 def open_backbone(backbone: Backbone, *, precision: str, batch_size: int | None, cached: bool) -> OpenVinoEngine:
     """Return `backbone` compiled; see `featcache.engines.open_engine`."""
-    from featcache.backbone import weights_digest
+    from featcache.backbone.backbone import weights_digest
 
     if precision == "int8":
         raise refuse_precision(precision, engine="openvino", why="a float backbone is not quantized")
@@ -222,7 +223,7 @@ def _convert(backbone: Backbone) -> openvino.Model:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    from featcache.backbone import ImageNetwork
+    from featcache.backbone.backbone import ImageNetwork
 
     network = ImageNetwork(backbone)
     height, width = backbone.preprocessing.height, backbone.preprocessing.width

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from featcache.backbone import Backbone, ImageNetwork
-from featcache.engines import Engine, Features, Images, processor_count
-from featcache.engines._precision import (
+from featcache.backbone.backbone import Backbone, ImageNetwork
+from featcache.engines.interface import Engine, Features, Images
+from featcache.engines.precision import (
     MIN_COSINE,
     check_images,
     lowest_cosine,
@@ -24,7 +24,7 @@ from featcache.engines._precision import (
     reference_rows,
     refuse_precision,
 )
-from featcache.torch_threads import one_torch_thread
+from featcache.system.threads import one_torch_thread, processor_count
 
 DEFAULT_BATCH_SIZE = 16
 DEFAULT_CUDA_BATCH_SIZE = 128

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import CorruptError, FormatError, InputError, MissingError
-from featcache.files import new_directory
 from featcache.heads.base import Head
 from featcache.heads.calibration import Calibration
 from featcache.heads.kinds import head_class
 from featcache.heads.unknown import UnknownRule
+from featcache.system.files import new_directory
 
 FORMAT = "featcache.head"
 VERSION = 1

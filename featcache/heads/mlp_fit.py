@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from featcache.errors import InputError
 from featcache.heads.base import Floats
-from featcache.torch_threads import one_torch_thread
+from featcache.system.threads import one_torch_thread
 
 Layers = tuple[tuple[Floats, ...], tuple[Floats, ...]]
 PATIENCE = 15

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from featcache.runtime.bench import Benchmark, bench
+from featcache.runtime.benchmark import Benchmark, bench
 from featcache.runtime.bundle import Bundle, open_bundle
-from featcache.runtime.evaluate import Evaluation, evaluate
+from featcache.runtime.evaluation import Evaluation, evaluate
 from featcache.runtime.plot import write_plot
-from featcache.runtime.predict import Prediction, predict
+from featcache.runtime.prediction import Prediction, predict
 
 __all__ = [
     "Benchmark",

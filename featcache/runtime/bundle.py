@@ -16,10 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from featcache.errors import CorruptError, FormatError, InputError, MissingError
-from featcache.export.base import Runner, find_target
-from featcache.export.figures import Figures
+from featcache.formats.interface import Runner
+from featcache.formats.registry import find_target
+from featcache.graph.cost import Figures
 from featcache.heads.unknown import UnknownRule
 from featcache.recipe import Preprocessing
+from featcache.system.threads import processor_count
 
 FORMAT = "featcache.bundle"
 VERSION = 1
@@ -59,12 +61,7 @@ class Bundle:
     def open(self, format: str | None = None, *, threads: int | None = None) -> Runner:
         """Return the model of `format` (default: the first), loaded, computing with `threads` (default: all)."""
         named = self.format_named(format)
-        return find_target(named).open(self.files(named), threads=threads or usable_threads())
-
-
-def usable_threads() -> int:
-    """Return how many processors this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return find_target(named).open(self.files(named), threads=threads or processor_count())
 
 
 def is_bundle(path: str | os.PathLike[str]) -> bool:

@@ -12,14 +12,14 @@ import numpy.typing as npt
 from featcache.cache import open_cache
 from featcache.errors import ImageError, InputError
 from featcache.heads import Head, load_head
-from featcache.runtime.sources import is_model
-from featcache.runtime.stream import read_file
+from featcache.images.read import read_image_bytes
+from featcache.runtime.classifier import is_model
 
 
 def load_fitted(path: str | os.PathLike[str]) -> Head:
     """Return the head of the MODEL or HEAD at `path`."""
     if is_model(path):
-        from featcache.model import load_model
+        from featcache.model.directory import load_model
 
         return load_model(path).fitted
     return load_head(path)
@@ -42,7 +42,7 @@ def cached_logits(
         readable = np.zeros(len(paths), dtype=bool)
         for index, path in enumerate(paths):
             try:
-                digest = hashlib.sha256(read_file(path)).digest()
+                digest = hashlib.sha256(read_image_bytes(path)).digest()
             except ImageError:
                 continue
             digests[index], readable[index] = np.frombuffer(digest, dtype=np.uint8), True

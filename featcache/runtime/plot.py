@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-from featcache.files import refuse_existing, write_atomically
-from featcache.runtime.bench import Benchmark
+from featcache.runtime.benchmark import Benchmark
+from featcache.system.files import refuse_existing, write_atomically
 
 _LABEL, _BAR, _ROW, _HEAD, _GAP = 110, 190, 26, 58, 90
 _INK, _FILL, _MARK = "#222222", "#3b7dd8", "#c0392b"

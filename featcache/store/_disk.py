@@ -7,7 +7,6 @@ import threading
 from pathlib import Path
 
 from featcache.errors import ExistsError, FeatcacheError, InputError, StorageError
-from featcache.files import sync_directory
 from featcache.store import Column, FeatureStore, StoreReader, StoreWriter, VerifyReport
 from featcache.store._generation import Generation, list_generations, new_generation, remove_outdated
 from featcache.store._lmdb import LmdbGeneration
@@ -16,6 +15,7 @@ from featcache.store._mapping import Mapping
 from featcache.store._reader import DiskReader
 from featcache.store._record import new_record
 from featcache.store._zarr import ZarrGeneration
+from featcache.system.files import sync_directory
 
 BACKENDS: dict[str, type[LmdbGeneration] | type[ZarrGeneration]] = {"lmdb": LmdbGeneration, "zarr": ZarrGeneration}
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.errors import FeatcacheError, FormatError, MissingError, StorageError
-from featcache.files import sync_directory
 from featcache.store._record import Layout, Record
+from featcache.system.files import sync_directory
 
 _NAME = re.compile(r"rows-(\d{6,})\.(lmdb|zarr)")
 

@@ -26,12 +26,12 @@ import lmdb
 from crc32c import crc32c
 
 from featcache.errors import CorruptError, FeatcacheError, FormatError, StorageError
-from featcache.files import sync_directory
-from featcache.recipe import canonical_json
 from featcache.store._generation import Block, Committed, Extent, Generation
 from featcache.store._lmdb_check import BLOCK_MARK, find_blocks, find_record, tree_problems
 from featcache.store._lmdb_pages import META_BYTES, PAGE_HEADER_BYTES, LmdbPages, Meta, Place
 from featcache.store._record import Layout, Record
+from featcache.system.files import sync_directory
+from featcache.system.json import canonical_json
 
 _COMMIT, _COMMIT_COPY = b"commit", b"commit-copy"
 _SPARE_BYTES = 64 << 20

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from crc32c import crc32c
 
 from featcache.errors import CorruptError, FormatError
-from featcache.recipe import canonical_json
 from featcache.store import KEY_BYTES, Column, Keys, Values
+from featcache.system.json import canonical_json
 
 FORMAT = "featcache-store"
 VERSION = 1

@@ -22,9 +22,9 @@ import numpy as np
 from crc32c import crc32c
 
 from featcache.errors import CorruptError, FormatError, StorageError
-from featcache.files import sync_directory
 from featcache.store._generation import Block, Committed, Extent, Generation
 from featcache.store._record import COLUMN_PREFIX, KEYS, Layout, Record
+from featcache.system.files import sync_directory
 
 _CRC_BYTES = 4
 _ATTRIBUTE = "featcache"

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from featcache.datasets.samples import printable
 from featcache.errors import InputError
 from featcache.heads.base import Floats
-from featcache.samples import printable
 
 if TYPE_CHECKING:
     from featcache.cache import FeatureCache
-    from featcache.samples import Samples
+    from featcache.datasets.samples import Samples
 
 BLOCK_BYTES = 1 << 26  # of a block's float32 rows: far more than a product needs to be fast, far less than memory
 

@@ -14,8 +14,9 @@ from featcache.errors import InputError
 from featcache.train.blocks import Features, RowsOfCache, StreamedFeatures, check_finite
 
 if TYPE_CHECKING:
-    from featcache.cache import FeatureCache, Selection
-    from featcache.samples import Samples
+    from featcache.cache import FeatureCache
+    from featcache.cache.cache import Selection
+    from featcache.datasets.samples import Samples
 
 
 @dataclass(frozen=True, slots=True)

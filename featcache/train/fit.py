@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from featcache.errors import InputError
 from featcache.heads.base import Head
 from featcache.heads.io import load_head
-from featcache.machine import memory_bytes_of_machine
+from featcache.system.machine import memory_bytes_of_machine
 from featcache.train.data import Rows, TrainingData, load_training_data
 from featcache.train.finish import add_unknown_rule, calibrate_head, require_val
 from featcache.train.fitted import Fitted, Teacher

@@ -14,7 +14,7 @@ from featcache.train.data import Rows, TrainingData
 
 if TYPE_CHECKING:
     from featcache.cache import FeatureCache
-    from featcache.samples import Samples
+    from featcache.datasets.samples import Samples
 
 LOGITS = "logits"
 BLOCK_ROWS = 8192  # whose features are in memory at once

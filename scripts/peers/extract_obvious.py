@@ -20,7 +20,7 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
-from featcache.timm_import import import_timm  # noqa: E402 (only so that a mismatched torchvision can be imported)
+from featcache.backbone.timm_import import import_timm  # noqa: E402 (only so that a mismatched torchvision can be imported)
 
 timm = import_timm()
 from torchvision.datasets import ImageFolder  # noqa: E402

@@ -1,0 +1,133 @@
+"""Load a frozen timm backbone: by name from a hub, from a file of weights, or the embedded one.
+
+**The feature** is the input of timm's final classifier: ``forward_head(forward_features(x), pre_logits=True)``. For
+MobileNetV3 that is the vector after ``conv_head`` (1024 or 1280 wide), not ``num_features`` (576 or 960); for a vision
+transformer it is the pooled token after ``fc_norm``. A linear head on it is exactly what timm's own classifier is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from featcache.backbone.backbone import Backbone
+from featcache.backbone.checkpoint import fit_state, read_checkpoint
+from featcache.backbone.embedded import EMBEDDED_BACKBONE, embedded_weights
+from featcache.backbone.networks import (
+    check_kwargs,
+    create_from_hub,
+    create_network,
+    create_random,
+    drop_classifier,
+    own_preprocessing,
+    preprocessing_of,
+)
+from featcache.errors import BackboneError, WeightsError
+from featcache.recipe import Preprocessing
+
+
+def load_backbone(
+    name: str | None,
+    *,
+    weights: str | Path | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    outputs: Sequence[str] = ("features",),
+) -> Backbone:
+    """Return timm's backbone `name`, frozen, with the weights asked for.
+
+    `name`: a timm model (``mobilenetv2_100``, ``vit_small_patch16_224.augreg_in1k``) or ``hf-hub:OWNER/MODEL``; None
+    takes the one a weights file names, ``featcache_nano`` is the one in this package. `weights`: a local
+    ``.safetensors`` file, whose metadata (``timm_model``, ``timm_kwargs``, ``mean``, ``std``, ``preprocessing``, each a
+    JSON string) is honoured where no argument differs; ``random:SEED`` for a network that was never trained; None for
+    the model hub, or the embedded file of ``featcache_nano``. `mean`, `std`: three numbers each, replacing timm's.
+    `outputs`: ``features`` (see the module), ``logits`` of the pretrained classifier, and, in the
+    same pass, ``stage1``... (pooled stages of a convolutional network) or ``cls-1``..., ``mean-1``... (class token and
+    mean of the patch tokens after the final norm; 1 is the last block) and ``tokens`` (the last block's grid,
+    (rows, columns, channels)) of a transformer.
+
+    Raises `BackboneError` for an unknown backbone or output, `WeightsError` for weights that cannot be had or do not
+    fit, `InputError` for settings that make no sense.
+    """
+    outputs = tuple(outputs)
+    source = "hub" if weights is None else str(weights)
+    kwargs: dict[str, Any] = {}
+    state: dict[str, Tensor] | None = None
+    own: Preprocessing | None = None
+    told = None if source == "hub" or source.startswith("random:") else Path(source)
+    if name == EMBEDDED_BACKBONE:
+        name, told = None, told or embedded_weights()
+        source = str(told) if source == "hub" else source
+        if told == embedded_weights() and not told.is_file():
+            raise WeightsError(
+                f"{EMBEDDED_BACKBONE!r} must lie in this installation as {str(told)!r}, it does not: "
+                "name another backbone"
+            )
+    if told is not None:
+        state, metadata = read_checkpoint(told)
+        name = name or metadata.get("timm_model")
+        kwargs = metadata.get("timm_kwargs", {})
+        mean = metadata.get("mean") if mean is None else mean
+        std = metadata.get("std") if std is None else std
+        own = own_preprocessing(metadata.get("preprocessing"), source)
+    if name is None:
+        raise BackboneError(f"a backbone must be named, got None and no timm_model in the metadata of {source!r}")
+    kwargs = check_kwargs({**kwargs, **(model_kwargs or {})}, keep_classifier="logits" in outputs)
+    if source.startswith("random:"):
+        state = None  # of the embedded backbone, the network and its preprocessing only
+    if state is not None:
+        network = create_network(name, kwargs)
+        label = Path(source).name
+    elif source == "hub":
+        network, name = create_from_hub(name, kwargs)
+        label = "hub"
+    else:
+        network = create_random(name, kwargs, source)
+        label = source
+    if "logits" in outputs and not getattr(network, "num_classes", 0):
+        raise BackboneError(f"output 'logits' needs a backbone with a classifier, {name!r} has none; leave it out")
+    preprocessing = preprocessing_of(network, name, mean=mean, std=std, side=kwargs.get("img_size"))
+    if own is not None:
+        preprocessing = dataclasses.replace(own, mean=preprocessing.mean, std=preprocessing.std)
+    all_keys = set(network.state_dict())
+    if "logits" not in outputs:
+        drop_classifier(network)
+    if state is not None:
+        fit_state(network, state, optional=all_keys - set(network.state_dict()), source=source, model=name)
+    return Backbone(
+        network,
+        model_name=name,
+        model_kwargs=kwargs,
+        preprocessing=preprocessing,
+        weights_label=label,
+        outputs=outputs,
+    )
+
+
+def build_backbone(
+    name: str,
+    *,
+    model_kwargs: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    outputs: Sequence[str],
+    weights_label: str,
+    weights_sha256: str,
+) -> Backbone:
+    """Return timm's network `name` without any weights in particular, for a caller that loads its own into it."""
+    network = create_network(name, model_kwargs)
+    if "logits" not in outputs:
+        drop_classifier(network)
+    return Backbone(
+        network,
+        model_name=name,
+        model_kwargs=model_kwargs,
+        preprocessing=preprocessing,
+        weights_label=weights_label,
+        weights_sha256=weights_sha256,
+        outputs=outputs,
+    )

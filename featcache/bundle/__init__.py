@@ -1,0 +1,1 @@
+"""The bundle: device files made, run, measured, described, signed and packed."""

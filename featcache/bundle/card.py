@@ -1,0 +1,95 @@
+"""The files of a bundle that are for people and for other programs: labels, preprocessing, model card."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from featcache.formats.interface import ModelFacts, Target
+from featcache.formats.labels import one_line
+
+
+def preprocess_document(facts: ModelFacts, targets: Mapping[str, Target]) -> dict[str, Any]:
+    """Return ``preprocess.json``: how encoded image bytes become the input tensor, and what comes out."""
+    size = facts.preprocessing
+    resize = (
+        f"scale the short side to {size.resize} pixels"
+        if size.crop_mode == "center"
+        else f"scale to {size.width} x {size.height} pixels, whatever the aspect"
+    )
+    steps = [
+        "decode to 8-bit RGB (grey is repeated, transparency is dropped)",
+        "turn and mirror as the EXIF orientation says",
+        f"{resize} ({size.interpolation}, antialiased, as Pillow's resize)",
+    ]
+    if size.crop_mode == "center":
+        steps.append(f"cut the middle {size.width} x {size.height} pixels")
+    steps.append("pass the bytes 0 to 255 as they are: mean and std are applied inside the model")
+    return {
+        "labels": list(facts.classes),
+        "task": facts.task,
+        "unknown": None if facts.unknown is None else dict(facts.unknown),
+        "preprocessing": size.to_json(),
+        "decoder": "pillow",
+        "orientation": "exif",
+        "normalisation": "inside the model",
+        "steps": steps,
+        "tensors": {name: target.tensors(facts) for name, target in targets.items()},
+    }
+
+
+def model_card(facts: ModelFacts, files: Mapping[str, tuple[str, ...]], *, weights: str, random_weights: bool) -> str:
+    """Return ``model_card.md`` (Hugging Face's front matter), which holds what was done but no measurement.
+
+    What was measured depends on the machine and stands in ``report.json``; the card is the same for equal models.
+    """
+    front: dict[str, Any] = {
+        "library_name": "featcache",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", *(["int8"] if facts.quantized else []), *files],
+    }
+    if "/" in facts.name:
+        front["base_model"] = one_line(facts.name).removeprefix("hf-hub:").removeprefix("hf_hub:")
+    elif facts.name:
+        # not an address on the hub, which `base_model` has to be
+        front["tags"] = [*front["tags"], one_line(facts.name)]
+    lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()), "---", ""]
+    lines += [f"# Image classifier on {_inline(facts.name)}", ""]
+    if random_weights:
+        lines += [
+            f"**The backbone has random weights ({_inline(weights)}) and was never trained.** Only the head was.",
+            "",
+        ]
+    shown = ", ".join(_inline(label) for label in facts.classes[:20])
+    more = "" if len(facts.classes) <= 20 else f" and {len(facts.classes) - 20} more (`labels.txt`)"
+    height, width, _ = facts.image_shape
+    lines += [
+        f"- Task: {facts.task}, {len(facts.classes)} classes: {shown}{more}",
+        f"- Input: RGB, {width} x {height} pixels, made as `preprocess.json` says; mean and std are in the model",
+        f"- Backbone: {_inline(facts.name)}, weights {_inline(weights)}",
+        f"- Numbers: {'8-bit integers (static, per channel), refitted head' if facts.quantized else '32-bit floats'}",
+        "- Measurements (accuracy, size, latency, agreement with the reference): `report.json`",
+        "",
+        "| format | files |",
+        "|---|---|",
+        *(f"| {name} | {', '.join(f'`{file}`' for file in names)} |" for name, names in files.items()),
+        "",
+        "## How it was made",
+        "",
+        *(f"{number}. {_inline(_step(step))}" for number, step in enumerate(facts.lineage.get("steps", []), start=1)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    """Return one entry of the lineage as a sentence: its verb, then its plain values."""
+    plain = [f"{key} {value}" for key, value in step.items() if key != "verb" and isinstance(value, (str, int, float))]
+    return f"{step.get('verb', 'step')}: {', '.join(plain)}" if plain else str(step.get("verb", "step"))
+
+
+def _inline(text: str) -> str:
+    """Return `text` as one line in which Markdown and HTML mean nothing."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|&~])", r"\\\1", one_line(text))

@@ -1,0 +1,50 @@
+"""Small pictures of images a model got wrong, as ``data:`` URIs that a report carries in itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+from featcache.datasets.labelled import LabelledImages
+from featcache.errors import ImageError
+from featcache.images.load import decode
+from featcache.images.read import read_image_bytes
+from featcache.runtime.evaluation import Evaluation
+
+THUMBNAIL_SIDE = 112
+_MOST = 48
+
+
+def mistake_thumbnails(evaluation: Evaluation, images: LabelledImages, *, most: int = _MOST) -> list[dict[str, Any]]:
+    """Return the surest mistakes of `evaluation` on `images` as JSON values, `most` of them, each with a thumbnail."""
+    found = []
+    for mistake in evaluation.mistakes[:most]:
+        try:
+            picture = thumbnail(read_image_bytes(images.paths[mistake.index]))
+        except ImageError:
+            continue  # it could be read a moment ago; the list of mistakes is complete without its picture
+        found.append(
+            {
+                "path": mistake.path,
+                "label": mistake.label,
+                "predicted": mistake.predicted,
+                "probability": mistake.probability,
+                "thumbnail": picture,
+            }
+        )
+    return found
+
+
+def thumbnail(data: bytes, *, side: int = THUMBNAIL_SIDE) -> str:
+    """Return the image in `data` as a JPEG ``data:`` URI, at most `side` pixels wide and high, upright.
+
+    Raises `ImageError` where it does not decode.
+    """
+    from PIL import Image
+
+    image = Image.fromarray(decode(data, decoder="pillow"))
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

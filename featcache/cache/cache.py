@@ -1,0 +1,397 @@
+"""`FeatureCache`: a directory holding the feature rows of exactly one `Recipe`, and the samples that refer to them.
+
+    CACHE/manifest.json          format version, Recipe, its fingerprint, the kind of store, what was asked for
+    CACHE/manifest-copy.json     the same bytes, should one of the two be damaged
+    CACHE/requests.json          requests already resolved to this Recipe (lets a no-op rebuild import nothing heavy)
+    CACHE/store/                 the rows (`featcache.store`), keyed by the sha256 of the input's bytes
+    CACHE/samples/NAME.safetensors   the samples of data set NAME (`featcache.datasets.samples`)
+
+Nothing here knows what an input is: an extractor of another kind brings its own Recipe and the same columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.cache.manifest import check_manifest, read_manifest, write_manifest
+from featcache.datasets.samples import SPLITS, Samples, load_samples, printable, save_samples, split_code
+from featcache.errors import CorruptError, FormatError, InputError
+from featcache.recipe import Recipe
+from featcache.store import Column, FeatureStore, StoreReader, create_store, open_store
+from featcache.system.files import new_directory, safe_name, write_atomically
+from featcache.system.json import has_checksum, with_checksum
+
+_DIGEST_BLOCK_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Rows of a cache that some samples refer to, in sample order.
+
+    `indices` (n,) int64: positions in the data set's samples. `rows` (n,) int64: positions in the store.
+    `labels`: (n,) int64 class indices, -1 for none; for multi-label and regression sets (n, n_targets) float32.
+    """
+
+    indices: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    labels: npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheVerification:
+    """What a check of every stored byte found: `ok`, the number of intact `rows`, and one line per problem."""
+
+    ok: bool
+    rows: int
+    problems: tuple[str, ...]
+
+
+def column_name(output: str, view: int) -> str:
+    """Return the store's column of `output` in `view`: the bare name for the plain view 0."""
+    return output if view == 0 else f"{output}@{view}"
+
+
+def recipe_columns(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Column, ...]:
+    """Return the store's columns for a Recipe, given the shape of one row of each output: all outputs, view by view."""
+    return tuple(
+        Column(column_name(output, view), shapes[output], recipe.dtype)
+        for view in range(recipe.views)
+        for output in recipe.outputs
+    )
+
+
+class FeatureCache:
+    """An open cache. Close it, or use it as a context manager; several processes may read it while one builds."""
+
+    def __init__(self, path: Path, *, manifest: Mapping[str, Any], store: FeatureStore) -> None:
+        self.path = path
+        self.recipe = Recipe.from_json(manifest["recipe"])
+        self.request: Mapping[str, Any] = manifest["request"]
+        self.store_kind: str = manifest["store"]
+        self.store = store
+        self._samples: dict[str, tuple[int, Samples]] = {}
+
+    # --- what is in it ---
+
+    @property
+    def fingerprint(self) -> str:
+        """The Recipe's fingerprint, 64 hexadecimal digits."""
+        return self.recipe.fingerprint
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The stored columns: every output, then the same for each further view."""
+        return self.store.columns
+
+    @property
+    def num_features(self) -> int:
+        """Numbers in one row of the first output."""
+        return math.prod(self.columns[0].shape)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the data sets, sorted."""
+        return tuple(sorted(_dataset_name(file.stem) for file in self._samples_files()))
+
+    def _samples_files(self) -> list[Path]:
+        """Return the files of the data sets; a name that begins with a dot is a half-written one."""
+        return sorted(file for file in (self.path / "samples").glob("*.safetensors") if not file.name.startswith("."))
+
+    def samples(self, dataset: str | None = None) -> Samples:
+        """Return the samples of `dataset`, which may be left out where the cache holds only one."""
+        name = self._dataset(dataset)
+        file = self._samples_file(name)
+        stamp = file.stat().st_mtime_ns
+        if self._samples.get(name, (None,))[0] != stamp:
+            self._samples[name] = (stamp, load_samples(file))
+        return self._samples[name][1]
+
+    def _dataset(self, dataset: str | None) -> str:
+        names = self.datasets
+        if dataset is None and len(names) == 1:
+            return names[0]
+        if dataset in names:
+            return str(dataset)
+        if not names:
+            raise InputError(f"the cache {str(self.path)!r} must hold a data set, it has none yet: build it first")
+        raise InputError(f"--dataset must name one of {list(names)!r} in the cache {str(self.path)!r}, got {dataset!r}")
+
+    def _samples_file(self, dataset: str) -> Path:
+        return self.path / "samples" / f"{safe_name(dataset)}.safetensors"
+
+    # --- reading ---
+
+    def reader(self) -> StoreReader:
+        """Return a snapshot of the committed rows, to be used in a ``with`` block; its views are valid inside."""
+        return self.store.reader()
+
+    def select(self, *, split: str | None = None, dataset: str | None = None, labelled: bool = True) -> Selection:
+        """Return which rows the samples of a split (None for all) refer to; samples without a row are left out.
+
+        `labelled`: leave out samples without a label.
+        """
+        samples = self.samples(dataset)
+        wanted = samples.decoded
+        if split is not None:
+            wanted &= samples.splits == split_code(split)
+        if labelled:
+            wanted &= samples.labels >= 0
+        indices = np.flatnonzero(wanted)
+        with self.reader() as reader:
+            rows = reader.find(samples.digests[indices])
+        present = rows >= 0
+        indices, rows = indices[present], rows[present]
+        labels = samples.labels[indices] if samples.targets is None else samples.targets[indices]
+        return Selection(indices, rows, labels)
+
+    def numpy(
+        self,
+        *,
+        split: str | None = None,
+        dataset: str | None = None,
+        output: str | Sequence[str] | None = None,
+        view: int | Sequence[int] = 0,
+        labelled: bool = True,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
+        """Return copies: features (n, d) float32 and labels (n,) int64 (or (n, n_targets) float32 targets).
+
+        `output`: one stored output, or several, each flattened and laid side by side; None for the first. `view`: one
+        view, or several: the samples are then repeated view after view, n = n_samples · n_views.
+        """
+        selection = self.select(split=split, dataset=dataset, labelled=labelled)
+        views = [view] if isinstance(view, int) else list(view)
+        features = self.gather(selection.rows, output=output, views=views)
+        labels = np.concatenate([selection.labels] * len(views))
+        return features, labels
+
+    def gather(
+        self, rows: npt.NDArray[np.int64], *, output: str | Sequence[str] | None = None, views: Sequence[int] = (0,)
+    ) -> npt.NDArray[np.float32]:
+        """Return the features (len(views) · n, d) float32 of store rows (n,), outputs side by side, view after view."""
+        outputs = self.outputs(output)
+        self.checked_views(views)
+        by_name = {column.name: column for column in self.columns}
+        widths = [math.prod(by_name[name].shape) for name in outputs]
+        features = np.empty((len(views) * len(rows), sum(widths)), dtype=np.float32)
+        with self.reader() as reader:
+            for position, view in enumerate(views):
+                block = features[position * len(rows) : (position + 1) * len(rows)]
+                left = 0
+                for name, width in zip(outputs, widths, strict=True):
+                    values = reader.gather(column_name(name, view), rows)
+                    block[:, left : left + width] = values.reshape(len(rows), width)
+                    left += width
+        return features
+
+    def checked_views(self, views: Sequence[int]) -> Sequence[int]:
+        """Return `views`; `InputError` where one is not stored."""
+        for view in views:
+            if not 0 <= view < self.recipe.views:
+                raise InputError(f"view must be 0 to {self.recipe.views - 1} in {str(self.path)!r}, got {view!r}")
+        return views
+
+    def outputs(self, output: str | Sequence[str] | None = None) -> list[str]:
+        """Return the names of the outputs meant: one, several, or None for the first; `InputError` for unknown ones."""
+        outputs = [output or self.recipe.outputs[0]] if output is None or isinstance(output, str) else list(output)
+        for name in outputs:
+            if name not in self.recipe.outputs:
+                raise InputError(
+                    f"output must be one of {list(self.recipe.outputs)!r} stored in {str(self.path)!r}, got {name!r}: "
+                    "build another cache with --outputs"
+                )
+        return outputs
+
+    def content_digest(self) -> str:
+        """Return the sha256 over (digest, row bytes) of every row, sorted by digest: equal content, equal digest.
+
+        A row's bytes are its columns' little-endian values, one column after another.
+        """
+        state = hashlib.sha256()
+        with self.reader() as reader:
+            keys = np.ascontiguousarray(reader.keys())
+            order = np.argsort(keys.view("S32").ravel(), kind="stable")
+            for start in range(0, len(order), _DIGEST_BLOCK_ROWS):
+                rows = order[start : start + _DIGEST_BLOCK_ROWS]
+                parts = [keys[rows]]
+                for column in self.columns:
+                    values = np.ascontiguousarray(reader.gather(column.name, rows))
+                    parts.append(values.reshape(len(rows), -1).view(np.uint8))
+                state.update(np.concatenate(parts, axis=1).tobytes())
+        return state.hexdigest()
+
+    # --- checking ---
+
+    def info(self) -> dict[str, Any]:
+        """Return what `featcache info` prints: Recipe, data sets, counts, bytes, digest, conflicts, failures."""
+        described, conflicts, failures = [], [], []
+        total = 0
+        for name in self.datasets:
+            samples = self.samples(name)
+            total += len(samples)
+            described.append(self._describe(samples))
+            for kind, groups in (("labels", samples.label_conflicts()), ("splits", samples.split_leaks())):
+                conflicts += [{"dataset": name, "kind": kind, "paths": [printable(p) for p in g]} for g in groups]
+            failures += [
+                {"dataset": name, "path": printable(path), "reason": reason}
+                for path, reason in [
+                    *((samples.paths[index], reason) for index, reason in sorted(samples.failures.items())),
+                    *samples.listing.failures,
+                ]
+            ]
+        with self.reader() as reader:
+            rows = len(reader)
+        return {
+            "recipe": self.recipe.to_json(),
+            "fingerprint": self.fingerprint,
+            "random_weights": self.recipe.random_weights,
+            "store": self.store_kind,
+            "columns": [{"name": c.name, "shape": list(c.shape), "dtype": c.dtype} for c in self.columns],
+            "datasets": described,
+            "rows": rows,
+            "samples": total,
+            "bytes": self.store.nbytes(),
+            "num_features": self.num_features,
+            "content_digest": self.content_digest(),
+            "conflicts": conflicts,
+            "failures": failures,
+        }
+
+    def _describe(self, samples: Samples) -> dict[str, Any]:
+        decoded = samples.decoded
+        return {
+            "name": samples.dataset,
+            "root": printable(samples.root),
+            "task": samples.task,
+            "classes": list(samples.classes),
+            "samples": len(samples),
+            "unlabelled": int((samples.labels < 0).sum()),
+            "ignored": samples.listing.ignored,
+            "failed": len(samples.failures) + len(samples.listing.failures),
+            "splits": {name: int((decoded & (samples.splits == code)).sum()) for code, name in enumerate(SPLITS)},
+        }
+
+    def verify(self, *, repair: bool = False) -> CacheVerification:
+        """Check every stored byte; with `repair`, drop exactly the damaged rows (the next build restores them).
+
+        A damaged list of samples is dropped too: building its data set again restores it, and reuses every row.
+        """
+        report = self.store.verify(repair=repair)
+        problems = list(report.problems)
+        problems += check_manifest(self.path, repair=repair)
+        try:
+            self._read_requests()
+        except CorruptError as error:
+            problems.append(str(error))
+            if repair:
+                (self.path / "requests.json").unlink()
+        with self.reader() as reader:
+            rows = len(reader)
+            for file in self._samples_files():
+                try:
+                    samples = load_samples(file)
+                except CorruptError as error:
+                    problems.append(str(error))
+                    if repair:
+                        file.unlink()
+                    continue
+                except FormatError as error:
+                    problems.append(str(error))
+                    continue
+                if safe_name(samples.dataset) != file.stem:
+                    problems.append(f"{str(file)!r} must hold that data set, it holds {samples.dataset!r}")
+                missing = int((reader.find(samples.digests[samples.decoded]) < 0).sum())
+                if missing:
+                    problems.append(f"data set {samples.dataset!r}: {missing} samples have no row: build it again")
+        return CacheVerification(not problems, rows, tuple(problems))
+
+    # --- writing (used by builds) ---
+
+    def replace_samples(self, samples: Samples) -> None:
+        """Make `samples` the list of its data set, durable on return."""
+        (self.path / "samples").mkdir(exist_ok=True)
+        save_samples(samples, self._samples_file(samples.dataset))
+
+    def known_requests(self) -> list[Any]:
+        """Return the requests (with the versions they were resolved under) known to lead to this Recipe."""
+        try:
+            return self._read_requests()
+        except CorruptError:
+            return []  # a memo only: without it the Recipe is resolved again
+
+    def _read_requests(self) -> list[Any]:
+        path = self.path / "requests.json"
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            known = None
+        if not isinstance(known, dict) or not has_checksum(known):
+            raise CorruptError(f"{str(path)!r} must match its checksum, it does not: the next build writes it anew")
+        return list(known["requests"])
+
+    def remember_request(self, request: Mapping[str, Any]) -> None:
+        """Note that `request` leads to this Recipe; the latest eight are kept."""
+        known = [entry for entry in self.known_requests() if entry != request]
+        values = with_checksum({"requests": [*known[-7:], request]})
+        write_atomically(self.path / "requests.json", json.dumps(values, indent=1).encode())
+
+    def referenced(self) -> npt.NDArray[np.uint8]:
+        """Return the digests (n, 32) of all samples of all data sets."""
+        parts = [self.samples(name).digests for name in self.datasets]
+        return np.concatenate(parts) if parts else np.empty((0, 32), dtype=np.uint8)
+
+    def close(self) -> None:
+        """Release the store."""
+        self.store.close()
+
+    def __enter__(self) -> FeatureCache:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"FeatureCache({str(self.path)!r}, {self.recipe.model!r}, {self.fingerprint[:12]})"
+
+
+def open_cache(path: str | Path) -> FeatureCache:
+    """Return the cache at `path`.
+
+    Raises `MissingError` where there is nothing, `FormatError` where it is no cache or one of a newer format,
+    `CorruptError` where its manifest was changed.
+    """
+    place = Path(path)
+    manifest = read_manifest(place)
+    return FeatureCache(place, manifest=manifest, store=open_store(place / "store"))
+
+
+def create_cache(
+    path: Path, recipe: Recipe, *, shapes: Mapping[str, tuple[int, ...]], store: str, request: Mapping[str, Any]
+) -> FeatureCache:
+    """Return a new, empty cache at `path`, which must not exist; it appears whole or not at all.
+
+    `shapes`: the shape of one row of each output. `store`: ``lmdb`` or ``zarr``. `request`: what was asked, as JSON.
+    """
+    with new_directory(path) as place:
+        create_store(place / "store", kind=store, columns=recipe_columns(recipe, shapes)).close()
+        (place / "samples").mkdir()
+        write_manifest(place, recipe, store=store, request=request)
+    return open_cache(path)
+
+
+def _dataset_name(stem: str) -> str:
+    return unquote(stem, errors="surrogateescape")

@@ -1,0 +1,59 @@
+"""Count and time what ships: multiplications, zeros, and the latency of the exported graphs, side by side."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from torch import nn
+
+from featcache.graph.cost import node_macs
+from featcache.system.threads import processor_count
+
+__all__ = ["graph_macs", "latencies_ms", "node_macs", "zero_share"]
+
+_WARM_RUNS = 5
+_TIMED_SECONDS = 1.5  # per graph; enough for a hundred runs of a MobileNet
+_LEAST_RUNS = 15
+
+
+def graph_macs(path: str | Path) -> int:
+    """Return the multiply-accumulates per image of the ONNX file `path`."""
+    return sum(node_macs(onnx.load(str(path))).values())
+
+
+def zero_share(network: nn.Module) -> float:
+    """Return the share of exact zeros among the weights of convolutions and linear layers."""
+    weights = [m.weight for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    total = sum(weight.numel() for weight in weights)
+    return sum(int((weight == 0).sum()) for weight in weights) / total if total else 0.0
+
+
+def latencies_ms(paths: Sequence[str | Path]) -> list[float]:
+    """Return the median latency in ms of one image through each ONNX file in ONNX Runtime, on all processors.
+
+    Runs alternate between the files, so that whatever else the machine does falls on all of them alike.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = processor_count()
+    options.log_severity_level = 3
+    sessions = [onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]) for path in paths]
+    shape = sessions[0].get_inputs()[0].shape
+    image = np.random.default_rng(0).integers(0, 256, size=(1, *shape[1:]), dtype=np.uint8)
+    seconds: list[list[float]] = [[] for _ in sessions]
+    for session in sessions:
+        for _ in range(_WARM_RUNS):
+            session.run(None, {"image": image})
+    started = time.perf_counter()
+    while len(seconds[0]) < _LEAST_RUNS or time.perf_counter() - started < _TIMED_SECONDS * len(sessions):
+        for session, taken in zip(sessions, seconds, strict=True):
+            before = time.perf_counter()
+            session.run(None, {"image": image})
+            taken.append(time.perf_counter() - before)
+    return [1e3 * statistics.median(taken) for taken in seconds]

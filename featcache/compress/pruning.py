@@ -1,0 +1,172 @@
+"""`prune`: take channels out of a backbone (smaller, faster) or zero single weights (sparser), then refit the head."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from featcache.cache import FeatureCache, open_cache
+from featcache.compress.channels import MACS_TOLERANCE, remove_channels
+from featcache.compress.measurement import graph_macs, latencies_ms, zero_share
+from featcache.compress.refitting import Features, Source, compare, extract_and_refit, float_features, open_source
+from featcache.compress.result import CompressResult
+from featcache.engines import open_engine
+from featcache.errors import InputError
+from featcache.model.directory import save_model
+from featcache.model.golden import Golden
+from featcache.model.merged import MergedModel, changed_recipe, wrap_network
+from featcache.model.merging import logits_of_images
+from featcache.model.surgery import Surgery, changed_widths, layer_widths
+from featcache.system.files import refuse_existing
+
+PruneMethod = Literal["magnitude", "channel"]
+
+
+def prune(
+    model: MergedModel | str | os.PathLike[str],
+    *,
+    cache: FeatureCache | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    method: PruneMethod = "channel",
+    amount: float,
+    dataset: str | None = None,
+    overwrite: bool = False,
+) -> CompressResult:
+    """Write `model` with `amount` of it removed as the MODEL `out`; return size, work, speed and accuracy.
+
+    `method` ``channel`` removes whole channels, those the loss of the training images of `cache` misses least, until
+    the exported graph has (1 − `amount`) of the multiplications, within 2 %; the features keep their width.
+    ``magnitude`` sets that share of the weights to zero, the smallest of each layer first: it saves bytes only after
+    compression, and no time on usual hardware. Then the head is fitted again on the pruned backbone's features.
+
+    Raises `InputError` where `amount` cannot be removed from this network (with the most that can), or model and cache
+    do not belong together; `MissingError` where the images are gone; `ExistsError`.
+    """
+    if method not in ("magnitude", "channel"):
+        raise InputError(f"--method must be 'magnitude' or 'channel', got {method!r}")
+    if not 0 < amount < 1:
+        raise InputError(f"--amount must be above 0 and below 1, the share to remove, got {amount!r}")
+    refuse_existing(Path(out), overwrite=overwrite)
+    opened = cache if isinstance(cache, FeatureCache) else open_cache(Path(cache))
+    try:
+        source = open_source(model, opened, dataset=dataset)
+        with tempfile.TemporaryDirectory() as folder:
+            return _prune(source, Path(folder), out, method, amount, overwrite)
+    finally:
+        if opened is not cache:
+            opened.close()
+
+
+def _prune(
+    source: Source, folder: Path, out: str | os.PathLike[str], method: PruneMethod, amount: float, overwrite: bool
+) -> CompressResult:
+    from featcache.graph.write import write_onnx
+
+    before: Features = float_features(source)
+    original = write_onnx(source.model, folder / "before.onnx")
+    macs_before = graph_macs(original)
+    if method == "channel":
+        network = remove_channels(source, amount=amount, macs=macs_before)
+    else:
+        network = copy.deepcopy(source.model.backbone.network)
+        zero_smallest(network, amount)
+    surgery = Surgery(
+        source.model.surgery.folded,
+        {**source.model.surgery.widths, **changed_widths(network, layer_widths(source.model.backbone.network))},
+    )
+    pruned = _with_network(source.model, network, surgery)
+    plan = source.cache.recipe
+    with open_engine(pruned.backbone, engine=plan.engine, precision=plan.precision, cached=False) as engine:
+        recipe = dataclasses.replace(
+            pruned.recipe, engine=engine.name, engine_version=engine.version, precision=engine.precision
+        )
+        after, head, notes = extract_and_refit(source, engine=engine, recipe=recipe)
+    comparison = compare(source.model.fitted, head, before=before, after=after)
+    step = {"verb": "prune", "method": method, "amount": amount, "accuracy": dataclasses.asdict(comparison)}
+    final = MergedModel(
+        pruned.backbone, head, recipe=recipe, surgery=surgery, lineage=[*source.model.lineage, step]
+    )  # fmt: skip
+    graph = write_onnx(final, folder / "after.onnx")
+    macs = graph_macs(graph)
+    if method == "channel":
+        _check_amount(macs, macs_before, amount)
+    times = latencies_ms([original, graph])
+    path = save_model(final, out, golden=_golden(source.golden, final), overwrite=overwrite)
+    return CompressResult(
+        model=str(path),
+        method=method,
+        amount=amount,
+        parameters=final.parameter_count(),
+        macs=macs,
+        macs_before=macs_before,
+        sparsity=zero_share(final),
+        bytes_before=original.stat().st_size,
+        bytes_after=graph.stat().st_size,
+        **dataclasses.asdict(comparison),
+        latency_ms_before=times[0],
+        latency_ms_after=times[1],
+        integer_convolutions=None,
+        convolutions=sum(isinstance(module, nn.Conv2d) for module in network.modules()),
+        head_precision="float",
+        weights=recipe.weights,
+        random_weights=recipe.random_weights,
+        settings={},
+        notes=tuple(notes),
+    )
+
+
+def zero_smallest(network: nn.Module, amount: float) -> None:
+    """Set the share `amount` of the weights of convolutions and linear layers to zero, in place.
+
+    Which ones is decided over all layers by the layer-adaptive magnitude score (Lee et al. 2021, LAMP): a weight's
+    square over the sum of all squares of its layer that are not smaller.
+    """
+    weights: list[Tensor] = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    scores = []
+    for weight in weights:
+        squares, order = weight.detach().double().square().flatten().sort(descending=True)
+        score = torch.empty_like(squares)
+        score[order] = squares / squares.cumsum(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
+        scores.append(score)
+    every = torch.cat(scores)
+    removed = torch.zeros(len(every), dtype=torch.bool)
+    removed[torch.topk(every, round(amount * len(every)), largest=False).indices] = True
+    with torch.no_grad():
+        start = 0
+        for weight in weights:
+            weight[removed[start : start + weight.numel()].view_as(weight)] = 0
+            start += weight.numel()
+
+
+def _with_network(model: MergedModel, network: nn.Module, surgery: Surgery) -> MergedModel:
+    """Return `model` with this changed network and the Recipe that names it by its digest; the head is the old one."""
+    made = MergedModel(
+        wrap_network(network, model.recipe, outputs=model.backbone.outputs), model.fitted, recipe=model.recipe,
+        surgery=surgery, lineage=model.lineage,
+    )  # fmt: skip
+    recipe = changed_recipe(made)
+    backbone = wrap_network(network, recipe, outputs=model.backbone.outputs)
+    return MergedModel(backbone, model.fitted, recipe=recipe, surgery=surgery, lineage=model.lineage)
+
+
+def _check_amount(macs: int, macs_before: int, amount: float) -> None:
+    left, wanted = macs / macs_before, 1 - amount
+    if abs(left - wanted) > MACS_TOLERANCE * wanted:
+        raise InputError(
+            f"--amount must be what channels of this network can be removed to, {amount!r} is not: nearest is "
+            f"{1 - left:.3f}"
+        )
+
+
+def _golden(golden: Golden | None, model: MergedModel) -> Golden | None:
+    if golden is None:
+        return None
+    logits: Any = logits_of_images(model, golden.images)
+    return Golden(golden.kind, "torch fp32", golden.images, logits)

@@ -1,0 +1,289 @@
+"""`quantize`: 8-bit integers for weights and activations, calibrated on training images, then the head's refit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+
+from featcache.cache import FeatureCache, open_cache
+from featcache.compress.layerwise import calibrate
+from featcache.compress.measurement import latencies_ms, node_macs, zero_share
+from featcache.compress.refitting import Features, Source, compare, extract_and_refit, float_features, open_source
+from featcache.compress.result import CompressResult
+from featcache.compress.rounding import MomentsSum, channel_scales, round_jointly
+from featcache.engines import open_engine
+from featcache.errors import ImageError, InputError, MissingError
+from featcache.graph.qdq import integer_share
+from featcache.heads import Head, LinearHead
+from featcache.images.load import load_image
+from featcache.model.directory import save_model
+from featcache.model.golden import Golden
+from featcache.model.merged import MergedModel, changed_recipe, wrap_network
+from featcache.model.merging import load_pixels
+from featcache.model.surgery import Surgery, folded_copy
+from featcache.system.files import refuse_existing
+
+HeadPrecision = Literal["int8", "float"]
+
+CALIBRATION_IMAGES = 64
+FLOAT_SHARE = 0.08  # of the multiplications, spent on the first convolutions: they cost most when rounded
+_MOST_FLOAT_CONVOLUTIONS = 0.15  # of all; integer kernels must stay the rule
+_HEAD_WEIGHT = "head.weight"
+MOST_MOVED = 0.05  # of the logits' spread that rounding a head may cost without a word
+_MOMENT_ROWS = 4096  # of features multiplied at a time
+
+
+def quantize(
+    model: MergedModel | str | os.PathLike[str],
+    *,
+    cache: FeatureCache | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    head_precision: HeadPrecision = "int8",
+    dataset: str | None = None,
+    calibration_images: int = CALIBRATION_IMAGES,
+    float_share: float = FLOAT_SHARE,
+    overwrite: bool = False,
+) -> CompressResult:
+    """Write the INT8 form of `model` as the MODEL `out`; return its size, speed and accuracy, before and after.
+
+    Batch norms are folded; then one walk over the graph with `calibration_images` training images of `cache` rounds
+    each layer's weights (per output channel) for the inputs it will really get, takes back the mean error with its
+    bias, and chooses the range of its 8-bit output. The first convolutions, up to `float_share` of the multiplications,
+    stay in floats: they read pixels, have few channels, and their error reaches everything. Then the backbone is final,
+    the head is fitted again on its features, and with `head_precision` ``int8`` a linear head's weights are rounded per
+    class.
+
+    Raises `InputError` where model and cache do not belong together, `MissingError` where the images are gone,
+    `ExistsError` where `out` exists and `overwrite` is false.
+    """
+    if head_precision not in ("int8", "float"):
+        raise InputError(f"head_precision must be 'int8' or 'float', got {head_precision!r}")
+    if calibration_images < 1 or not 0 <= float_share <= 1:
+        raise InputError(
+            "calibration_images must be at least 1 and float_share from 0 to 1, got "
+            f"{calibration_images!r} and {float_share!r}"
+        )
+    refuse_existing(Path(out), overwrite=overwrite)
+    opened = cache if isinstance(cache, FeatureCache) else open_cache(Path(cache))
+    try:
+        source = open_source(model, opened, dataset=dataset)
+        before = float_features(source)
+        pixels = calibration_pixels(source, calibration_images)
+        with tempfile.TemporaryDirectory() as folder:
+            return _quantize(source, before, pixels, Path(folder), out, head_precision, float_share, overwrite)
+    finally:
+        if opened is not cache:
+            opened.close()
+
+
+def _quantize(
+    source: Source,
+    before: Any,
+    pixels: npt.NDArray[np.uint8],
+    folder: Path,
+    out: str | os.PathLike[str],
+    head_precision: str,
+    float_share: float,
+    overwrite: bool,
+) -> CompressResult:
+    from featcache.graph.write import write_onnx
+
+    compressed = quantized_model(source.model, pixels, float_share=float_share)
+    integer_graph = write_onnx(compressed, folder / "features.onnx", outputs=("features",))
+    with open_engine(integer_graph, engine="onnxruntime", precision="int8") as engine:
+        recipe = changed_recipe(
+            compressed, outputs=("features",), engine=engine.name, engine_version=engine.version,
+            precision=engine.precision, decoder="pillow", dct_scaling=False,
+        )  # fmt: skip
+        after, head, notes = extract_and_refit(source, engine=engine, recipe=recipe)
+    quantization = dict(compressed.quantization or {})
+    used_precision = "float"
+    if head_precision == "int8" and isinstance(head, LinearHead):
+        exact = head
+        head, quantization = integer_head(exact, quantization, after)
+        moved = _moved(exact, head, after)
+        if moved > MOST_MOVED:
+            notes = (
+                *notes,
+                f"rounding the head's weights moved its answers by {moved:.0%} of their spread; --head-precision float "
+                "keeps them",
+            )
+        used_precision = "int8"
+    comparison = compare(source.model.fitted, head, before=before, after=after)
+    step = {
+        "verb": "quantize",
+        "calibration_images": len(pixels),
+        "float_share": float_share,
+        "head_precision": used_precision,
+        "accuracy": dataclasses.asdict(comparison),
+    }
+    final = MergedModel(
+        compressed.backbone, head, recipe=recipe, surgery=compressed.surgery, quantization=quantization,
+        lineage=[*source.model.lineage, step],
+    )  # fmt: skip
+    graphs = [
+        write_onnx(source.model, folder / "before.onnx"),
+        write_onnx(final, folder / "after.onnx"),
+    ]
+    times = latencies_ms(graphs)
+    integer, convolutions = integer_share(str(graphs[1]))
+    macs = sum(node_macs(onnx.load(str(graphs[0]))).values())
+    path = save_model(final, out, golden=_golden(source.golden, final, graphs[1]), overwrite=overwrite)
+    return CompressResult(
+        model=str(path),
+        method="int8",
+        amount=None,
+        parameters=final.parameter_count(),
+        macs=macs,
+        macs_before=macs,
+        sparsity=zero_share(final),
+        bytes_before=graphs[0].stat().st_size,
+        bytes_after=graphs[1].stat().st_size,
+        **dataclasses.asdict(comparison),
+        latency_ms_before=times[0],
+        latency_ms_after=times[1],
+        integer_convolutions=integer,
+        convolutions=convolutions,
+        head_precision=used_precision,
+        weights=recipe.weights,
+        random_weights=recipe.random_weights,
+        settings={"calibration_images": len(pixels), "float_share": float_share},
+        notes=tuple(notes),
+    )
+
+
+def quantized_model(
+    model: MergedModel, pixels: npt.NDArray[np.uint8], *, float_share: float = FLOAT_SHARE
+) -> MergedModel:
+    """Return `model` with its backbone's stored scales, rounded weights and corrected biases; the head is the old one.
+
+    `pixels` (n, height, width, 3) uint8: training images. `float_share`: of the multiplications, left in floats.
+    """
+    from featcache.graph.write import write_onnx
+
+    size = model.preprocessing
+    network, folded = folded_copy(model.backbone.network, height=size.height, width=size.width)
+    surgery = Surgery({**model.surgery.folded, **folded}, model.surgery.widths)
+    backbone = wrap_network(network, model.recipe, outputs=model.backbone.outputs)
+    plain = MergedModel(backbone, model.fitted, recipe=model.recipe, surgery=surgery, lineage=model.lineage)
+    with tempfile.TemporaryDirectory() as folder:
+        graph = onnx.load(str(write_onnx(plain, Path(folder) / "float.onnx", outputs=("features",))))
+    state = {name: tensor for name, tensor in plain.state_dict().items() if name.startswith("backbone.")}
+    adjustable = frozenset(
+        tensor.name
+        for tensor in graph.graph.initializer
+        if tensor.name in state and np.array_equal(onnx.numpy_helper.to_array(tensor), state[tensor.name].numpy())
+    )
+    found = calibrate(graph, pixels, nodes=integer_nodes(graph, float_share=float_share), adjustable=adjustable)
+    with torch.no_grad():
+        for name, values in found.values.items():
+            state[name].copy_(torch.from_numpy(values))
+    return MergedModel(
+        backbone, model.fitted, recipe=model.recipe, surgery=surgery, quantization=found.document(),
+        lineage=model.lineage,
+    )  # fmt: skip
+
+
+def integer_nodes(graph: onnx.ModelProto, *, float_share: float) -> list[str]:
+    """Return the names of the nodes to compute in integers: convolutions, products with weights, sums of such results.
+
+    The leading convolutions are left out while all of them together take at most `float_share` of the multiplications.
+    """
+    macs = node_macs(graph)
+    budget = float_share * sum(macs.values())
+    weights = {tensor.name for tensor in graph.graph.initializer}
+    heavy = [n for n in graph.graph.node if n.op_type in ("Conv", "MatMul") and n.input[1] in weights]
+    convolutions = [node for node in heavy if node.op_type == "Conv"]
+    kept: set[str] = set()
+    for node in convolutions[: int(_MOST_FLOAT_CONVOLUTIONS * len(convolutions))]:
+        budget -= macs[node.name]
+        if budget < 0:
+            break
+        kept.add(node.name)
+    chosen: list[str] = []
+    from_integers: set[str] = set()
+    for node in graph.graph.node:
+        if node in heavy and node.name not in kept:
+            chosen.append(node.name)
+            if node.op_type == "Conv":
+                from_integers.add(node.output[0])
+        elif node.op_type in ("Relu", "Clip") and node.input[0] in from_integers:
+            from_integers.add(node.output[0])
+        elif node.op_type == "Add" and all(name in from_integers for name in node.input):
+            chosen.append(node.name)
+            from_integers.add(node.output[0])
+    if not chosen:
+        raise InputError("the network must have convolutions or linear layers to quantize, it has none left")
+    return chosen
+
+
+def calibration_pixels(source: Source, count: int) -> npt.NDArray[np.uint8]:
+    """Return up to `count` training images as the network's input, drawn by their digest: the same ones every time."""
+    samples = source.cache.samples(source.dataset)
+    chosen = source.cache.select(split="train", dataset=source.dataset, labelled=False).indices
+    size = source.model.preprocessing
+    largest = max(1, count * 224 * 224 // max(224 * 224, size.height * size.width))  # all are held at once, per layer
+    pixels: list[npt.NDArray[np.uint8]] = []
+    for _, index in sorted((samples.digests[index].tobytes(), int(index)) for index in chosen):
+        if len(pixels) == largest:
+            break
+        try:
+            pixels.append(load_image(Path(samples.listing.absolute(index)).read_bytes(), size, decoder="pillow"))
+        except (OSError, ImageError):
+            continue  # the refit, which needs every image, says which ones are gone
+    if not pixels:
+        raise MissingError(f"training images must be read from {samples.root!r} to calibrate, none is there any more")
+    return np.stack(pixels)
+
+
+def integer_head(head: LinearHead, quantization: dict[str, Any], features: Features) -> tuple[Head, dict[str, Any]]:
+    """Return `head` with each class's weights on their 8-bit grid, and the document with their scales.
+
+    Rounded for the training features, like a layer of the backbone for its inputs, and with a bias that takes back
+    what is left of their mean: features are not centred, and where their mean outweighs their spread (random weights
+    do that) rounding to nearest would decide every answer.
+    """
+    weight = torch.from_numpy(head.weight)
+    scales = channel_scales(weight)
+    stored = {"scale": [float(value) for value in scales], "zero_point": [0] * len(scales), "signed": True, "axis": 0}
+    moments = MomentsSum()
+    rows = features["train"].features
+    for start in range(0, len(rows), _MOMENT_ROWS):
+        moments.add(torch.from_numpy(rows[start : start + _MOMENT_ROWS].T[None]))
+    found = moments.result()
+    rounded = round_jointly(weight, scales, found).numpy()
+    lost = (head.weight.astype(np.float64) - rounded) @ found.mean[0].numpy()
+    bias = (head.bias + lost).astype(head.bias.dtype)
+    document = {**quantization, "weights": {**quantization["weights"], _HEAD_WEIGHT: stored}}
+    return dataclasses.replace(head, weight=rounded, bias=bias), document
+
+
+def _moved(exact: Head, rounded: Head, features: Features) -> float:
+    """Return the root mean square change of the logits of training rows, as a share of their standard deviation."""
+    rows = features["train"].features
+    before = exact.predict_logits(rows).astype(np.float64)
+    change = np.sqrt(np.square(rounded.predict_logits(rows) - before).mean())
+    return float(change / max(before.std(axis=0).mean(), np.finfo(np.float64).tiny))
+
+
+def _golden(golden: Golden | None, model: MergedModel, graph: Path) -> Golden | None:
+    """Return the golden images with the logits of the stored scales, computed in floats on any machine alike."""
+    if golden is None:
+        return None
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    pixels = load_pixels(golden.images, model.preprocessing)
+    logits = np.concatenate([session.run(["logits"], {"image": image[None]})[0] for image in pixels])
+    return Golden(golden.kind, "the stored scales in float32", golden.images, logits)

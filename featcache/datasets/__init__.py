@@ -1,0 +1,1 @@
+"""Folders and tables to samples: what is listed, which labels, which split."""

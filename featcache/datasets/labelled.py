@@ -1,0 +1,127 @@
+"""Labelled images to measure a model on: which of a data set's samples, with labels in the model's own order."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.datasets.samples import NO_SPLIT, Listing, Samples, assign_splits, printable, split_code
+from featcache.datasets.scan import scan
+from featcache.errors import ImageError, InputError
+from featcache.images.read import read_image_bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledImages:
+    """Images and what a model should say of them.
+
+    `paths`: files to open, `names`: how to call them (relative). `labels` (n,) int64: index into the model's classes,
+    -1 for images without a label or of a class the model does not know. `targets`: None, or (n, n_classes) float32 for
+    multi-label and regression models. `split`: which part of the data set this is, None for all of it.
+    `unknown_classes`: names in the data set that the model does not have.
+    """
+
+    paths: tuple[str, ...]
+    names: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.float32] | None
+    split: str | None
+    unknown_classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether any image has a label of the model."""
+        return self.targets is not None or bool((self.labels >= 0).any())
+
+    def sources(self) -> list[Callable[[], bytes]]:
+        """Return a reader of each file's bytes."""
+        return [partial(read_image_bytes, path) for path in self.paths]
+
+
+def labelled_images(
+    images: str | os.PathLike[str],
+    *,
+    classes: tuple[str, ...],
+    task: str,
+    split: str | None = None,
+    carve: bool = False,
+) -> LabelledImages:
+    """Return the images of a folder or CSV to evaluate on, labels matched to `classes` by name.
+
+    `split`: the part to take; None takes ``test`` where the data set says what is test, else everything. `carve`: where
+    it does not say, take the ``test`` part that the rule of a cache would draw (split seed 0), never training images.
+    Raises `InputError` where nothing is left, or no class name is the model's.
+    """
+    listing = scan(images, task=None if task == "classification" else task)  # type: ignore[arg-type]
+    splits = listing.given_splits
+    given = bool((splits != NO_SPLIT).any())
+    wanted = split or ("test" if given or carve else None)
+    if wanted is None:
+        chosen = np.arange(len(listing))
+    else:
+        if not given and carve:
+            splits = assign_splits(listing, _digests(listing), seed=0)
+        chosen = np.flatnonzero(splits == split_code(wanted))
+        if not len(chosen):
+            raise InputError(
+                f"{os.fspath(images)!r} must have images of the split {wanted!r}, it has none: name the folder of the "
+                "images to measure on"
+            )
+    return _matched(listing, chosen, classes=classes, task=task, split=wanted)
+
+
+def cached_images(
+    samples: Samples, *, classes: tuple[str, ...], task: str, split: str = "test"
+) -> LabelledImages | None:
+    """Return the images of one split of a cache, read from where the build found them; None without any."""
+    chosen = np.flatnonzero(samples.decoded & (samples.splits == split_code(split)))
+    if not len(chosen):
+        return None
+    return _matched(samples.listing, chosen, classes=classes, task=task, split=split)
+
+
+def _matched(
+    listing: Listing, chosen: npt.NDArray[np.int64], *, classes: tuple[str, ...], task: str, split: str | None
+) -> LabelledImages:
+    order = {name: index for index, name in enumerate(classes)}
+    unknown = tuple(name for name in listing.classes if name not in order)
+    if listing.classes and len(unknown) == len(listing.classes):
+        raise InputError(
+            f"the images must have classes of the model ({', '.join(classes[:6])}, …), got only "
+            f"{', '.join(unknown[:6])}: evaluate the model on the data set it was trained on"
+        )
+    mapping = np.array([*(order.get(name, -1) for name in listing.classes), -1], dtype=np.int64)
+    targets = None
+    if listing.targets is not None and task != "classification":
+        targets = np.zeros((len(chosen), len(classes)), dtype=np.float32)
+        known = [index for index, name in enumerate(listing.classes) if name in order]
+        targets[:, mapping[known]] = listing.targets[chosen][:, known]
+    return LabelledImages(
+        paths=tuple(listing.absolute(index) for index in chosen.tolist()),
+        names=tuple(printable(listing.paths[index]) for index in chosen.tolist()),
+        labels=mapping[listing.labels[chosen]],
+        targets=targets,
+        split=split,
+        unknown_classes=unknown,
+    )
+
+
+def _digests(listing: Listing) -> npt.NDArray[np.uint8]:
+    """Return the sha256 (n, 32) uint8 of every file's bytes, zeros where it cannot be read."""
+    digests = np.zeros((len(listing), 32), dtype=np.uint8)
+    for index in range(len(listing)):
+        try:
+            digest = hashlib.sha256(read_image_bytes(listing.absolute(index))).digest()
+        except ImageError:
+            continue
+        digests[index] = np.frombuffer(digest, dtype=np.uint8)
+    return digests

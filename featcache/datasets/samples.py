@@ -1,0 +1,347 @@
+"""Samples of a data set: paths with labels and a split each, and what was last seen of them on disk.
+
+The bytes behind a sample are known by their sha256 digest, and everything heavy is keyed by that digest. So nothing
+here looks inside an image, and a rename, a new label or a new split costs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import CorruptError, FormatError, InputError
+from featcache.system.files import write_atomically
+
+Task = Literal["classification", "multilabel", "regression"]
+SPLITS = ("train", "val", "test")
+NO_SPLIT = 255
+TEST_SHARE, VAL_SHARE = 0.15, 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a scan found, before any byte of an image was read; all arrays are in the order of `paths`, sorted.
+
+    `root`: the folder that `paths` (``/``-separated, undecodable bytes as surrogates) are relative to. `stats` (n, 4)
+    int64: size, mtime_ns, ctime_ns, inode. `labels` (n,) int32: index into `classes`, -1 for none. `targets`: None, or
+    (n, n_classes) float32 0/1 for ``multilabel``, (n, n_targets) float32 for ``regression``. `given_splits` (n,) uint8:
+    index into `SPLITS` or 255. `ignored`: files without an image extension. `failures`: what could not even be listed,
+    as (path, reason). `scanned_ns`: the clock before the first file was looked at.
+    """
+
+    root: str
+    task: Task
+    classes: tuple[str, ...]
+    paths: list[str]
+    stats: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int32]
+    targets: npt.NDArray[np.float32] | None
+    given_splits: npt.NDArray[np.uint8]
+    ignored: int
+    failures: tuple[tuple[str, str], ...]
+    scanned_ns: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def absolute(self, index: int) -> str:
+        """Return the path to open for sample `index`."""
+        return os.path.join(self.root, self.paths[index])
+
+    def absolute_paths(self, indices: npt.NDArray[np.int64]) -> Sequence[str]:
+        """Return the paths to open for the samples at `indices`, each made when it is asked for."""
+        return _AbsolutePaths(self, indices)
+
+
+class _AbsolutePaths(Sequence[str]):
+    """Paths joined on demand: a million of them at once would be 150 MB."""
+
+    def __init__(self, listing: Listing, indices: npt.NDArray[np.int64]) -> None:
+        self._listing, self._indices = listing, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        """Return one path, or those of a slice, as lazily."""
+        if isinstance(index, slice):
+            return _AbsolutePaths(self._listing, self._indices[index])
+        return self._listing.absolute(int(self._indices[index]))
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The samples of one data set in a cache: a `Listing` whose bytes are known, with a split each.
+
+    `digests` (n, 32) uint8: sha256 of each file's bytes (zeros where it could not be read). `splits` (n,) uint8: index
+    into `SPLITS`. `failures`: index → reason, for samples that have no row. The other fields are the `Listing`'s.
+    """
+
+    dataset: str
+    listing: Listing
+    digests: npt.NDArray[np.uint8]
+    splits: npt.NDArray[np.uint8]
+    failures: dict[int, str]
+    split_seed: int
+
+    def __post_init__(self) -> None:
+        if self.digests.shape != (len(self.listing), 32) or self.splits.shape != (len(self.listing),):
+            raise InputError(f"samples must have a digest and a split each, got {self.digests.shape!r}")
+
+    def __len__(self) -> int:
+        return len(self.listing)
+
+    @property
+    def root(self) -> str:
+        """The folder that paths are relative to."""
+        return self.listing.root
+
+    @property
+    def task(self) -> Task:
+        """What the labels are for."""
+        return self.listing.task
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names (or target names), in label order."""
+        return self.listing.classes
+
+    @property
+    def paths(self) -> list[str]:
+        """Relative paths, sorted."""
+        return self.listing.paths
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(n,) int64 label of each sample, -1 for none."""
+        return self.listing.labels.astype(np.int64)
+
+    @property
+    def targets(self) -> npt.NDArray[np.float32] | None:
+        """(n, n_targets) float32 for multi-label and regression sets, else None."""
+        return self.listing.targets
+
+    @property
+    def decoded(self) -> npt.NDArray[np.bool_]:
+        """(n,) whether the sample has not failed."""
+        mask = np.ones(len(self), dtype=bool)
+        mask[list(self.failures)] = False
+        return mask
+
+    def has_split(self, split: str) -> bool:
+        """Whether any sample that did not fail is in `split`."""
+        return bool((self.decoded & (self.splits == split_code(split))).any())
+
+    def label_conflicts(self) -> list[list[str]]:
+        """Return groups of paths whose bytes are equal but whose labels differ."""
+        return [
+            [self.paths[i] for i in group]
+            for group in self._duplicates()
+            if len({self._label_key(i) for i in group}) > 1
+        ]
+
+    def split_leaks(self) -> list[list[str]]:
+        """Return groups of paths whose bytes are equal but whose splits differ."""
+        return [
+            [self.paths[i] for i in group]
+            for group in self._duplicates()
+            if len({int(self.splits[i]) for i in group}) > 1
+        ]
+
+    def _label_key(self, index: int) -> object:
+        targets = self.listing.targets
+        return int(self.listing.labels[index]) if targets is None else targets[index].tobytes()
+
+    def _duplicates(self) -> Iterator[list[int]]:
+        keys = np.ascontiguousarray(self.digests).view("V32").ravel()
+        readable = np.flatnonzero(self.digests.any(axis=1))
+        if not len(readable):
+            return
+        order = readable[np.argsort(keys[readable].view("S32"), kind="stable")]
+        edges = np.flatnonzero(keys[order[1:]] != keys[order[:-1]]) + 1
+        for group in np.split(order, edges):
+            if len(group) > 1:
+                yield group.tolist()
+
+
+def split_code(split: str) -> int:
+    """Return the index of `split` in `SPLITS`; `InputError` for another name."""
+    if split not in SPLITS:
+        raise InputError(f"split must be one of {SPLITS!r}, got {split!r}")
+    return SPLITS.index(split)
+
+
+def printable(path: str) -> str:
+    """Return `path` fit for a terminal and for JSON: bytes that are not UTF-8 as ``\\xNN``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+# --- splits ---------------------------------------------------------------------------------------------------------
+
+
+def split_draws(digests: npt.NDArray[np.uint8], *, seed: int) -> npt.NDArray[np.float64]:
+    """Return u in [0, 1) for each digest (n, 32): the first 8 bytes of sha256(seed as 8 bytes ‖ digest) over 2⁶⁴."""
+    prefix = hashlib.sha256(int(seed).to_bytes(8, "big", signed=True))
+    raw = np.ascontiguousarray(digests).tobytes()
+    words = bytearray()
+    for start in range(0, len(raw), 32):
+        state = prefix.copy()
+        state.update(raw[start : start + 32])
+        words += state.digest()[:8]
+    return np.frombuffer(bytes(words), dtype=">u8").astype(np.float64) / 2.0**64
+
+
+def assign_splits(listing: Listing, digests: npt.NDArray[np.uint8], *, seed: int) -> npt.NDArray[np.uint8]:
+    """Return the split of each sample (n,) uint8: as given, else drawn from the digest alone.
+
+    Without any given split: test where u < 0.15, val where u < 0.30, else train. With train and test but no val: val is
+    carved from train where 0.15 ≤ u < 0.30 of the same draw. A class left without a train sample gets its lowest-u
+    image into train. Since u depends on the bytes only, adding images never moves others (but for that last rule).
+    """
+    given = listing.given_splits
+    splits = given.copy()
+    free = given == NO_SPLIT
+    carve = not free.any() and not (given == 1).any() and (given == 2).any()
+    if not free.any() and not carve:
+        return splits
+    u = split_draws(digests, seed=seed)
+    is_val = (u >= TEST_SHARE) & (u < TEST_SHARE + VAL_SHARE)
+    if carve:
+        movable = given == 0
+        splits[movable & is_val] = 1
+    else:
+        movable = free
+        splits[movable] = 0
+        splits[movable & is_val] = 1
+        splits[movable & (u < TEST_SHARE)] = 2
+    for label in range(len(listing.classes)):
+        if listing.task == "regression":
+            break
+        of_class = listing.labels == label
+        if listing.targets is not None:
+            of_class = listing.targets[:, label] > 0
+        members = np.flatnonzero(of_class & movable)
+        if len(members) and not (splits[of_class] == 0).any():
+            lowest = members[np.argmin(u[members])]
+            splits[movable & (digests == digests[lowest]).all(axis=1)] = 0
+    return splits
+
+
+# --- file form ------------------------------------------------------------------------------------------------------
+
+SAMPLES_VERSION = 2
+_UNCHECKED_VERSION = 1  # as version 2, without the checksum: still read
+
+
+_MEND = "featcache verify --repair, then build"
+
+
+def save_samples(samples: Samples, path: Path) -> None:
+    """Write `samples` to `path` (safetensors), atomically: a reader sees the old file or the new one."""
+    from safetensors.numpy import save
+
+    listing = samples.listing
+    blob = "\0".join(listing.paths).encode("utf-8", "surrogateescape")
+    arrays: dict[str, npt.NDArray[np.generic]] = {
+        "paths": np.frombuffer(blob, dtype=np.uint8),
+        "stats": listing.stats,
+        "digests": np.ascontiguousarray(samples.digests),
+        "labels": listing.labels,
+        "given_splits": listing.given_splits,
+        "splits": samples.splits,
+    }
+    if listing.targets is not None:
+        arrays["targets"] = listing.targets
+    header = {
+        "version": SAMPLES_VERSION,
+        "dataset": samples.dataset,
+        "root": listing.root,
+        "task": listing.task,
+        "classes": list(listing.classes),
+        "ignored": listing.ignored,
+        "listing_failures": [list(failure) for failure in listing.failures],
+        "failures": {str(index): reason for index, reason in samples.failures.items()},
+        "scanned_ns": listing.scanned_ns,
+        "split_seed": samples.split_seed,
+    }
+    text = json.dumps(header, ensure_ascii=True)
+    metadata = {"featcache": text, "crc32c": str(_checksum(text, arrays))}
+    write_atomically(path, save(arrays, metadata=metadata))
+
+
+def _checksum(header: str, arrays: Mapping[str, npt.NDArray[np.generic]]) -> int:
+    """Return the crc32c over the header's text, then, by name, each array's ``NAME DTYPE SHAPE`` and bytes."""
+    from crc32c import crc32c
+
+    checksum = crc32c(header.encode())
+    for name, array in sorted(arrays.items()):
+        shape = ",".join(str(side) for side in array.shape)
+        checksum = crc32c(f"{name} {array.dtype.name} {shape}".encode(), checksum)
+        checksum = crc32c(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, checksum)
+    return checksum
+
+
+def load_samples(path: Path) -> Samples:
+    """Return the samples that `save_samples` wrote; `FormatError` or `CorruptError` for another file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            header = json.loads(metadata.get("featcache", "{}"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptError(f"{str(path)!r} must be a sample list, got other bytes ({error}): {_MEND}") from error
+    intact = metadata.get("crc32c") == str(_checksum(metadata.get("featcache", ""), arrays))
+    if not intact and ("crc32c" in metadata or header.get("version") != _UNCHECKED_VERSION):
+        raise CorruptError(f"{str(path)!r} must match its checksum, it does not: {_MEND}")
+    if header.get("version") not in (_UNCHECKED_VERSION, SAMPLES_VERSION):
+        raise FormatError(
+            f"{str(path)!r} must be a sample list of version {SAMPLES_VERSION}, got {header.get('version')!r}: "
+            "open it with the featcache that wrote it"
+        )
+    blob = arrays["paths"].tobytes().decode("utf-8", "surrogateescape")
+    listing = Listing(
+        root=header["root"],
+        task=header["task"],
+        classes=tuple(header["classes"]),
+        paths=blob.split("\0") if blob else [],
+        stats=arrays["stats"],
+        labels=arrays["labels"],
+        targets=arrays.get("targets"),
+        given_splits=arrays["given_splits"],
+        ignored=header["ignored"],
+        failures=tuple((name, reason) for name, reason in header["listing_failures"]),
+        scanned_ns=header["scanned_ns"],
+    )
+    failures = {int(index): reason for index, reason in header["failures"].items()}
+    return Samples(header["dataset"], listing, arrays["digests"], arrays["splits"], failures, header["split_seed"])
+
+
+def subset(samples: Samples, indices: Iterable[int]) -> Samples:
+    """Return the samples at `indices` (sorted), as a data set of the same name and classes."""
+    rows = np.sort(np.fromiter(indices, dtype=np.int64))
+    listing = samples.listing
+    kept = dataclasses.replace(
+        listing,
+        paths=[listing.paths[i] for i in rows],
+        stats=listing.stats[rows],
+        labels=listing.labels[rows],
+        targets=None if listing.targets is None else listing.targets[rows],
+        given_splits=listing.given_splits[rows],
+    )
+    failures = {new: samples.failures[int(old)] for new, old in enumerate(rows) if int(old) in samples.failures}
+    return Samples(samples.dataset, kept, samples.digests[rows], samples.splits[rows], failures, samples.split_seed)

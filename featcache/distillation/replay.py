@@ -1,0 +1,150 @@
+"""The student's pixels: the very views the teacher answered for, drawn again from the same seed.
+
+A teacher that sees one crop and a student that sees another teach each other little (Beyer et al. 2022, "Knowledge
+distillation: a good teacher is patient and consistent"). A view is a function of the image's digest, the cache's
+`view_seed` and the view's index, so the student's copy of it is rendered at its own input size whenever it is needed:
+once into a memory-mapped file, or, where the disk has no room for that, anew each time. The pixels are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from featcache.distillation.join import Images
+from featcache.errors import ImageError, InputError
+from featcache.images.load import decode, resize_crop
+from featcache.images.read import read_image_file
+from featcache.images.views import draw_view
+from featcache.recipe import Decoder, Preprocessing
+from featcache.system.files import write_atomically
+from featcache.system.json import canonical_json
+from featcache.system.threads import one_torch_thread, processor_count
+
+_CHUNK = 64
+_SPARE_BYTES = 1 << 30  # left free on the disk beside the rendered views
+
+
+class PixelSource(Protocol):
+    """Where a step's pixels come from."""
+
+    def batch(self, positions: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Return pixels (b, height, width, 3) uint8 of image `positions[i]` in view `views[i]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a view becomes pixels. `views`: the index that each place on the view axis means, 0 being the plain view."""
+
+    preprocessing: Preprocessing
+    views: tuple[int, ...]
+    view_seed: int
+    decoder: Decoder
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {
+            "preprocessing": self.preprocessing.to_json(),
+            "views": list(self.views),
+            "view_seed": self.view_seed,
+            "decoder": self.decoder,
+        }
+
+    def render(self, path: str, digest: bytes, slots: Sequence[int], out: npt.NDArray[np.uint8]) -> None:
+        """Write the views at positions `slots` of the image at `path` into `out` (len(slots), height, width, 3)."""
+        try:
+            data, _ = read_image_file(path)
+            if hashlib.sha256(data).digest() != digest:
+                raise ImageError("its bytes have changed since they were listed")
+            pixels = decode(data, decoder=self.decoder, reuse=True)
+            for row, slot in enumerate(slots):
+                drawn = draw_view(self.view_seed, digest, self.views[slot])
+                resize_crop(pixels, self.preprocessing, decoder=self.decoder, view=drawn, out=out[row])
+        except ImageError as error:
+            raise InputError(f"{path!r} must be the image that the teacher saw, got: {error}; run it again") from error
+
+
+class RenderedViews:
+    """Views in a memory-mapped file: pixels (n, views, height, width, 3) uint8."""
+
+    def __init__(self, pixels: npt.NDArray[np.uint8]) -> None:
+        self._pixels = pixels
+
+    def batch(self, positions: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Return pixels (b, height, width, 3) uint8 of image `positions[i]` in view `views[i]`."""
+        return np.asarray(self._pixels[positions, views])
+
+
+class StreamedViews:
+    """Views decoded whenever they are asked for, by as many threads as there are processors."""
+
+    def __init__(self, images: Images, look: Look) -> None:
+        self._images, self._look = images, look
+
+    def batch(self, positions: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Return pixels (b, height, width, 3) uint8 of image `positions[i]` in view `views[i]`."""
+        size = self._look.preprocessing
+        pixels = np.empty((len(positions), size.height, size.width, 3), dtype=np.uint8)
+
+        def render(row: int) -> None:
+            at = int(positions[row])
+            digest = self._images.digests[at].tobytes()
+            self._look.render(self._images.paths[at], digest, [int(views[row])], pixels[row : row + 1])
+
+        with one_torch_thread(), ThreadPoolExecutor(processor_count()) as pool:
+            list(pool.map(render, range(len(positions))))
+        return pixels
+
+
+def rendered_bytes(n: int, look: Look) -> int:
+    """Return the bytes of all views of n images."""
+    return n * len(look.views) * look.preprocessing.height * look.preprocessing.width * 3
+
+
+def replay_views(place: Path, images: Images, look: Look) -> PixelSource:
+    """Return the views of `images`, rendered into the file `place` unless it holds them or the disk has no room."""
+    shape = (len(images), len(look.views), look.preprocessing.height, look.preprocessing.width, 3)
+    identity = {"images": hashlib.sha256(np.ascontiguousarray(images.digests).tobytes()).hexdigest(), **look.to_json()}
+    note = place.with_suffix(".json")
+    size = rendered_bytes(len(images), look)
+    if note.exists() and place.exists() and place.stat().st_size == size and _read(note) == identity:
+        return RenderedViews(np.memmap(place, dtype=np.uint8, mode="r", shape=shape))
+    note.unlink(missing_ok=True)
+    place.unlink(missing_ok=True)
+    if size + _SPARE_BYTES > shutil.disk_usage(place.parent).free:
+        return StreamedViews(images, look)
+    pixels = np.memmap(place, dtype=np.uint8, mode="w+", shape=shape)
+    slots = range(len(look.views))
+
+    def render(index: int) -> None:
+        look.render(images.paths[index], images.digests[index].tobytes(), slots, pixels[index])
+
+    with (
+        one_torch_thread(),
+        ThreadPoolExecutor(processor_count()) as pool,
+        tqdm(total=len(images), desc="views", unit="image", disable=None) as bar,
+    ):
+        for start in range(0, len(images), _CHUNK):
+            stop = min(len(images), start + _CHUNK)
+            list(pool.map(render, range(start, stop)))
+            bar.update(stop - start)
+    pixels.flush()
+    write_atomically(note, canonical_json(identity).encode())
+    return RenderedViews(pixels)
+
+
+def _read(note: Path) -> Any:
+    try:
+        return json.loads(note.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return None  # a note cut short: the views are rendered again

@@ -1,0 +1,1 @@
+"""Bring a cache up to date with its images: what changed, decode, run the engine, commit."""

@@ -1,0 +1,423 @@
+"""`build_cache`: bring a cache up to date with a folder of images, at the cost of what changed and nothing more.
+
+The order of questions is the order of costs: did any file's stat change (no bytes read)? is the digest of the changed
+bytes known (no network)? only then are a backbone loaded and rows extracted. Labels and splits never cost a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.cache import FeatureCache, open_cache
+from featcache.cache.cache import create_cache
+from featcache.cache.manifest import is_cache
+from featcache.datasets.samples import Listing, Samples, Task, assign_splits, printable
+from featcache.datasets.scan import scan
+from featcache.errors import InputError, RecipeMismatchError
+from featcache.extract.changes import Plan, Seen, hash_known, plan_build, same_listing
+from featcache.extract.request import DEFAULT_BACKBONE, Extractor, Request, first_given, open_extractor, resolved_under
+from featcache.recipe import Recipe
+from featcache.store import StoreWriter
+from featcache.system.files import safe_name
+
+__all__ = ["BuildReport", "Extractor", "Request", "RequestOptions", "build_cache", "build_caches", "open_extractor"]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What a build did. Times in seconds; `images_per_second` is extracted / extract_seconds, None where nothing was.
+
+    `extracted`: rows computed now. `reused`: images whose row was there already (equal images count here too).
+    `failed`: images without a row, each with a recorded reason. `seconds_by_stage`: busy time of decode, network, ….
+    """
+
+    cache: str
+    dataset: str
+    images: int
+    ignored: int
+    extracted: int
+    reused: int
+    failed: int
+    pruned: int
+    rows: int
+    num_features: int
+    fingerprint: str
+    weights: str
+    random_weights: bool
+    startup_seconds: float
+    extract_seconds: float
+    wall_seconds: float
+    images_per_second: float | None
+    seconds_by_stage: Mapping[str, float] = field(default_factory=dict)
+    failures: tuple[tuple[str, str], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {
+            **dataclasses.asdict(self),
+            "seconds_by_stage": dict(self.seconds_by_stage),
+            "failures": [{"path": path, "reason": reason} for path, reason in self.failures],
+        }
+
+
+class RequestOptions(TypedDict, total=False):
+    """The arguments of `Request` that hold for each of several backbones."""
+
+    model_kwargs: Mapping[str, Any] | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    outputs: Sequence[str] | None
+    views: int | None
+    view_seed: int | None
+    decoder: str | None
+    dct_scaling: bool | None
+    engine: str | None
+    precision: str | None
+    dtype: str | None
+
+
+def build_cache(
+    images: str | Path | Samples,
+    cache: str | Path | None = None,
+    *,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    store: str = "lmdb",
+    dataset: str | None = None,
+    task: Task | None = None,
+    split_seed: int | None = None,
+    prune_missing: bool = False,
+    wait_seconds: float = 0.0,
+    workers: int | None = None,
+    extractor: Extractor | None = None,
+    **options: Unpack[RequestOptions],
+) -> BuildReport:
+    """Bring the cache at `cache` (default ``cache_store/NAME``) up to date with `images`; return what was done.
+
+    The cache is created on the first build; later builds adopt its Recipe and are refused where they ask for another
+    (`RecipeMismatchError` lists every differing field). Killed at any instant, a build loses nothing that was
+    committed, and the next one carries on. See `Request` for `backbone`, `weights` and `options`.
+
+    `images`: a folder or CSV (`scan`), or the `Samples` of another cache. `store`: ``lmdb`` or ``zarr``,
+    for a new cache. `dataset`: its name, default the folder's. `split_seed`: seeds the drawn splits.
+    `prune_missing`: free the rows that no sample refers to any more. `wait_seconds`: how long to wait for another
+    build on the same cache before `LockedError`. `workers`: decoding threads. `extractor`: rows come from this engine
+    and Recipe (a compressed backbone) instead of a timm backbone.
+    """
+    work = _Work(
+        time.perf_counter(),
+        *_listed(images, task, dataset),
+        True,
+        split_seed,
+        prune_missing,
+        wait_seconds,
+        workers,
+    )
+    place = Path("cache_store") / work.dataset if cache is None else Path(cache)
+    return _build([(place, _request(backbone, weights, options), extractor)], work, store=store)[0]
+
+
+def build_caches(
+    images: str | Path | Samples,
+    cache: str | Path | None = None,
+    *,
+    backbone: Sequence[str],
+    weights: Sequence[str | Path] | str | Path | None = None,
+    store: str = "lmdb",
+    dataset: str | None = None,
+    task: Task | None = None,
+    split_seed: int | None = None,
+    prune_missing: bool = False,
+    wait_seconds: float = 0.0,
+    workers: int | None = None,
+    extractors: Mapping[str, Extractor] | None = None,
+    **options: Unpack[RequestOptions],
+) -> tuple[BuildReport, ...]:
+    """Bring one cache for each `backbone` up to date, decoding each image once for all; return what was done in each.
+
+    The cache of BACKBONE is the directory ``CACHE/BACKBONE`` (`cache_directory`), a cache like any other: it can be
+    built alone, moved, trained from. Backbones that see an image alike (preprocessing, decoder, views) share its
+    pixels, others its decoded image. `weights`: one for each backbone, in their order, or ``random:SEED`` for all.
+    `extractors`: backbone → engine and Recipe, as `build_cache`. The rest is as for `build_cache`.
+    """
+    if not backbone or len(set(backbone)) != len(backbone):
+        raise InputError(f"--backbone must name one or more distinct backbones, got {list(backbone)!r}")
+    each = _weights_of_each(backbone, weights)
+    work = _Work(
+        time.perf_counter(),
+        *_listed(images, task, dataset),
+        False,
+        split_seed,
+        prune_missing,
+        wait_seconds,
+        workers,
+    )
+    place = Path("cache_store") / work.dataset if cache is None else Path(cache)
+    if is_cache(place):
+        raise InputError(
+            f"CACHE must be a directory for the caches of several backbones, {str(place)!r} is itself a cache: "
+            "name another --cache"
+        )
+    wanted = [
+        (cache_directory(place, name), _request(name, one, options), (extractors or {}).get(name))
+        for name, one in zip(backbone, each, strict=True)
+    ]
+    return tuple(_build(wanted, work, store=store))
+
+
+def cache_directory(cache: Path, backbone: str) -> Path:
+    """Return where a build of several backbones keeps the cache of one: ``CACHE/BACKBONE``.
+
+    Characters other than letters, digits and ``_ . -``, as in ``hf-hub:timm/resnet50``, stand as %XX of their UTF-8.
+    """
+    return cache / safe_name(backbone)
+
+
+def _weights_of_each(backbone: Sequence[str], weights: Sequence[str | Path] | str | Path | None) -> list[Any]:
+    given = [weights] if isinstance(weights, str | Path) else list(weights or [])
+    if not given:
+        return [None] * len(backbone)
+    if len(given) == 1 and str(given[0]).startswith("random:"):
+        given *= len(backbone)
+    if len(given) != len(backbone):
+        raise InputError(
+            f"--weights must be given once for each of {len(backbone)} backbones, in their order, or be random:SEED "
+            f"for all, got {[str(one) for one in given]!r}"
+        )
+    return given
+
+
+def _request(backbone: str | None, weights: str | Path | None, options: RequestOptions) -> Request:
+    values: dict[str, Any] = dict(options)
+    if values.get("outputs") is not None:
+        values["outputs"] = tuple(values["outputs"])
+    return Request(backbone, None if weights is None else os.fspath(weights), **values)
+
+
+def _listed(images: str | Path | Samples, task: Task | None, dataset: str | None) -> tuple[Listing, str]:
+    """Return the listing of `images` and the data set's name."""
+    if isinstance(images, Samples):
+        return images.listing, dataset or images.dataset
+    return scan(images, task=task), dataset or Path(os.path.abspath(images)).stem
+
+
+# --- the Recipe -----------------------------------------------------------------------------------------------------
+
+
+def _open_or_create(
+    place: Path, request: Request, *, store: str, extractor: Extractor | None
+) -> tuple[FeatureCache, Extractor | None]:
+    """Return the cache, its Recipe checked against the request, and the engine where it had to be opened for that."""
+    if not os.path.lexists(place):
+        full = dataclasses.replace(request, backbone=request.backbone or DEFAULT_BACKBONE)
+        extractor = extractor or open_extractor(full)
+        shapes = dict(extractor.engine.columns)
+        cache = create_cache(place, extractor.recipe, shapes=shapes, store=store, request=full.to_json())
+        cache.remember_request(resolved_under(full, cache.recipe))
+        return cache, extractor
+    cache = open_cache(place)
+    try:
+        if extractor is None:
+            wanted = request.adopting(cache.request)
+            memo = resolved_under(wanted, cache.recipe)
+            if memo in cache.known_requests():
+                return cache, None
+            extractor = open_extractor(wanted, adopt=cache.recipe)
+            _refuse_other_recipe(cache, extractor.recipe)
+            cache.remember_request(memo)
+        else:
+            _refuse_other_recipe(cache, extractor.recipe)
+    except BaseException:
+        cache.close()
+        raise
+    return cache, extractor
+
+
+def _refuse_other_recipe(cache: FeatureCache, recipe: Recipe) -> None:
+    differences = cache.recipe.differences(recipe)
+    if differences:
+        listed = "; ".join(
+            f"{name}: the cache has {old!r}, this build {new!r}" for name, (old, new) in differences.items()
+        )
+        raise RecipeMismatchError(
+            f"the cache {str(cache.path)!r} must be extended with its own Recipe, got another ({listed}): "
+            "name another --cache, or ask for what the cache has"
+        )
+
+
+# --- the samples ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is to be done, in whichever caches; `alone` if in one. `started`: on the clock of `time.perf_counter`."""
+
+    started: float
+    listing: Listing
+    dataset: str
+    alone: bool
+    split_seed: int | None
+    prune_missing: bool
+    wait_seconds: float
+    workers: int | None
+
+
+@dataclass(slots=True)
+class _Job:
+    """One cache of a build on its way."""
+
+    cache: FeatureCache
+    extractor: Extractor | None
+    before: Samples | None
+    seed: int
+    plan: Plan
+    writer: StoreWriter | None = None
+    startup_seconds: float = 0.0
+    extract_seconds: float = 0.0
+    seconds_by_stage: Mapping[str, float] = field(default_factory=dict)
+    extracted: int = 0
+    pruned: int = 0
+
+
+def _build(wanted: Sequence[tuple[Path, Request, Extractor | None]], work: _Work, *, store: str) -> list[BuildReport]:
+    """Open or create the caches, bring them up to date together, and return a report for each."""
+    with contextlib.ExitStack() as opened:
+        jobs = []
+        for place, request, given in wanted:
+            cache, extractor = _open_or_create(place, request, store=store, extractor=given)
+            opened.enter_context(cache)
+            jobs.append(_start(cache, extractor, work))
+            del extractor
+        _bring_up_to_date(jobs, work)
+        return [_report(job, work) for job in jobs]
+
+
+def _start(cache: FeatureCache, extractor: Extractor | None, work: _Work) -> _Job:
+    before = cache.samples(work.dataset) if work.dataset in cache.datasets else None
+    seed = first_given(work.split_seed, before.split_seed if before else None, 0)
+    job = _Job(cache, extractor, before, seed, plan_build(cache, work.listing, before, alone=work.alone))
+    job.startup_seconds = time.perf_counter() - work.started
+    return job
+
+
+def _bring_up_to_date(jobs: list[_Job], work: _Work) -> None:
+    with contextlib.ExitStack() as writers:
+        # Locks are taken in one order, so that two builds of several caches never wait for each other.
+        for number in sorted(range(len(jobs)), key=lambda number: str(jobs[number].cache.path)):
+            job = jobs[number]
+            if len(job.plan.todo) or work.prune_missing or not _is_stored(job, work):
+                writer = writers.enter_context(job.cache.store.writer(wait_seconds=work.wait_seconds))
+                # Another build may have held the lock until now: look again at what it left.
+                jobs[number] = job = _start(job.cache, job.extractor, work)
+                job.writer = writer
+        seen: Seen = {}
+        for job in jobs:
+            if job.writer is not None:
+                hash_known(work.listing, job.plan, job.writer, before=job.before, seen=seen)
+        lacking = [job for job in jobs if len(job.plan.todo)]
+        if lacking:
+            _extract(lacking, work)
+        for job in jobs:
+            if job.writer is not None:
+                _store_samples(job, work)
+
+
+def _is_stored(job: _Job, work: _Work) -> bool:
+    return job.before is not None and same_listing(job.before, work.listing, seed=job.seed)
+
+
+def _extract(jobs: Sequence[_Job], work: _Work) -> None:
+    """Extract what the jobs lack, each image read and decoded once for all of them."""
+    from featcache.extract.extraction import Target, extract
+
+    targets = []
+    for job in jobs:
+        job.extractor = job.extractor or open_extractor(Request.from_json(job.cache.request), adopt=job.cache.recipe)
+        _refuse_other_recipe(job.cache, job.extractor.recipe)
+        assert job.writer is not None
+        targets.append(Target(job.extractor.engine, job.extractor.recipe, job.writer))
+    startup = time.perf_counter() - work.started
+    todo = jobs[0].plan.todo if len(jobs) == 1 else np.unique(np.concatenate([job.plan.todo for job in jobs]))
+    whole = len(jobs) == 1 and len(todo) == len(work.listing)  # then nothing need be held twice
+    known = (jobs[0].plan.digests, jobs[0].plan.stats) if whole else None
+    extraction = extract(work.listing.absolute_paths(todo), targets, workers=work.workers, out=known)
+    targets.clear()
+    for job in jobs:
+        job.extractor = None  # a network's buffers are not needed to put the store in order
+    for job, extracted in zip(jobs, extraction.extracted_by_target, strict=True):
+        mine = np.searchsorted(todo, job.plan.todo)
+        if not whole:
+            job.plan.digests[job.plan.todo] = extraction.digests[mine]
+            job.plan.stats[job.plan.todo] = extraction.stats[mine]
+        wanted = set(job.plan.todo.tolist()) if extraction.failures else set()
+        failures = {int(todo[position]): reason for position, reason in extraction.failures.items()}
+        job.plan.failures.update({index: reason for index, reason in failures.items() if index in wanted})
+        job.startup_seconds, job.extract_seconds = startup, extraction.extract_seconds
+        job.seconds_by_stage, job.extracted = extraction.seconds_by_stage, extracted
+
+
+def _store_samples(job: _Job, work: _Work) -> None:
+    updated = dataclasses.replace(work.listing, stats=job.plan.stats)
+    splits = assign_splits(updated, job.plan.digests, seed=job.seed)
+    samples = Samples(work.dataset, updated, job.plan.digests, splits, job.plan.failures, job.seed)
+    job.cache.replace_samples(samples)
+    if work.prune_missing and job.writer is not None:
+        job.pruned = _drop_unreferenced(job.cache, job.writer)
+
+
+def _report(job: _Job, work: _Work) -> BuildReport:
+    cache, listing = job.cache, work.listing
+    with cache.reader() as reader:
+        rows = len(reader)
+    return BuildReport(
+        cache=str(cache.path),
+        dataset=work.dataset,
+        images=len(listing),
+        ignored=listing.ignored,
+        extracted=job.extracted,
+        reused=len(listing) - len(job.plan.failures) - job.extracted,
+        failed=len(job.plan.failures) + len(listing.failures),
+        pruned=job.pruned,
+        rows=rows,
+        num_features=cache.num_features,
+        fingerprint=cache.fingerprint,
+        weights=cache.recipe.weights,
+        random_weights=cache.recipe.random_weights,
+        startup_seconds=job.startup_seconds,
+        extract_seconds=job.extract_seconds,
+        wall_seconds=time.perf_counter() - work.started,
+        images_per_second=job.extracted / job.extract_seconds if job.extracted else None,
+        seconds_by_stage=job.seconds_by_stage,
+        failures=tuple(
+            (printable(path), reason)
+            for path, reason in [
+                *((listing.paths[index], reason) for index, reason in sorted(job.plan.failures.items())),
+                *listing.failures,
+            ]
+        ),
+    )
+
+
+def _drop_unreferenced(cache: FeatureCache, writer: StoreWriter) -> int:
+    """Free the rows whose digest no sample of any data set has; return how many there were."""
+    dropped = writer.drop(_unreferenced(cache))
+    writer.commit()
+    return dropped
+
+
+def _unreferenced(cache: FeatureCache) -> npt.NDArray[np.uint8]:
+    """Return the keys (n, 32) of those rows, as a copy: a view would hold the old rows' space."""
+    live = {key.tobytes() for key in cache.referenced()}
+    with cache.reader() as reader:
+        keys = reader.keys()
+        return np.array(keys[[key.tobytes() not in live for key in keys]])

@@ -1,0 +1,405 @@
+"""`extract`: images become committed rows. The only meeting of images, engine and store.
+
+Each worker thread carries its own images the whole way: it reads, hashes, decodes and resizes into the slots of its own
+batch, then runs the network on one processor. While one thread decodes another computes, no processor waits for another
+and no image crosses a queue; decoding and the network release the interpreter's lock. This thread hands the rows to the
+writer and commits. A row does not depend on its neighbours in a batch, on the order, or on an interruption.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from featcache.cache.cache import column_name
+from featcache.engines import Engine
+from featcache.errors import ImageError, InputError
+from featcache.extract.ledger import Intake, Known
+from featcache.images.load import decode, reduced_side, resize_crop, upright_size
+from featcache.images.read import read_image_file
+from featcache.images.views import draw_view
+from featcache.recipe import Preprocessing, Recipe
+from featcache.store import StoreWriter
+from featcache.system.interrupts import deferred_interrupts
+from featcache.system.threads import one_torch_thread, processor_count
+
+COMMIT_SECONDS = 5.0
+COMMIT_ROWS = 4096
+_CHUNK_FILES = 8
+_CHUNK_BYTES = 8 << 20
+_BURST = 32  # images computed one after another by a worker, at least
+_LARGEST_FLOAT16 = 65504.0
+_STAGES = ("read", "decode", "resize", "network", "write", "wait")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where rows go: the engine that computes them, their Recipe, and the writer of their store."""
+
+    engine: Engine
+    recipe: Recipe
+    writer: StoreWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """What became of n images, in the order of their paths.
+
+    `digests` (n, 32) uint8: sha256 of the bytes, zeros where they could not be read. `stats` (n, 4) int64: size,
+    mtime_ns, ctime_ns, inode of the very file that was read. `failures`: index → reason. `extracted`: rows computed
+    (of the target with the most). `reused`: images whose row was there or came with an equal image. `extract_seconds`:
+    first file opened to last commit fsynced. `seconds_by_stage`: time of all threads together in ``read`` (with the
+    hash), ``decode``, ``resize``, ``network``, ``write``, and ``wait`` (for the store).
+    `extracted_by_target`: rows computed for each.
+    """
+
+    digests: npt.NDArray[np.uint8]
+    stats: npt.NDArray[np.int64]
+    failures: dict[int, str]
+    extracted: int
+    reused: int
+    extract_seconds: float
+    seconds_by_stage: dict[str, float]
+    extracted_by_target: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What targets must agree in to share an image's pixels."""
+
+    preprocessing: Preprocessing
+    decoder: Any
+    dct_scaling: bool
+    views: int
+    view_seed: int
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> _Look:
+        return cls(recipe.preprocessing, recipe.decoder, recipe.dct_scaling, recipe.views, recipe.view_seed)
+
+    def min_side(self, view: int) -> int | None:
+        """Return the side a reduced decode must keep for this view; None for a full decode (as `load_image` does)."""
+        return reduced_side(self.preprocessing) if self.dct_scaling and view == 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Computed rows on their way to the writer of target `number`."""
+
+    number: int
+    keys: npt.NDArray[np.uint8]
+    columns: Mapping[str, npt.NDArray[Any]]
+
+
+class _Clock:
+    """Seconds by stage, of one thread."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(_STAGES, 0.0)
+        self._mark = time.perf_counter()
+
+    def start(self) -> None:
+        self._mark = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        """Count the time since the last call to `stage`."""
+        now = time.perf_counter()
+        self.seconds[stage] += now - self._mark
+        self._mark = now
+
+
+class _Batch:
+    """One worker's images for one target: as many as fill some whole runs of the engine with all their views.
+
+    Runs follow one another in bursts: the network's weights and code are then in the processor's caches for all of them
+    but the first, where a decode between two runs would drive them out.
+    """
+
+    def __init__(self, number: int, target: Target, look: _Look) -> None:
+        self.number, self.look, self._target = number, look, target
+        size, views = look.preprocessing, look.views
+        whole = target.engine.batch_size // math.gcd(target.engine.batch_size, views)
+        self.capacity = -(-_BURST // (whole * views)) * whole
+        self._pixels = np.zeros((self.capacity * views, size.height, size.width, 3), dtype=np.uint8)
+        self._keys: list[bytes] = []
+
+    @property
+    def free(self) -> int:
+        """How many more images fit."""
+        return self.capacity - len(self._keys)
+
+    def slot(self) -> npt.NDArray[np.uint8]:
+        """Return the pixels (views, height, width, 3) of the next image, to be written to."""
+        first = len(self._keys) * self.look.views
+        return self._pixels[first : first + self.look.views]
+
+    def push(self, key: bytes) -> None:
+        """Count the image in `slot` in."""
+        self._keys.append(key)
+
+    def compute(self) -> _Rows | None:
+        """Return the rows of the images in here, which are forgotten; None where there are none."""
+        count, views, engine = len(self._keys), self.look.views, self._target.engine
+        if not count:
+            return None
+        # The last run may be partly filled: the slots behind hold older images, whose rows are thrown away.
+        starts = range(0, count * views, engine.batch_size)
+        runs = [engine.run(self._pixels[start : start + engine.batch_size]) for start in starts]
+        columns = {}
+        for position, (name, shape) in enumerate(engine.columns):
+            parts = [run[position] for run in runs]
+            values = np.concatenate(parts) if len(parts) > 1 else parts[0]
+            rows = values[: count * views].reshape(count, views, *shape)
+            _check_range(name, rows, self._target.recipe)
+            for view in range(views):
+                columns[column_name(name, view)] = rows[:, view].astype(self._target.recipe.dtype)
+        keys = np.frombuffer(b"".join(self._keys), dtype=np.uint8).reshape(count, 32)
+        self._keys.clear()
+        return _Rows(self.number, keys, columns)
+
+
+def _check_range(name: str, rows: npt.NDArray[np.float32], recipe: Recipe) -> None:
+    largest = float(np.abs(rows).max())  # NaN where any is
+    if not math.isfinite(largest):
+        raise InputError(
+            f"output {name!r} must be finite, {recipe.model!r} with weights {recipe.weights!r} gives {largest}: "
+            "check the weights, or compute with precision='fp32'"
+        )
+    if recipe.dtype == "float16" and largest > _LARGEST_FLOAT16:
+        raise InputError(
+            f"output {name!r} must fit into float16 (up to {_LARGEST_FLOAT16:g}), got {largest:g}; "
+            "build another cache with --dtype float32"
+        )
+
+
+@dataclass(slots=True)
+class _Run:
+    """What the threads share.
+
+    `filled`: whether each target had rows at the start. `store`: held by whoever asks or tells a writer anything.
+    """
+
+    intake: Intake
+    targets: Sequence[Target]
+    looks: Sequence[_Look]
+    filled: Sequence[bool]
+    rows: queue.Queue[_Rows | BaseException | None]
+    store: threading.Lock = field(default_factory=threading.Lock)
+    stop: threading.Event = field(default_factory=threading.Event)
+    clocks: list[_Clock] = field(default_factory=list)
+
+    def send(self, rows: _Rows | None, clock: _Clock) -> None:
+        if rows is not None:
+            clock.stop("network")
+            self.rows.put(rows)  # the other end takes rows until every worker has ended
+            clock.stop("wait")
+
+
+def extract(
+    paths: Sequence[str | bytes],
+    targets: Sequence[Target],
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    out: Known | None = None,
+) -> Extraction:
+    """Compute and commit the rows of the images at `paths` that the targets do not have; return what became of each.
+
+    Several targets share one read of each file and, where they look at it alike, one decode. Rows are committed every
+    5 s or 4096 rows. An image that cannot be read or decoded is one recorded failure. `workers`: threads, default one
+    per processor. `progress`: a bar on stderr where that is a terminal. `out`: arrays to write digests and stats into.
+
+    Raises `StorageError` where the disk refuses and `InputError` where a feature is beyond float16; what was committed
+    before stays. Ctrl-C and SIGTERM commit what is computed, then go on their way.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers!r}")
+    threads = workers or processor_count() + sum(_waiting_calls(target.engine) for target in targets)
+    threads = max(1, min(threads, len(paths)))
+    looks = [_Look.of(target.recipe) for target in targets]
+    filled = [len(target.writer) > 0 for target in targets]
+    run = _Run(Intake(paths, out), targets, looks, filled, queue.Queue(maxsize=2 * threads))
+    counts = [0] * len(targets)
+    uses_torch = any(target.recipe.decoder == "fast" or target.engine.name == "torch" for target in targets)
+    with one_torch_thread() if uses_torch else nullcontext(), deferred_interrupts() as interrupt:
+        started = time.perf_counter()
+        pool = [threading.Thread(target=_work, args=(run,), name=f"extract-{i}", daemon=True) for i in range(threads)]
+        for thread in pool:
+            thread.start()
+        try:
+            with tqdm(total=len(paths), desc="features", unit="image", disable=None if progress else True) as bar:
+                _collect(run, counts, threads, bar=bar, interrupted=interrupt.is_set)
+        finally:
+            _stop_workers(run, pool)
+        seconds = time.perf_counter() - started
+    intake = run.intake
+    return Extraction(
+        intake.digests, intake.stats, intake.settled_failures(), max(counts, default=0), intake.reused(), seconds,
+        {stage: sum(clock.seconds[stage] for clock in run.clocks) for stage in _STAGES}, tuple(counts),
+    )  # fmt: skip
+
+
+def _waiting_calls(engine: Engine) -> int:
+    """Return how many threads wait for a device while others decode."""
+    return engine.workers if isinstance(engine, Engine) and engine.on_device else 0
+
+
+def _collect(run: _Run, counts: list[int], threads: int, *, bar: Any, interrupted: Callable[[], bool]) -> None:
+    """Hand rows to the writers until every worker has ended; commit in between and at the end."""
+    clock = _Clock()
+    run.clocks.append(clock)
+    last_commit, uncommitted, working = time.perf_counter(), 0, threads
+    while working:
+        try:
+            item = run.rows.get(timeout=0.1)
+        except queue.Empty:
+            pass
+        else:
+            clock.start()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                working -= 1
+            else:
+                with run.store:
+                    counts[item.number] += run.targets[item.number].writer.append(item.keys, item.columns)
+                uncommitted += len(item.keys)
+            clock.stop("write")
+        bar.update(run.intake.finished - bar.n)
+        if uncommitted >= COMMIT_ROWS or (uncommitted and time.perf_counter() - last_commit > COMMIT_SECONDS):
+            _commit(run, clock)
+            last_commit, uncommitted = time.perf_counter(), 0
+        if interrupted():
+            run.stop.set()
+    if uncommitted:
+        _commit(run, clock)
+
+
+def _commit(run: _Run, clock: _Clock) -> None:
+    clock.start()
+    with run.store:
+        for target in run.targets:
+            target.writer.commit()
+    clock.stop("write")
+
+
+def _stop_workers(run: _Run, pool: Sequence[threading.Thread]) -> None:
+    """End every worker, throwing away what it still sends: after an error nothing more is stored."""
+    run.stop.set()
+    for thread in pool:
+        while thread.is_alive():
+            try:
+                run.rows.get_nowait()
+            except queue.Empty:
+                thread.join(timeout=0.01)
+
+
+def _work(run: _Run) -> None:
+    """Carry images from file to row until there are none left; what goes wrong is raised by the collecting thread."""
+    try:
+        clock = _Clock()
+        run.clocks.append(clock)
+        batches = [_Batch(number, target, run.looks[number]) for number, target in enumerate(run.targets)]
+        while not run.stop.is_set():
+            clock.start()
+            chunk = _read_chunk(run, min(batch.free for batch in batches), clock)
+            if chunk is None:
+                break
+            for index, data, wanted in chunk:
+                _load(run, index, data, [batches[number] for number in wanted], clock)
+                for number in wanted:
+                    if not batches[number].free:
+                        clock.start()
+                        run.send(batches[number].compute(), clock)
+        for batch in batches:
+            clock.start()
+            run.send(batch.compute(), clock)
+        run.rows.put(None)
+    except BaseException as error:  # noqa: BLE001 (raised again where it is seen: in the collecting thread)
+        run.rows.put(error)
+
+
+def _read_chunk(run: _Run, most: int, clock: _Clock) -> list[tuple[int, bytes, list[int]]] | None:
+    """Return the next images to decode, ``(index, bytes, numbers of the targets without its row)``; None at the end."""
+    intake = run.intake
+    read: list[tuple[int, bytes]] = []
+    size = 0
+    while len(read) < min(most, _CHUNK_FILES) and size < _CHUNK_BYTES:
+        index = intake.take()
+        if index is None:
+            break
+        try:
+            data, stat = read_image_file(intake.paths[index])
+        except ImageError as error:
+            intake.fail(index, str(error))
+            continue
+        if intake.identify(index, data, stat):
+            read.append((index, data))
+            size += len(data)
+    clock.stop("read")
+    if not read:
+        return None if intake.exhausted else []
+    missing = _missing(run, intake.digests[[index for index, _ in read]])
+    clock.stop("wait")
+    chunk = []
+    for (index, data), absent in zip(read, missing, strict=True):
+        if absent.any():
+            chunk.append((index, data, [int(number) for number in np.flatnonzero(absent)]))
+        else:
+            intake.reuse(index)
+    return chunk
+
+
+def _missing(run: _Run, keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Return (n, targets): whether a target lacks the row of each key, none of which came before in this extraction."""
+    # What was stored since the start is of other images. So a store that was empty need not be asked, and a thread
+    # need not wait until it has synced a commit.
+    missing = np.ones((len(keys), len(run.targets)), dtype=bool)
+    if any(run.filled):
+        with run.store:
+            for number in np.flatnonzero(run.filled).tolist():
+                missing[:, number] = run.targets[number].writer.find(keys) < 0
+    return missing
+
+
+def _load(run: _Run, index: int, data: bytes, batches: Sequence[_Batch], clock: _Clock) -> None:
+    """Decode an image into the next slot of every batch that wants it."""
+    digest = run.intake.digests[index].tobytes()
+    slots = {batch.number: batch.slot() for batch in batches}
+    shared: dict[_Look, list[_Batch]] = {}
+    for batch in batches:
+        shared.setdefault(batch.look, []).append(batch)
+    todo = [(look, view) for look in shared for view in range(look.views)]
+    clock.start()
+    try:
+        for way in dict.fromkeys((look.decoder, look.min_side(view)) for look, view in todo):
+            pixels = decode(data, decoder=way[0], min_side=way[1], reuse=True)
+            full_size = None if way[1] is None else upright_size(data)
+            clock.stop("decode")
+            for look, view in todo:
+                if (look.decoder, look.min_side(view)) == way:
+                    drawn = draw_view(look.view_seed, digest, view)
+                    out = slots[shared[look][0].number][view]
+                    resize_crop(
+                        pixels, look.preprocessing, decoder=look.decoder, view=drawn, full_size=full_size, out=out
+                    )
+            clock.stop("resize")
+    except ImageError as error:
+        run.intake.fail(index, str(error))
+        return
+    for users in shared.values():
+        for batch in users:
+            if batch is not users[0]:
+                slots[batch.number][...] = slots[users[0].number]
+            batch.push(digest)
+    run.intake.finish(index)

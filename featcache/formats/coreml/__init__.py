@@ -1,0 +1,1 @@
+"""Core ML: a program of its model intermediate language; computed again here, run on Apple devices."""

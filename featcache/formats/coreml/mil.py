@@ -1,0 +1,236 @@
+"""Compute a saved Core ML program with torch: each operation and weight as it stands in the file, in float32.
+
+This is no Core ML runtime: it shows on any machine that the file holds the right program, weights and order of
+classes, not what Apple's kernels make of it. Operations: coremltools' MIL reference, iOS 13 to 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from featcache.errors import VerificationError
+from featcache.formats.interface import Runner
+
+
+class MilRunner(Runner):
+    """The program of the specification at `spec` with the weights in `weights`."""
+
+    described = "the saved program and weights, computed by torch"
+
+    def __init__(self, spec: Path, weights: Path) -> None:
+        from coremltools.converters.mil.frontend.milproto.load import load
+        from coremltools.proto import Model_pb2
+
+        document = Model_pb2.Model()
+        document.ParseFromString(spec.read_bytes())
+        program = load(document, specification_version=document.specificationVersion, file_weights_dir=str(weights))
+        self._operations = [entry for entry in program.functions["main"].operations if entry.op_type != "const"]
+        unknown = sorted({entry.op_type for entry in self._operations} - set(_OPERATIONS) - {"classify"})
+        if unknown:
+            raise VerificationError(
+                f"the Core ML file must be made of operations that can be computed again here, it has {unknown!r}"
+            )
+
+    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return the logits."""
+        with torch.inference_mode():
+            return np.concatenate([self._logits(image) for image in images])
+
+    def _logits(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        values: dict[str, Any] = {"image": torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32))}
+
+        def read(source: Any) -> Any:
+            if source is None:
+                return None
+            if isinstance(source, (list, tuple)):
+                return [read(entry) for entry in source]
+            if source.name in values:
+                return values[source.name]
+            return torch.from_numpy(source.val) if isinstance(source.val, np.ndarray) else source.val
+
+        for operation in self._operations:
+            if operation.op_type == "classify":
+                continue
+            result = _OPERATIONS[operation.op_type]({key: read(value) for key, value in operation.inputs.items()})
+            results = result if isinstance(result, (tuple, list)) else [result]
+            for output, value in zip(operation.outputs, results, strict=True):
+                values[output.name] = value
+        logits: npt.NDArray[np.float32] = values["logits"].numpy()
+        return logits
+
+    def close(self) -> None:
+        """Drop the program."""
+        self._operations = []
+
+
+def _dequantize(given: dict[str, Any]) -> torch.Tensor:
+    data = torch.as_tensor(given["quantized_data"]).to(torch.float32)
+    shape = [1] * data.ndim
+    shape[int(given["axis"])] = -1
+    scale, zero = (torch.as_tensor(np.asarray(given[key], dtype=np.float32)) for key in ("scale", "zero_point"))
+    if scale.ndim:
+        scale = scale.reshape(shape)
+    if zero.ndim:
+        zero = zero.reshape(shape)
+    return (data - zero) * scale
+
+
+def _ints(value: Any) -> list[int]:
+    return [int(entry) for entry in np.asarray(value).reshape(-1)]
+
+
+def _conv(given: dict[str, Any]) -> torch.Tensor:
+    x, pads = given["x"], [0, 0, 0, 0]
+    if given["pad_type"] == "custom":
+        pads = _ints(given["pad"])
+    elif given["pad_type"] != "valid":
+        raise VerificationError(f"a Core ML convolution must be padded by numbers, it is by {given['pad_type']!r}")
+    x = functional.pad(x, [pads[2], pads[3], pads[0], pads[1]])
+    strides, dilations = _ints(given["strides"]), _ints(given["dilations"])
+    return functional.conv2d(x, given["weight"], given.get("bias"), strides, 0, dilations, int(given["groups"]))
+
+
+def _pool(given: dict[str, Any], *, largest: bool) -> torch.Tensor:
+    pads = _ints(given["pad"]) if given["pad_type"] == "custom" else [0, 0, 0, 0]
+    size, strides, ceil = _ints(given["kernel_sizes"]), _ints(given["strides"]), bool(given["ceil_mode"])
+    x = given["x"]
+    if largest:
+        x = functional.pad(x, [pads[2], pads[3], pads[0], pads[1]], value=float("-inf"))
+        return functional.max_pool2d(x, size, strides, ceil_mode=ceil)
+    counted = not bool(given["exclude_padding_from_average"])
+    return functional.avg_pool2d(x, size, strides, [pads[0], pads[2]], ceil_mode=ceil, count_include_pad=counted)
+
+
+def _pad(given: dict[str, Any]) -> torch.Tensor:
+    if given["mode"] != "constant":
+        raise VerificationError(f"Core ML's pad must be of a constant, it is {given['mode']!r}")
+    pads = _ints(given["pad"])  # before and after, of the last axes in order; torch wants the last axis first
+    pairs = [pads[at : at + 2] for at in range(0, len(pads), 2)]
+    return functional.pad(
+        given["x"], [pad for pair in reversed(pairs) for pad in pair], value=float(given["constant_val"])
+    )
+
+
+def _slice(given: dict[str, Any]) -> torch.Tensor:
+    x = given["x"]
+    begin, end = _ints(given["begin"]), _ints(given["end"])
+    stride = _ints(given["stride"]) if given.get("stride") is not None else [1] * x.ndim
+    masks = {
+        key: list(np.asarray(given[key]).reshape(-1)) if given.get(key) is not None else [False] * x.ndim
+        for key in ("begin_mask", "end_mask", "squeeze_mask")
+    }
+    index: list[Any] = []
+    for axis in range(x.ndim):
+        if masks["squeeze_mask"][axis]:
+            index.append(begin[axis])
+            continue
+        first = None if masks["begin_mask"][axis] else begin[axis]
+        last = None if masks["end_mask"][axis] else end[axis]
+        index.append(slice(first, last, stride[axis]))
+    return x[tuple(index)]  # type: ignore[no-any-return]
+
+
+def _split(given: dict[str, Any]) -> list[torch.Tensor]:
+    axis, sizes = int(given["axis"]), given.get("split_sizes")
+    if sizes is not None:
+        return list(torch.split(given["x"], _ints(sizes), dim=axis))
+    return list(torch.chunk(given["x"], int(given["num_splits"]), dim=axis))
+
+
+def _layer_norm(given: dict[str, Any]) -> torch.Tensor:
+    x, axes = given["x"], [int(axis) % given["x"].ndim for axis in _ints(given["axes"])]
+    shape = [x.shape[axis] for axis in axes]
+    if axes == list(range(x.ndim - len(axes), x.ndim)):
+        return functional.layer_norm(x, shape, given.get("gamma"), given.get("beta"), float(given["epsilon"]))
+    mean, variance = x.mean(axes, keepdim=True), x.var(axes, correction=0, keepdim=True)
+    along = [x.shape[axis] if axis in axes else 1 for axis in range(x.ndim)]
+    scaled = (x - mean) / torch.sqrt(variance + float(given["epsilon"]))
+    if given.get("gamma") is not None:
+        scaled = scaled * given["gamma"].reshape(along)
+    return scaled if given.get("beta") is None else scaled + given["beta"].reshape(along)  # type: ignore[no-any-return]
+
+
+def _matmul(given: dict[str, Any]) -> torch.Tensor:
+    x, y = given["x"], given["y"]
+    x = x.transpose(-1, -2) if given["transpose_x"] else x
+    return torch.matmul(x, y.transpose(-1, -2) if given["transpose_y"] else y)
+
+
+def _gelu(given: dict[str, Any]) -> torch.Tensor:
+    if given["mode"] != "EXACT":
+        raise VerificationError(f"Core ML's gelu must be exact, it is {given['mode']!r}")
+    return functional.gelu(given["x"])
+
+
+def _squeeze(given: dict[str, Any]) -> torch.Tensor:
+    x = given["x"]
+    for axis in sorted((axis % x.ndim for axis in _ints(given["axes"])), reverse=True):
+        x = x.squeeze(axis)
+    return x  # type: ignore[no-any-return]
+
+
+def _expand_dims(given: dict[str, Any]) -> torch.Tensor:
+    x, axes = given["x"], _ints(given["axes"])
+    for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes):
+        x = x.unsqueeze(axis)
+    return x  # type: ignore[no-any-return]
+
+
+def _binary(function: Callable[[Any, Any], Any]) -> Callable[[dict[str, Any]], Any]:
+    return lambda given: function(given["x"], given["y"])
+
+
+def _unary(function: Callable[[Any], Any]) -> Callable[[dict[str, Any]], Any]:
+    return lambda given: function(given["x"])
+
+
+_OPERATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "constexpr_affine_dequantize": _dequantize,
+    "add": _binary(lambda x, y: x + y),
+    "avg_pool": lambda given: _pool(given, largest=False),
+    "clip": lambda given: torch.clamp(given["x"], float(given["alpha"]), float(given["beta"])),
+    "concat": lambda given: torch.cat(given["values"], int(given["axis"])),
+    "conv": _conv,
+    "elu": lambda given: functional.elu(given["x"], float(given["alpha"])),
+    "erf": _unary(torch.erf),
+    "exp": _unary(torch.exp),
+    "expand_dims": _expand_dims,
+    "gelu": _gelu,
+    "identity": _unary(lambda x: x),
+    "layer_norm": _layer_norm,
+    "leaky_relu": lambda given: functional.leaky_relu(given["x"], float(given["alpha"])),
+    "linear": lambda given: functional.linear(given["x"], given["weight"], given.get("bias")),
+    "matmul": _matmul,
+    "max_pool": lambda given: _pool(given, largest=True),
+    "maximum": _binary(lambda x, y: torch.maximum(x, torch.as_tensor(y, dtype=torch.float32))),
+    "minimum": _binary(lambda x, y: torch.minimum(x, torch.as_tensor(y, dtype=torch.float32))),
+    "mul": _binary(lambda x, y: x * y),
+    "pad": _pad,
+    "pow": _binary(lambda x, y: x**y),
+    "real_div": _binary(lambda x, y: x / y),
+    "reduce_mean": lambda given: torch.mean(given["x"], _ints(given["axes"]), keepdim=bool(given["keep_dims"])),
+    "relu": _unary(functional.relu),
+    "relu6": _unary(functional.relu6),
+    "reshape": lambda given: given["x"].reshape(_ints(given["shape"])),
+    "rsqrt": lambda given: torch.rsqrt(given["x"] + float(given["epsilon"])),
+    "sigmoid": _unary(torch.sigmoid),
+    "sigmoid_hard": lambda given: torch.clamp(given["x"] * float(given["alpha"]) + float(given["beta"]), 0.0, 1.0),
+    "silu": _unary(functional.silu),
+    "slice_by_index": _slice,
+    "softmax": lambda given: torch.softmax(given["x"], int(given["axis"])),
+    "split": _split,
+    "sqrt": _unary(torch.sqrt),
+    "square": _unary(torch.square),
+    "squeeze": _squeeze,
+    "sub": _binary(lambda x, y: x - y),
+    "tanh": _unary(torch.tanh),
+    "thresholded_relu": lambda given: functional.threshold(given["x"], float(given["alpha"]), 0.0),
+    "transpose": lambda given: given["x"].permute(_ints(given["perm"])),
+}

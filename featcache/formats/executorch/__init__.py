@@ -1,0 +1,1 @@
+"""ExecuTorch: lowered to XNNPACK in an environment of its own."""

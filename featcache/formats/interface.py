@@ -1,0 +1,181 @@
+"""The interface of one device format. It knows none of the implementations.
+
+A target turns the classifier's ONNX file (uint8 image in, logits and probabilities out) into its own files, and opens
+such files in the runtime that will execute them on the device, so that what is exported is also what is measured.
+Nothing here, nor in opening a file, loads torch.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import DependencyError
+from featcache.formats.tools.environments import Installation
+from featcache.recipe import Preprocessing
+
+FLOAT_TOLERANCE = 1e-4  # of logits up to 10, in proportion above: float32 holds seven digits
+_WARM_UP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What every device file needs to know of the model beside its graph.
+
+    `name`: for people, e.g. timm's model name. `classes`: label of each logit, in order. `lineage`: JSON values that
+    say where the model came from (recipe, weights, head, compression). `quantized`: whether the graph holds
+    QuantizeLinear/DequantizeLinear pairs. `task`: ``classification``, ``multilabel`` or ``regression``. `unknown`: the
+    rule for images of no known class as JSON values, None without one.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    lineage: Mapping[str, Any]
+    quantized: bool
+    task: str = "classification"
+    unknown: Mapping[str, Any] | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, 3) of one input image."""
+        return (self.preprocessing.height, self.preprocessing.width, 3)
+
+
+class Runner(ABC):
+    """A device file, loaded in its own runtime. Not thread-safe; use as a context manager.
+
+    `described`: what computes, where that is more or other than the format's own runtime. `threads`: how many it
+    computes with, where it cannot have the number it was opened with.
+    """
+
+    described: str | None = None
+    threads: int | None = None
+
+    @abstractmethod
+    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return the logits (n, n_classes) float32 of `images` (n, height, width, 3) uint8 RGB, n ≥ 1."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the runtime holds."""
+
+    def run_files(self, sources: Sequence[Callable[[], bytes]]) -> npt.NDArray[np.float32] | None:
+        """Return the logits (n, n_classes) of encoded images through the format's own decoding and resizing.
+
+        A row of NaN is an image that it cannot decode. None: it has none of its own, the bundle's is used.
+        """
+        return None
+
+    def resident_bytes(self) -> int | None:
+        """Return by how much the memory of the process that computes grew at most since before it opened the file.
+
+        None: it is this process (`featcache.formats.memory` asks a fresh one), or cannot be told.
+        """
+        return None
+
+    def time(self, image: npt.NDArray[np.uint8], *, seconds: float, least: int) -> list[float]:
+        """Return milliseconds of single runs of `image` (1, height, width, 3) over `seconds`, `least` of them or more.
+
+        A runtime in another process measures there, so that the way to it does not count.
+        """
+        for _ in range(_WARM_UP):
+            self.run(image)
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(times) < least or time.perf_counter() < end:
+            start = time.perf_counter()
+            self.run(image)
+            times.append((time.perf_counter() - start) * 1e3)
+        return times
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Target(ABC):
+    """One device format. `name` is its word on the command line; `needs` says how to get its tools.
+
+    `packages`: what pip installs into the running environment; `environment`: where the tools live that cannot be
+    there. A format has one of the two, or neither where featcache's own dependencies do. `tolerance`: how far the
+    logits of a float file may be from torch's, in proportion above 10. `takes_scales`: whether its files compute an
+    INT8 model in integers with the stored scales; else in floats.
+    """
+
+    name: str
+    needs: str
+    packages: tuple[str, ...] = ()
+    environment: Installation | None = None
+    tolerance: float = FLOAT_TOLERANCE
+    takes_scales: bool = True
+
+    @abstractmethod
+    def available(self) -> str | None:
+        """Return None where this machine can convert, else the reason why not and what to install."""
+
+    def executable(self) -> str | None:
+        """Return None where this machine can also run the files, else the reason why they stay unexecuted."""
+        return self.available()
+
+    @abstractmethod
+    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> tuple[Path, ...]:
+        """Write the format's files from the ONNX file into the existing `folder`; the one to open comes first.
+
+        The same ONNX file gives the same bytes. Raises `DependencyError` where `available` gives a reason.
+        """
+
+    @abstractmethod
+    def open(self, files: Sequence[Path], *, threads: int) -> Runner:
+        """Return the loaded model that `convert` wrote, computing in float32 with `threads` threads."""
+
+    def twin(self, files: Sequence[Path], *, threads: int) -> Runner | None:
+        """Return the files' own program and weights in another interpreter, where this machine cannot run them.
+
+        What it computes is compared like a runtime's; the files still count as not executed. None: there is no such.
+        """
+        return None
+
+    @abstractmethod
+    def tensors(self, facts: ModelFacts) -> dict[str, Any]:
+        """Return the names, dtypes, layouts and shapes of inputs and outputs, as JSON for ``preprocess.json``."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """Return the name and version of the runtime that `open` uses."""
+
+    def require(self) -> None:
+        """Raise `DependencyError` where the target's tools are not installed."""
+        reason = self.available()
+        if reason is not None:
+            raise DependencyError(f"format {self.name!r} needs its tools installed, got: {reason}; {self.needs}")
+
+
+def single_tensors(facts: ModelFacts, *, takes_scales: bool) -> dict[str, Any]:
+    """Return `classifier_tensors` for one image at a time; `takes_scales`: as of its target."""
+    tensors = classifier_tensors(facts)
+    for entry in (*tensors["inputs"].values(), *tensors["outputs"].values()):
+        entry["shape"] = [1, *entry["shape"][1:]]
+    if facts.quantized and not takes_scales:
+        tensors["numbers"] = "float32: weights are what their integers stand for, activations are not rounded"
+    return tensors
+
+
+def classifier_tensors(facts: ModelFacts) -> dict[str, Any]:
+    """Return the tensors of the reference form: uint8 (N, H, W, 3) in, float32 logits and probabilities out."""
+    height, width, channels = facts.image_shape
+    outputs = {name: {"dtype": "float32", "shape": ["N", len(facts.classes)]} for name in ("logits", "probabilities")}
+    image = {"dtype": "uint8", "layout": "NHWC", "color": "RGB", "shape": ["N", height, width, channels]}
+    return {"inputs": {"image": image}, "outputs": outputs}

@@ -1,0 +1,112 @@
+"""ncnn: ``model.ncnn.param`` and ``model.ncnn.bin`` for Tencent's runtime on phones, through its converter pnnx."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import VerificationError
+from featcache.formats.interface import ModelFacts, Runner, Target, single_tensors
+from featcache.system.files import write_atomically
+
+_FILES = ("model.ncnn.param", "model.ncnn.bin")
+
+
+class NcnnTarget(Target):
+    """The input is planar float32 of values 0 to 255: ncnn's own ``from_pixels`` makes exactly that of a photo."""
+
+    name = "ncnn"
+    needs = "featcache targets install ncnn, or pip install 'featcache[ncnn]'"
+    packages = ("ncnn==1.0.20261020", "pnnx==20261020")
+    takes_scales = False
+
+    def available(self) -> str | None:
+        """Return why ncnn cannot be used here, or None."""
+        missing = [name for name in ("ncnn", "pnnx") if importlib.util.find_spec(name) is None]
+        return f"the packages {' and '.join(missing)} are not installed" if missing else None
+
+    def version(self) -> str:
+        """Return ncnn's version."""
+        return f"ncnn {importlib.metadata.version('ncnn')}"
+
+    def tensors(self, facts: ModelFacts) -> dict[str, Any]:
+        """Return planar floats in, logits out, without a batch."""
+        tensors = single_tensors(facts, takes_scales=self.takes_scales)
+        height, width, channels = facts.image_shape
+        planar = {"dtype": "float32", "layout": "CHW", "color": "RGB", "range": [0, 255]}
+        return {
+            **tensors,
+            "inputs": {"in0": {**planar, "shape": [channels, height, width]}},
+            "outputs": {"out0": {"dtype": "float32", "shape": [len(facts.classes)], "meaning": "logits"}},
+        }
+
+    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> tuple[Path, ...]:
+        """Write both files; weights stay float32."""
+        self.require()
+        from featcache.formats.planar import trace_planar
+        from featcache.graph.passes import write_single
+
+        with tempfile.TemporaryDirectory() as scratch:
+            place = Path(scratch)
+            traced, shape = trace_planar(write_single(onnx_path, place / "single.onnx"), outputs=("logits",))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", category=DeprecationWarning)
+                traced.save(str(place / "model.pt"))
+            sizes = ",".join(str(size) for size in shape)
+            program = Path(str(importlib.metadata.distribution("pnnx").locate_file("pnnx"))) / "bin" / "pnnx"
+            found = str(program) if program.exists() else shutil.which("pnnx", path=str(Path(sys.executable).parent))
+            command = [found or "pnnx", "model.pt", f"inputshape=[{sizes}]", "fp16=0"]
+            # it leaves eight files of its own around the model: a folder of its own
+            done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+            if done.returncode or not all((place / name).exists() for name in _FILES):
+                said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+                raise VerificationError(f"ncnn's converter pnnx must take this model, it says: {said}")
+            for name in _FILES:
+                write_atomically(folder / name, (place / name).read_bytes())
+        return tuple(folder / name for name in _FILES)
+
+    def open(self, files: Sequence[Path], *, threads: int) -> Runner:
+        """Return the network, computing in float32."""
+        self.require()
+        return _NcnnRunner(files, threads)
+
+
+class _NcnnRunner(Runner):
+    def __init__(self, files: Sequence[Path], threads: int) -> None:
+        import ncnn
+
+        self._tools = ncnn
+        self._network = ncnn.Net()
+        options = self._network.opt
+        options.num_threads = threads
+        # the default rounds weights and values to 16 bits wherever the processor can
+        for name in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
+            setattr(options, name, False)
+        self._network.load_param(str(files[0]))
+        self._network.load_model(str(files[1]))
+
+    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return the logits."""
+        return np.stack([self._logits(image) for image in images])
+
+    def _logits(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        planar = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
+        with self._network.create_extractor() as extractor:
+            extractor.input("in0", self._tools.Mat(planar).clone())
+            _, logits = extractor.extract("out0")
+            return np.array(logits, dtype=np.float32).reshape(-1)
+
+    def close(self) -> None:
+        """Release the network."""
+        self._network.clear()

@@ -1,0 +1,74 @@
+"""ONNX: the reference device file itself, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.formats.interface import ModelFacts, Runner, Target, classifier_tensors
+from featcache.system.files import write_atomically
+
+if TYPE_CHECKING:
+    pass
+
+
+class OnnxTarget(Target):
+    """The ONNX file itself, run by ONNX Runtime."""
+
+    name = "onnx"
+    needs = "pip install 'onnxruntime>=1.22'"
+
+    def available(self) -> str | None:
+        """Return why ONNX Runtime cannot be used here, or None."""
+        return None if importlib.util.find_spec("onnxruntime") else "the package onnxruntime is not installed"
+
+    def version(self) -> str:
+        """Return ONNX Runtime's version."""
+        return f"onnxruntime {importlib.metadata.version('onnxruntime')}"
+
+    def tensors(self, facts: ModelFacts) -> dict[str, Any]:
+        """Return the reference form."""
+        return classifier_tensors(facts)
+
+    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> tuple[Path, ...]:
+        """Copy the file as ``model.onnx``: the plain graph, not one that a runtime optimised for its processor."""
+        self.require()
+        destination = folder / "model.onnx"
+        write_atomically(destination, onnx_path.read_bytes())
+        return (destination,)
+
+    def open(self, files: Sequence[Path], *, threads: int) -> Runner:
+        """Return the session."""
+        self.require()
+        return _OnnxRunner(files[0], threads)
+
+
+def open_unoptimised(path: Path, *, threads: int) -> Runner:
+    """Return the graph run node by node as it is written: stored scales computed in float32, no integers."""
+    return _OnnxRunner(path, threads, optimise=False)
+
+
+class _OnnxRunner(Runner):
+    def __init__(self, path: Path, threads: int, *, optimise: bool = True) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        if not optimise:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return the logits."""
+        logits: npt.NDArray[np.float32] = self._session.run(["logits"], {"image": images})[0]
+        return logits
+
+    def close(self) -> None:
+        """Drop the session."""
+        del self._session

@@ -1,0 +1,88 @@
+"""OpenVINO IR: ``model.xml`` and ``model.bin``, the fastest runtime on x86 processors."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.formats.interface import ModelFacts, Runner, Target, classifier_tensors
+from featcache.system.json import canonical_json
+
+
+class OpenVinoTarget(Target):
+    """Convert through OpenVINO's own ONNX reader, which runs in process and reports to nobody (`ovc` has telemetry)."""
+
+    name = "openvino"
+    needs = "pip install 'openvino>=2025.2'"
+
+    def available(self) -> str | None:
+        """Return why OpenVINO cannot be used here, or None."""
+        return None if importlib.util.find_spec("openvino") else "the package openvino is not installed"
+
+    def version(self) -> str:
+        """Return OpenVINO's version."""
+        return f"openvino {importlib.metadata.version('openvino')}"
+
+    def tensors(self, facts: ModelFacts) -> dict[str, Any]:
+        """Return the reference form: the ONNX file's tensors are kept as they are."""
+        return classifier_tensors(facts)
+
+    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> tuple[Path, ...]:
+        """Write ``model.xml`` and ``model.bin`` with float32 weights, labels in `rt_info`."""
+        self.require()
+        import openvino
+
+        from featcache.engines.openvino_core import openvino_core
+
+        model = openvino_core().read_model(onnx_path)
+        _name_operations(model)
+        # where OpenVINO's Model API looks: labels apart by spaces; the exact ones stand under framework/labels
+        labels = ["_".join(label.split()) or "_" for label in facts.classes]
+        model.set_rt_info(" ".join(labels), ["model_info", "labels"])
+        if facts.task != "regression":
+            model.set_rt_info("Classification", ["model_info", "model_type"])
+            model.set_rt_info(str(facts.task == "multilabel"), ["model_info", "multilabel"])
+        model.set_rt_info(canonical_json(facts.preprocessing.to_json()), ["featcache", "preprocessing"])
+        xml = folder / "model.xml"
+        # save_model halves the weights to float16 unless told not to: the file must be what was verified
+        openvino.save_model(model, xml, compress_to_fp16=False)
+        return (xml, folder / "model.bin")
+
+    def open(self, files: Sequence[Path], *, threads: int) -> Runner:
+        """Return the compiled model."""
+        self.require()
+        return _OpenVinoRunner(files[0], threads)
+
+
+class _OpenVinoRunner(Runner):
+    def __init__(self, xml: Path, threads: int) -> None:
+        from featcache.engines.openvino_core import openvino_core
+
+        # float32 is asked for by name: the default silently computes in bf16 where the processor can
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        compiled = openvino_core().compile_model(xml, "CPU", settings)
+        self._logits = compiled.output("logits")
+        self._request = compiled.create_infer_request()
+
+    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return the logits."""
+        result: npt.NDArray[np.float32] = self._request.infer({"image": images})[self._logits]
+        return np.array(result, dtype=np.float32)
+
+    def close(self) -> None:
+        """Drop the request and with it the compiled model."""
+        del self._request
+
+
+def _name_operations(model: Any) -> None:
+    """Name operations that OpenVINO numbered by a counter of the whole process after their place in the graph."""
+    for position, operation in enumerate(model.get_ordered_ops()):
+        if re.fullmatch(rf"{operation.get_type_name()}_\d+", operation.get_friendly_name()):
+            operation.set_friendly_name(f"{operation.get_type_name()}/{position}")

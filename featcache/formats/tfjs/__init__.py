@@ -1,0 +1,1 @@
+"""TensorFlow.js: a graph model written from the graph, run in Node.js."""

@@ -1,0 +1,1 @@
+"""TensorFlow Lite: a flatbuffer written from the graph, run by LiteRT."""

@@ -1,0 +1,1 @@
+"""A static page with onnxruntime-web, and how it is run in a browser here."""

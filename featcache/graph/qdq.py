@@ -1,0 +1,211 @@
+"""Turn a float ONNX graph into a quantized one (QDQ form) from stored scales alone: equal inputs, equal bytes.
+
+A `quant.json` document names, in the float graph that `featcache.graph.write` writes:
+
+- ``nodes``: the operations computed in integers (Conv, Gemm, MatMul, Add);
+- ``activations``: per tensor ``scale``, ``zero_point``, ``signed`` and ``axis`` (null: one scale for the tensor);
+- ``weights``: per initializer the same, ``scale`` and ``zero_point`` as lists along ``axis``; of a node that is not in
+  ``nodes`` only the stored bytes shrink, and it computes in floats.
+
+Real value = scale · (stored − zero point). A bias becomes int32 with the scale input · weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from featcache.errors import FormatError
+
+ACTIVATIONS_OF_RANGE = ("Relu", "Clip")  # folded by runtimes into the quantized output of the operation before
+_BIAS_INPUT = 2
+
+
+def apply_quantization(model: onnx.ModelProto, quantization: Mapping[str, Any]) -> onnx.ModelProto:
+    """Return a copy of the float `model` with QuantizeLinear/DequantizeLinear pairs as `quantization` says.
+
+    Raises `FormatError` where the graph has no such node, tensor or initializer.
+    """
+    quantized = onnx.ModelProto()
+    quantized.CopyFrom(model)
+    rewriter = _Rewriter(quantized.graph, quantization)
+    rewriter.run()
+    return quantized
+
+
+class _Rewriter:
+    """One pass over a graph in topological order, collecting its new nodes and initializers."""
+
+    def __init__(self, graph: onnx.GraphProto, quantization: Mapping[str, Any]) -> None:
+        self.graph = graph
+        self.activations: Mapping[str, Any] = quantization["activations"]
+        self.weights: Mapping[str, Any] = quantization["weights"]
+        self.integer_nodes = frozenset(quantization["nodes"])
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.consumers = consumers_of(graph)
+        self.outputs = {value.name for value in graph.output}
+        self.nodes: list[onnx.NodeProto] = []
+        self.added: dict[str, onnx.TensorProto] = {}
+        self.dequantized: dict[str, str] = {}
+        self.from_integers: set[str] = set()
+
+    def run(self) -> None:
+        self._check_names()
+        for node in self.graph.node:
+            if node.name in self.integer_nodes:
+                self.from_integers.add(integer_output(node, self.consumers, self.outputs))
+        for value in self.graph.input:
+            self._quantize(value.name)
+        for node in self.graph.node:
+            self._rewire(node)
+            self.nodes.append(node)
+            for name in node.output:
+                self._quantize(name)
+        used = {name for node in self.nodes for name in node.input}
+        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
+        del self.graph.node[:], self.graph.initializer[:]
+        self.graph.node.extend(self.nodes)
+        self.graph.initializer.extend([*kept, *self.added.values()])
+
+    def _check_names(self) -> None:
+        tensors = {name for node in self.graph.node for name in node.output} | {v.name for v in self.graph.input}
+        for what, wanted, present in (
+            ("nodes", self.integer_nodes, {node.name for node in self.graph.node}),
+            ("activations", set(self.activations), tensors),
+            ("weights", set(self.weights), set(self.initializers)),
+        ):
+            missing = sorted(set(wanted) - present)
+            if missing:
+                raise FormatError(
+                    f"the graph must have the {what} that quant.json names, it lacks {missing[:5]!r}: quantize the "
+                    "model again with this version of torch"
+                )
+
+    def _quantize(self, name: str) -> None:
+        """Put a Q/DQ pair behind tensor `name` where it has a stored scale."""
+        if name not in self.activations:
+            return
+        stored = self.activations[name]
+        kind = np.int8 if stored["signed"] else np.uint8
+        scale = self._constant(f"{name}/scale", np.array(stored["scale"], dtype=np.float32))
+        zero = self._constant(f"{name}/zero_point", np.array(stored["zero_point"], dtype=kind))
+        self.nodes.append(
+            helper.make_node("QuantizeLinear", [name, scale, zero], [f"{name}/quantized"], f"{name}/quantize")
+        )
+        self.nodes.append(
+            helper.make_node(
+                "DequantizeLinear", [f"{name}/quantized", scale, zero], [f"{name}/dequantized"], f"{name}/dequantize"
+            )
+        )
+        self.dequantized[name] = f"{name}/dequantized"
+
+    def _rewire(self, node: onnx.NodeProto) -> None:
+        integer = node.name in self.integer_nodes
+        for position, name in enumerate(node.input):
+            if name in self.weights:
+                node.input[position] = self._weight(name)
+            elif name in self.dequantized and (integer or name in self.from_integers):
+                # what was computed in integers is read from them everywhere: the float form never exists
+                node.input[position] = self.dequantized[name]
+        if integer and node.op_type in ("Conv", "Gemm") and len(node.input) > _BIAS_INPUT and node.input[_BIAS_INPUT]:
+            self._bias(node)
+
+    def _weight(self, name: str) -> str:
+        stored = self.weights[name]
+        if f"{name}/dequantized" not in self.dequantized.values():
+            values = quantize_weight(numpy_helper.to_array(self.initializers[name]), stored)
+            integers = self._constant(f"{name}/quantized", values)
+            scale = self._constant(f"{name}/scale", np.array(stored["scale"], dtype=np.float32))
+            zero = self._constant(f"{name}/zero_point", np.array(stored["zero_point"], dtype=values.dtype))
+            self.nodes.append(
+                helper.make_node(
+                    "DequantizeLinear", [integers, scale, zero], [f"{name}/dequantized"], f"{name}/dequantize",
+                    axis=stored["axis"],
+                )
+            )  # fmt: skip
+            self.dequantized[name] = f"{name}/dequantized"
+        return self.dequantized[name]
+
+    def _bias(self, node: onnx.NodeProto) -> None:
+        name = node.input[_BIAS_INPUT]
+        source = next(key for key, value in self.dequantized.items() if value == node.input[0])
+        weight = next(key for key, value in self.dequantized.items() if value == node.input[1])
+        scale = bias_scale(self.activations[source], self.weights[weight])
+        values = numpy_helper.to_array(self.initializers[name]).astype(np.float64)
+        limits = np.iinfo(np.int32)
+        integers = np.clip(np.rint(values / scale), limits.min, limits.max).astype(np.int32)
+        inputs = [
+            self._constant(f"{name}/quantized", integers),
+            self._constant(f"{name}/scale", scale.astype(np.float32)),
+            self._constant(f"{name}/zero_point", np.zeros(len(scale), dtype=np.int32)),
+        ]
+        self.nodes.append(
+            helper.make_node("DequantizeLinear", inputs, [f"{name}/dequantized"], f"{name}/dequantize", axis=0)
+        )
+        node.input[_BIAS_INPUT] = f"{name}/dequantized"
+
+    def _constant(self, name: str, values: npt.NDArray[Any]) -> str:
+        self.added[name] = numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name)
+        return name
+
+
+def consumers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """Return the nodes that read each tensor."""
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node)
+    return found
+
+
+def integer_output(node: onnx.NodeProto, consumers: Mapping[str, list[onnx.NodeProto]], outputs: set[str]) -> str:
+    """Return the tensor that is quantized behind `node`: its own output, or that of the ReLU or clip it feeds."""
+    name = node.output[0]
+    readers = consumers.get(name, [])
+    if len(readers) == 1 and readers[0].op_type in ACTIVATIONS_OF_RANGE and name not in outputs:
+        return str(readers[0].output[0])
+    return str(name)
+
+
+def quantize_weight(weight: npt.NDArray[np.float32], stored: Mapping[str, Any]) -> npt.NDArray[np.int8]:
+    """Return `weight` as int8 with the stored scales along their axis; symmetric, −127 to 127."""
+    if not stored["signed"] or np.any(stored["zero_point"]):
+        raise FormatError("weights must be stored signed with zero point 0 in quant.json, got others")
+    shape = [1] * weight.ndim
+    shape[stored["axis"]] = -1
+    scale = np.array(stored["scale"], dtype=np.float32).reshape(shape)
+    integers: npt.NDArray[np.int8] = np.clip(np.rint(weight / scale), -127, 127).astype(np.int8)
+    return integers
+
+
+def bias_scale(activation: Mapping[str, Any], weight: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+    """Return the scale of an int32 bias: input · weight, per output channel (n,) float64 of float32 products."""
+    product = np.float32(activation["scale"]) * np.array(weight["scale"], dtype=np.float32)
+    return product.astype(np.float64)
+
+
+def integer_share(path: str) -> tuple[int, int]:
+    """Return (convolutions computed in integers, convolutions) in ONNX Runtime's own optimised form of the file."""
+    import tempfile
+    from pathlib import Path
+
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        options.log_severity_level = 3
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        kinds = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+    integer = sum(kind in ("QLinearConv", "ConvInteger") for kind in kinds)
+    return integer, integer + sum(kind in ("Conv", "FusedConv", "NhwcFusedConv") for kind in kinds)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of the default operator set."""
+    return int(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))

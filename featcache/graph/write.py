@@ -1,0 +1,141 @@
+"""Write a model as ONNX: the reference graph, from which every device format is made.
+
+The graph is traced with torch's TorchScript exporter and then simplified, which was measured against the
+``torch.export`` one: a sixth of the time (1.3 s against 8 s for MobileNetV2), a smaller graph (105 nodes against
+115; 344 against 508 for ViT-tiny), a plain GlobalAveragePool where the other leaves a strided gather over the
+dynamic batch, no source paths to strip, and equal outputs. Both give the same bytes when run twice.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featcache.errors import BackboneError, InputError
+from featcache.graph.passes import check, describe, rename, simplify, unshare
+from featcache.system.files import write_atomically
+from featcache.system.json import canonical_json
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+    from featcache.model.merged import MergedModel
+
+OPSET = 18
+_WRAPPED = "model"  # the attribute of the traced wrapper that holds the model
+_MAX_BYTES = 2**31 - 1  # a protobuf message cannot be larger
+
+
+def write_onnx(
+    model: MergedModel,
+    path: str | os.PathLike[str],
+    *,
+    outputs: Sequence[str] = ("logits", "probabilities"),
+    metadata: Mapping[str, str] | None = None,
+    quantized: bool = True,
+) -> Path:
+    """Write `model` as an ONNX file of opset 18 and return its path; the same model gives the same bytes.
+
+    Input ``image`` (N, height, width, 3) uint8 RGB, N dynamic, already resized and cropped; normalisation is part of
+    the graph and batch norms are folded into convolutions. `outputs`: any of ``logits``, ``probabilities`` (N,
+    n_classes) and ``features`` (N, n_features), float32. `metadata`: more ``metadata_props`` beside labels and
+    preprocessing. Nodes, and what they compute, are named after the module they come from
+    (``backbone.network.conv_stem/Conv``), weights as in its state (``backbone.network.conv_stem.weight``). Where the
+    model has stored scales and `quantized` is true, the graph holds QuantizeLinear/DequantizeLinear pairs.
+
+    Raises `InputError` for unknown outputs or a model above protobuf's 2 GiB, `VerificationError` where torch's
+    exporter did not keep the opset or the dynamic batch.
+    """
+    unknown = set(outputs) - {"logits", "probabilities", "features"}
+    if unknown or not outputs:
+        raise InputError(f"outputs must be among logits, probabilities, features; got {tuple(outputs)!r}")
+    proto = simplify(_trace(model, tuple(outputs)))
+    unshare(proto)
+    rename(proto, prefix=_WRAPPED, modules=[name for name, _ in model.named_modules()])
+    if quantized and model.quantization is not None:
+        from featcache.graph.qdq import apply_quantization
+
+        proto = apply_quantization(proto, _of_outputs(model.quantization, proto))
+    described = {
+        "labels": canonical_json(list(model.classes)),
+        "preprocessing": canonical_json(model.preprocessing.to_json()),
+    }
+    describe(proto, {**described, **(metadata or {})})
+    check(proto, opset=OPSET, tensors=("image", *outputs))
+    if proto.ByteSize() > _MAX_BYTES:
+        raise InputError(f"an ONNX file must stay below 2 GiB, got {proto.ByteSize()} bytes: choose a smaller backbone")
+    destination = Path(path)
+    write_atomically(destination, proto.SerializeToString(deterministic=True))
+    return destination
+
+
+def _trace(model: MergedModel, outputs: tuple[str, ...]) -> onnx.ModelProto:
+    import onnx
+    import torch
+
+    height, width = model.preprocessing.height, model.preprocessing.width
+    image = torch.zeros((2, height, width, 3), dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.no_grad(), tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "traced.onnx"
+        # the exporter announces its own deprecation; shapes that are fixed are traced as the constants they are
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.onnx")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*TorchScript-based ONNX export.*")
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
+        try:
+            torch.onnx.export(
+                _wrapper(model, outputs),
+                (image,),
+                path,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=list(outputs),
+                dynamic_axes={name: {0: "N"} for name in ("image", *outputs)},
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise BackboneError(
+                f"the backbone {model.recipe.model!r} must be made of operations that ONNX has, got: "
+                f"{str(error).splitlines()[0]}; choose another backbone to export"
+            ) from error
+        return onnx.load(path)
+
+
+def _of_outputs(quantization: Mapping[str, Any], proto: onnx.ModelProto) -> dict[str, Any]:
+    """Return `quantization` without the head's part where the graph ends at the features."""
+    if {value.name for value in proto.graph.output} != {"features"}:
+        return dict(quantization)
+
+    def backbone(names: Iterable[str]) -> list[str]:
+        return [name for name in names if not name.startswith(("head.", "head/"))]
+
+    present = {name for node in proto.graph.node for name in node.output} | {"image"}
+    kept = {key: {n: quantization[key][n] for n in backbone(quantization[key])} for key in ("activations", "weights")}
+    # the value that ends the graph is called ``features`` there; as the head's input it is not part of the graph
+    kept["activations"] = {name: stored for name, stored in kept["activations"].items() if name in present}
+    return {**quantization, **kept, "nodes": backbone(quantization["nodes"])}
+
+
+def _wrapper(model: MergedModel, outputs: tuple[str, ...]) -> nn.Module:
+    """Return a module of `model` that gives `outputs`; without ``features`` alone, the whole forward is traced."""
+    import torch
+
+    class Outputs(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            found = {}
+            if "features" in outputs:
+                found["features"] = model.features(image)
+            if outputs != ("features",):
+                found["logits"], found["probabilities"] = model(image)
+            return tuple(found[name] for name in outputs)
+
+    return Outputs().eval()

@@ -1,0 +1,1 @@
+"""From image bytes to pixels: decoders, orientation, resize, seeded views. Knows no network and no cache."""

@@ -1,0 +1,232 @@
+"""The directory MODEL: a `MergedModel` saved, loaded and checked.
+
+    MODEL/model.json            architecture (with pruned widths), Recipe, classes, head, lineage, digests of the files
+    MODEL/weights.safetensors   every parameter and buffer, by name
+    MODEL/quant.json            where quantized: scale, zero point, signedness and axis of each tensor
+    MODEL/golden/               JPEGs and the logits they must give (`featcache.model.golden`)
+
+Nothing is pickled: the timm network is built again from its name, folded and narrowed as ``model.json`` says, and the
+tensors are loaded into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from featcache.backbone.timm_import import import_timm
+from featcache.errors import CorruptError, FeatcacheError, FormatError, MissingError
+from featcache.heads import Head, head_class
+from featcache.heads.calibration import Calibration
+from featcache.heads.unknown import UnknownRule
+from featcache.model.golden import Golden
+from featcache.model.merged import MergedModel, wrap_network
+from featcache.model.surgery import Surgery
+from featcache.recipe import Recipe
+from featcache.system.files import new_directory
+
+FORMAT = "featcache.model"
+VERSION = 1
+MODEL_FILE, WEIGHTS_FILE, QUANT_FILE, GOLDEN_FOLDER = "model.json", "weights.safetensors", "quant.json", "golden"
+
+
+def save_model(
+    model: MergedModel, path: str | os.PathLike[str], *, golden: Golden | None = None, overwrite: bool = False
+) -> Path:
+    """Write `model` as the directory `path` and return it; it appears whole or not at all.
+
+    Equal models give equal bytes. Raises `ExistsError` where `path` exists and `overwrite` is false, `StorageError`
+    where the disk refuses.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: tensor.contiguous().clone() for name, tensor in sorted(_stored(model).items())}
+    files = {WEIGHTS_FILE: save(tensors)}
+    if model.quantization is not None:
+        files[QUANT_FILE] = _json_bytes(model.quantization)
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": {
+            "timm": _timm_name(model),
+            "model_kwargs": dict(model.recipe.model_kwargs),
+            "outputs": list(model.backbone.outputs),
+            **model.surgery.to_json(),
+        },
+        "recipe": model.recipe.to_json(),
+        "model_digest": model.recipe.model_digest,
+        "classes": list(model.classes),
+        "preprocessing": model.preprocessing.to_json(),
+        "head": _head_document(model.fitted),
+        "lineage": list(model.lineage),
+        "parameters": model.parameter_count(),
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
+    }
+    files[MODEL_FILE] = _json_bytes(document)
+    target = Path(os.path.abspath(path))
+    with new_directory(target, overwrite=overwrite) as folder:
+        for name, data in files.items():
+            _write(folder / name, data)
+        if golden is not None:
+            (folder / GOLDEN_FOLDER).mkdir()
+            for name, data in golden.files().items():
+                _write(folder / GOLDEN_FOLDER / name, data)
+    return target
+
+
+def load_model(path: str | os.PathLike[str]) -> MergedModel:
+    """Return the model in directory `path`, in eval mode, on the CPU.
+
+    Raises `MissingError` where there is none, `FormatError` for another format or version, `CorruptError` where a file
+    does not have the digest that ``model.json`` states.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    document = read_model_json(path)
+    data = _checked_bytes(path, WEIGHTS_FILE, document)
+    quantization = None
+    if QUANT_FILE in document["sha256"]:
+        quantization = json.loads(_checked_bytes(path, QUANT_FILE, document))
+    try:
+        tensors = load(data)
+        recipe = Recipe.from_json(document["recipe"])
+        architecture = document["architecture"]
+        surgery = Surgery(architecture["folded"], architecture["widths"])
+        network = _build_network(architecture)
+        surgery.apply(network)
+        own = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
+        network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in own.items()})
+        backbone = wrap_network(network, recipe, outputs=architecture["outputs"])
+        fitted = _head_from_document(document["head"], tensors, document["classes"])
+        return MergedModel(
+            backbone, fitted, recipe=recipe, surgery=surgery, quantization=quantization, lineage=document["lineage"]
+        )
+    except (KeyError, TypeError, AttributeError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, FeatcacheError):
+            raise
+        raise CorruptError(f"{os.fspath(path)!r} must hold a whole model, got {error!r}: merge it again") from error
+
+
+def _build_network(architecture: Mapping[str, Any]) -> nn.Module:
+    """Return timm's network by name, as `load_backbone` makes it, with values to be loaded."""
+    network: nn.Module = import_timm().create_model(architecture["timm"], **architecture["model_kwargs"])
+    if "logits" not in architecture["outputs"] and getattr(network, "num_classes", None):
+        reset: Any = network.reset_classifier
+        reset(0)
+    return network.requires_grad_(False).eval()
+
+
+def read_model_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the document in ``model.json`` of directory `path`, its format and version checked."""
+    try:
+        document = json.loads((Path(path) / MODEL_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingError(
+            f"MODEL must be a directory with {MODEL_FILE}; {os.fspath(path)!r} is none: make one with 'featcache merge'"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptError(f"{MODEL_FILE} of {os.fspath(path)!r} must be JSON, got {error}: merge it again") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise FormatError(f"{MODEL_FILE} must have the format {FORMAT!r}; {os.fspath(path)!r} has another")
+    if document.get("version") != VERSION:
+        raise FormatError(
+            f"a model must be of version {VERSION}; {os.fspath(path)!r} has {document.get('version')!r}: open it with "
+            "the featcache that wrote it"
+        )
+    missing = {"architecture", "recipe", "classes", "head", "lineage", "sha256"} - set(document)
+    if missing:
+        raise CorruptError(f"{MODEL_FILE} of {os.fspath(path)!r} must have {sorted(missing)!r}: merge it again")
+    return document
+
+
+def verify_model(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Return a line per problem of the model in directory `path`: a digest that does not match, a golden file lost."""
+    try:
+        load_model(path)
+        golden = Path(path) / GOLDEN_FOLDER
+        if golden.exists():
+            Golden.load(golden)
+    except FeatcacheError as error:
+        return (str(error),)
+    return ()
+
+
+def model_bytes(path: str | os.PathLike[str]) -> int:
+    """Return the bytes of the model in directory `path`, golden images left out."""
+    return sum(file.stat().st_size for file in Path(path).iterdir() if file.is_file())
+
+
+def _stored(model: MergedModel) -> dict[str, torch.Tensor]:
+    """Return what goes into the weights file: the backbone's state, the head's arrays."""
+    tensors = {f"backbone.{name}": tensor for name, tensor in model.backbone.state_dict().items()}
+    for name, array in model.fitted.arrays().items():
+        tensors[f"head.{name}"] = torch.tensor(array)
+    return tensors
+
+
+def _timm_name(model: MergedModel) -> str:
+    """Return the name under which timm builds the network without asking a hub."""
+    name = model.recipe.model
+    if not name.startswith("hf-hub:"):
+        return name
+    config: Any = getattr(model.backbone.network, "pretrained_cfg", {})
+    return str(config["architecture"])
+
+
+def _head_document(fitted: Head) -> dict[str, Any]:
+    return {
+        "kind": fitted.kind,
+        "task": fitted.task,
+        "columns": list(fitted.columns),
+        "fingerprint": fitted.fingerprint,
+        "settings": dict(fitted.settings),
+        "options": fitted.options(),
+        "calibration": None if fitted.calibration is None else fitted.calibration.to_json(),
+        "unknown": None if fitted.unknown is None else fitted.unknown.to_json(),
+    }
+
+
+def _head_from_document(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], classes: list[str]) -> Head:
+    arrays = {name.removeprefix("head."): t.numpy() for name, t in tensors.items() if name.startswith("head.")}
+    calibration, unknown = document["calibration"], document["unknown"]
+    common = {
+        "classes": tuple(classes),
+        "task": document["task"],
+        "columns": tuple(document["columns"]),
+        "fingerprint": document["fingerprint"],
+        "settings": document["settings"],
+        "calibration": None if calibration is None else Calibration(**calibration),
+        "unknown": None if unknown is None else UnknownRule.from_json(unknown),
+    }
+    return head_class(document["kind"]).from_state(arrays, document["options"], common)
+
+
+def _checked_bytes(path: str | os.PathLike[str], name: str, document: Mapping[str, Any]) -> bytes:
+    try:
+        data = (Path(path) / name).read_bytes()
+    except FileNotFoundError as error:
+        raise CorruptError(f"a model must hold {name}; {os.fspath(path)!r} has none: merge it again") from error
+    if hashlib.sha256(data).hexdigest() != document["sha256"].get(name):
+        raise CorruptError(
+            f"{name} must have the sha256 that {MODEL_FILE} states; {os.fspath(path)!r} has other bytes: merge it again"
+        )
+    return data
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

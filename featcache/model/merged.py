@@ -1,0 +1,146 @@
+"""`MergedModel`: preprocessing, backbone and head as one module, with its labels inside."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from featcache.backbone.backbone import Backbone
+from featcache.errors import InputError
+from featcache.heads import Head
+from featcache.model.surgery import Surgery
+from featcache.recipe import Preprocessing, Recipe
+from featcache.system.json import canonical_json
+
+
+class MergedModel(nn.Module):
+    """Image in, class probabilities out: normalisation, backbone and head in one module, in eval mode.
+
+    `backbone`: normalised float (N, 3, H, W) → a tuple of outputs. `head`: features → logits, made of `fitted`, the
+    Head's values. `recipe`: that of the features `fitted` was trained on; its ``model_digest`` is set where the
+    backbone is no longer timm's own. `surgery`: what was done to the network. `quantization`: the document of
+    ``quant.json`` or None. `lineage`: one entry per verb, from merge on.
+    """
+
+    pixel_mean: torch.Tensor
+    pixel_gain: torch.Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        fitted: Head,
+        *,
+        recipe: Recipe,
+        surgery: Surgery | None = None,
+        quantization: Mapping[str, Any] | None = None,
+        lineage: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.fitted = fitted
+        self.head = fitted.to_module()
+        self.recipe = recipe
+        self.surgery = surgery or Surgery()
+        self.quantization = quantization
+        self.lineage = tuple(dict(step) for step in lineage)
+        preprocessing = recipe.preprocessing
+        self.register_buffer("pixel_mean", torch.tensor(preprocessing.mean) * 255.0, persistent=False)
+        self.register_buffer("pixel_gain", 1.0 / (torch.tensor(preprocessing.std) * 255.0), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self.fitted.classes
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes this model's input."""
+        return self.recipe.preprocessing
+
+    def normalise(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the backbone's input (N, 3, H, W) float32 of `image` (N, H, W, 3) uint8 RGB."""
+        pixels = (image.to(torch.float32) - self.pixel_mean) * self.pixel_gain
+        return pixels.permute(0, 3, 1, 2)
+
+    def features(self, image: torch.Tensor) -> torch.Tensor:
+        """Return what the head reads, (N, num_features) float32, of `image` (N, H, W, 3) uint8."""
+        outputs = self.backbone(self.normalise(image))
+        flat = [output.flatten(1) for output in outputs]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (logits, probabilities), each (N, n_classes) float32, of `image` (N, H, W, 3) uint8 RGB.
+
+        `image` is already resized and cropped. Probabilities are the softmax of the logits, for multi-label a sigmoid
+        of each; for regression there are none and the logits, which are the values, stand in both places.
+        """
+        logits = self.head(self.features(image))
+        if self.fitted.task == "classification":
+            return logits, torch.softmax(logits, dim=-1)
+        return logits, torch.sigmoid(logits) if self.fitted.task == "multilabel" else logits
+
+    def with_head(self, fitted: Head) -> MergedModel:
+        """Return a model of this backbone (shared) with another head."""
+        return MergedModel(
+            self.backbone, fitted, recipe=self.recipe, surgery=self.surgery, quantization=self.quantization,
+            lineage=self.lineage,
+        )  # fmt: skip
+
+    def copy(self, **changes: Any) -> MergedModel:
+        """Return a deep copy that shares no tensor; `changes` replace constructor arguments."""
+        values = {
+            "recipe": self.recipe, "surgery": self.surgery, "quantization": self.quantization, "lineage": self.lineage,
+        }  # fmt: skip
+        return MergedModel(copy.deepcopy(self.backbone), self.fitted, **{**values, **changes})
+
+    def digest(self) -> str:
+        """Return the sha256 of the backbone as it is now: timm name, surgery, scales, every parameter and buffer."""
+        state = hashlib.sha256()
+        described = {
+            "model": self.recipe.model, "model_kwargs": dict(self.recipe.model_kwargs),
+            "surgery": self.surgery.to_json(), "quantization": self.quantization,
+        }  # fmt: skip
+        state.update(canonical_json(described).encode())
+        for name, tensor in sorted(self.backbone.state_dict().items()):
+            state.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+            state.update(tensor.contiguous().numpy().tobytes())
+        return state.hexdigest()
+
+    def parameter_count(self) -> int:
+        """Return the number of parameters, backbone and head."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def wrap_network(network: nn.Module, recipe: Recipe, *, outputs: Sequence[str]) -> Backbone:
+    """Return `network`, whatever was done to it, as the Backbone of which `recipe` tells the rest."""
+    return Backbone(
+        network,
+        model_name=recipe.model,
+        model_kwargs=recipe.model_kwargs,
+        preprocessing=recipe.preprocessing,
+        weights_label=recipe.weights,
+        outputs=outputs,
+        weights_sha256=recipe.weights_sha256,
+        model_digest=recipe.model_digest,
+    )
+
+
+def changed_recipe(model: MergedModel, **changes: Any) -> Recipe:
+    """Return the Recipe of rows computed with `model`'s backbone as it is now: its own digest, and `changes`."""
+    return dataclasses.replace(model.recipe, model_digest=model.digest(), **changes)
+
+
+def check_same_classes(model: MergedModel, classes: Sequence[str], what: str) -> None:
+    """Raise `InputError` where `classes` are not the model's."""
+    if tuple(classes) != model.classes:
+        raise InputError(
+            f"{what} must have the model's {len(model.classes)} classes {list(model.classes)!r}, got {list(classes)!r}"
+        )

@@ -1,0 +1,214 @@
+"""`merge`: put the head back on the backbone its features came from; the result is a MODEL."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from featcache.backbone.backbone import Backbone
+from featcache.backbone.load import load_backbone
+from featcache.cache import FeatureCache, open_cache
+from featcache.errors import ImageError, InputError, VerificationError, WeightsError
+from featcache.heads import Head, load_head
+from featcache.images.load import load_image
+from featcache.model.directory import model_bytes, save_model
+from featcache.model.golden import Golden, GoldenKind, golden_patterns, golden_photos
+from featcache.model.merged import MergedModel
+from featcache.recipe import Decoder, Preprocessing
+from featcache.system.files import refuse_existing
+
+MERGE_TOLERANCE = 1e-5  # of the largest logit: one module against head(backbone(x)), both fp32
+_COMPARED_IMAGES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What a merge made: `model`, its `parameters` and `bytes` (golden images left out).
+
+    `max_abs_diff`: largest difference of logits to head(backbone(x)) run separately. `max_abs_diff_cached`: to the
+    head's logits on the cached rows of the same images, which were stored in another precision; None where no image
+    could be read. `cached_agreement`: share of those images with the same first class.
+    """
+
+    model: str
+    parameters: int
+    bytes: int
+    max_abs_diff: float
+    max_abs_diff_cached: float | None
+    cached_agreement: float | None
+    n_compared: int
+    weights: str
+    random_weights: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def merge(
+    head: Head | str | os.PathLike[str],
+    cache: FeatureCache | str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str],
+    dataset: str | None = None,
+    golden: GoldenKind = "photos",
+    overwrite: bool = False,
+) -> MergeResult:
+    """Write the MODEL at `out` made of `head` and the backbone of `cache`; return what was made and how it compares.
+
+    `head`: a Head or its directory. The backbone is loaded again as the cache's Recipe says, and must have the very
+    weights the rows were computed with. `golden`: ``photos`` puts 16 images of the cache's data set into the model
+    with their logits, ``synthetic`` random colours, ``none`` nothing. `dataset`: whose photos, where there are several.
+
+    Raises `InputError` where the head was trained on another cache, `WeightsError` where the weights are others now,
+    `VerificationError` where the merged module does not compute what its halves do, `ExistsError`.
+    """
+    refuse_existing(Path(out), overwrite=overwrite)
+    fitted = head if isinstance(head, Head) else load_head(head)
+    opened = cache if isinstance(cache, FeatureCache) else open_cache(Path(cache))
+    try:
+        model = merged_model(fitted, opened, dataset=dataset)
+        difference = _difference_to_halves(model)
+        cached, agreement, compared = _difference_to_cache(model, opened, dataset)
+        made = None if golden == "none" else make_golden(model, golden, cache=opened, dataset=dataset)
+        path = save_model(model, out, golden=made, overwrite=overwrite)
+        return MergeResult(
+            str(path), model.parameter_count(), model_bytes(path), difference, cached, agreement, compared,
+            opened.recipe.weights, opened.recipe.random_weights,
+        )  # fmt: skip
+    finally:
+        if opened is not cache:
+            opened.close()
+
+
+def merged_model(head: Head, cache: FeatureCache, *, dataset: str | None = None) -> MergedModel:
+    """Return `head` on the backbone of `cache` as one module; raises as `merge`."""
+    recipe = cache.recipe
+    if head.fingerprint is not None and head.fingerprint != cache.fingerprint:
+        raise InputError(
+            f"the head must have been trained on the cache {str(cache.path)!r} ({cache.fingerprint[:12]}), it comes "
+            f"from a cache with the fingerprint {head.fingerprint[:12]}: name that cache, or train again"
+        )
+    if recipe.model_digest is not None:
+        raise InputError(
+            f"the cache {str(cache.path)!r} must be of a timm backbone to merge; its rows come from a MODEL"
+        )
+    outputs = tuple(dict.fromkeys(column.partition("@")[0] for column in head.columns))
+    backbone = reload_backbone(cache, outputs=outputs)
+    step = {
+        "verb": "merge",
+        "cache": cache.fingerprint,
+        "dataset": dataset or (cache.datasets[0] if len(cache.datasets) == 1 else None),
+        "head": {"kind": head.kind, "settings": dict(head.settings)},
+        "weights": recipe.weights,
+    }
+    return MergedModel(backbone, head, recipe=recipe, lineage=[step])
+
+
+def reload_backbone(cache: FeatureCache, *, outputs: tuple[str, ...]) -> Backbone:
+    """Return the backbone that computed the rows of `cache`, loaded again; `WeightsError` where it is another now."""
+    request, recipe = cache.request, cache.recipe
+    backbone = load_backbone(
+        request["backbone"],
+        weights=request.get("weights"),
+        model_kwargs=request.get("model_kwargs"),
+        mean=request.get("mean"),
+        std=request.get("std"),
+        outputs=outputs,
+    )
+    if backbone.weights_sha256 != recipe.weights_sha256:
+        raise WeightsError(
+            f"the weights of {recipe.model!r} must be those the cache {str(cache.path)!r} was built with "
+            f"({recipe.weights!r}, sha256 {recipe.weights_sha256[:12]}), got {backbone.weights_sha256[:12]}: "
+            "put the old file back, or build the cache again"
+        )
+    if (backbone.model_name, backbone.preprocessing) != (recipe.model, recipe.preprocessing):
+        raise WeightsError(
+            f"the backbone must be {recipe.model!r} with {recipe.preprocessing!r} as in the cache {str(cache.path)!r}, "
+            f"got {backbone.model_name!r} with {backbone.preprocessing!r}: install the timm it was built with"
+        )
+    return backbone
+
+
+def make_golden(
+    model: MergedModel, kind: GoldenKind, *, cache: FeatureCache | None = None, dataset: str | None = None
+) -> Golden:
+    """Return golden images of `kind` with the logits of `model`, through the reference preprocessing (Pillow)."""
+    if kind not in ("photos", "synthetic"):
+        raise InputError(f"--golden must be 'photos', 'synthetic' or 'none', got {kind!r}")
+    if kind == "photos":
+        if cache is None:
+            raise InputError("golden photos must come from a cache, none was given: pass --golden synthetic")
+        images = golden_photos(cache, dataset=dataset)
+    else:
+        images = golden_patterns(model.preprocessing.height, model.preprocessing.width)
+    return Golden(kind, "torch fp32", images, logits_of_images(model, images))
+
+
+def logits_of_images(model: MergedModel, images: tuple[bytes, ...]) -> npt.NDArray[np.float32]:
+    """Return the logits (n, n_classes) float32 of encoded images, through the reference preprocessing (Pillow)."""
+    pixels = load_pixels(images, model.preprocessing)
+    with torch.inference_mode():
+        return np.asarray(model(torch.from_numpy(pixels))[0].numpy())
+
+
+def load_pixels(
+    images: tuple[bytes, ...], preprocessing: Preprocessing, *, decoder: Decoder = "pillow"
+) -> npt.NDArray[np.uint8]:
+    """Return encoded images as the model's input (n, height, width, 3) uint8."""
+    return np.stack([load_image(data, preprocessing, decoder=decoder) for data in images])
+
+
+def _difference_to_halves(model: MergedModel) -> float:
+    """Return the largest difference of logits between the module and head(backbone(x)) on timm's own normalisation."""
+    size = model.preprocessing
+    noise = torch.randint(0, 256, (4, size.height, size.width, 3), generator=torch.Generator().manual_seed(0))
+    image = noise.to(torch.uint8)
+    mean = torch.tensor(size.mean).view(1, 3, 1, 1)
+    std = torch.tensor(size.std).view(1, 3, 1, 1)
+    with torch.inference_mode():
+        outputs = model.backbone((image.permute(0, 3, 1, 2).float() / 255.0 - mean) / std)
+        features = np.concatenate([output.flatten(1).numpy() for output in outputs], axis=1)
+        merged = model(image)[0].numpy()
+    separate = model.fitted.predict_logits(features)
+    difference = float(np.abs(merged - separate).max())
+    limit = MERGE_TOLERANCE * max(1.0, float(np.abs(separate).max()))
+    if not difference <= limit:
+        raise VerificationError(
+            f"the merged model must give the logits of head(backbone(x)) within {limit:.2g}, got a difference of "
+            f"{difference:.2g}: this is a fault of featcache, please report it with the backbone's name"
+        )
+    return difference
+
+
+def _difference_to_cache(
+    model: MergedModel, cache: FeatureCache, dataset: str | None
+) -> tuple[float | None, float | None, int]:
+    """Return (largest difference, share of equal first classes, images) against the head on cached rows."""
+    if dataset is None and len(cache.datasets) != 1:
+        return None, None, 0
+    samples = cache.samples(dataset)
+    selection = cache.select(dataset=dataset, labelled=False)
+    pixels, rows = [], []
+    step = max(1, len(selection.rows) // _COMPARED_IMAGES)
+    for index, row in list(zip(selection.indices, selection.rows, strict=True))[::step][:_COMPARED_IMAGES]:
+        try:
+            data = Path(samples.listing.absolute(int(index))).read_bytes()
+            pixels.append(load_image(data, cache.recipe.preprocessing, decoder=cache.recipe.decoder))
+        except (OSError, ImageError):
+            continue  # photos may have gone since the build; what is left is compared
+        rows.append(row)
+    if not pixels:
+        return None, None, 0
+    stored = model.fitted.predict_logits(cache.gather(np.array(rows), output=list(model.backbone.outputs)))
+    with torch.inference_mode():
+        live = model(torch.from_numpy(np.stack(pixels)))[0].numpy()
+    agreement = float((stored.argmax(axis=1) == live.argmax(axis=1)).mean())
+    return float(np.abs(stored - live).max()), agreement, len(pixels)

@@ -1,0 +1,197 @@
+"""`run`: the main job in one call: images → features → head → model → pruned → quantized → bundle and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featcache.cache import open_cache
+from featcache.errors import InputError, VerificationError
+from featcache.extract.build import build_cache
+from featcache.system.files import refuse_existing, write_atomically
+from featcache.train import train_head
+
+VARIANTS = ("float", "pruned", "int8")
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What `run` did, step by step, as the JSON of each verb (`prune` None where nothing was to be pruned).
+
+    `shipped`: which variant lies in the bundle at `bundle`. `table`: accuracy (of the test split, from the bundle's own
+    files and image bytes; None without one), bytes and latency of each variant, measured here.
+    """
+
+    bundle: str
+    shipped: str
+    table: tuple[Mapping[str, Any], ...]
+    build: Mapping[str, Any]
+    train: Mapping[str, Any]
+    merge: Mapping[str, Any]
+    prune: Mapping[str, Any] | None
+    quantize: Mapping[str, Any]
+    export: Mapping[str, Any]
+    notes: tuple[str, ...]
+    report_html: str
+    report_json: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {**dataclasses.asdict(self), "table": [dict(row) for row in self.table], "notes": list(self.notes)}
+
+
+def run(
+    images: str | Path,
+    *,
+    out: str | Path,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    l1: Any = None,
+    l2: Any = None,
+    prune_amount: float = 0.1,
+    max_drop: float = 0.02,
+    formats: Sequence[str] = ("onnx",),
+    store: str = "lmdb",
+    task: str | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> RunReport:
+    """Do the main job on `images` and return what each step did; everything made lies in `out`.
+
+    The cache in ``out/cache`` is kept and reused by the next run. `prune_amount`: share of MACs that channel pruning
+    removes, 0 for none. A compressed model goes on only if its accuracy after the refit is at most `max_drop` below
+    that of the model it was made from, on val: the INT8 model is made of the pruned or else the unpruned one, the
+    bundle of the INT8 or else that one, and a note says so. Backbone arguments are
+    those of `build_cache`, penalties those of `train_head`, `formats` those of `export`. `say`: called with a line
+    before each step.
+
+    Raises `ExistsError` where `out` holds a run already and `overwrite` is false; else as the verbs do.
+    """
+    from featcache.bundle.exporting import export
+    from featcache.compress import prune, quantize
+    from featcache.model.merging import merge
+    from featcache.report.page import write_report
+
+    if not 0 <= prune_amount < 1:
+        raise InputError(f"prune_amount must be at least 0 and below 1, got {prune_amount!r}")
+    place = Path(out)
+    report_json, report_html = place / "report.json", place / "report.html"
+    refuse_existing(report_json, overwrite=overwrite)
+    cache = place / "cache"
+    notes: list[str] = []
+
+    say("features: one pass over the images")
+    built = build_cache(
+        images, cache, backbone=backbone, weights=weights, model_kwargs=model_kwargs, mean=mean, std=std, store=store,
+        dataset="images", task=task,  # type: ignore[arg-type]
+    )  # fmt: skip
+    if built.failed:
+        path, reason = built.failures[0]
+        notes.append(f"{built.failed} of {built.images} images were left out, the first being {path!r}: {reason}")
+    if built.random_weights:
+        notes.append(f"the backbone's weights are random ({built.weights}): it has learned nothing")
+
+    say("head: trained from the cache")
+    head = train_head(cache, l1=l1, l2=l2)
+    head.save(place / "head", overwrite=True)
+    notes += head.notes
+
+    say("merge: preprocessing, backbone and head in one model")
+    models = {name: place / "models" / name for name in VARIANTS}
+    merged = merge(place / "head", cache, out=models["float"], overwrite=True)
+
+    pruned = None
+    source = "float"
+    if prune_amount > 0:
+        say(f"prune: {prune_amount:.0%} of the multiplications, then the head refitted")
+        pruned = prune(
+            models["float"], cache=cache, out=models["pruned"], method="channel", amount=prune_amount, overwrite=True
+        )
+        if _keeps(pruned.val_drop, max_drop):
+            source = "pruned"
+        else:
+            lost = _lost("pruning", pruned.val_drop, max_drop)
+            notes.append(f"{lost}: the INT8 model is made of the unpruned one")
+
+    say("quantize: INT8 scales from training images, then the head refitted")
+    quantized = quantize(models[source], cache=cache, out=models["int8"], overwrite=True)
+    notes += quantized.notes
+
+    shipped = "int8"
+    if quantized.val_drop is not None and not _keeps(quantized.val_drop, max_drop):
+        notes.append(f"{_lost('quantization', quantized.val_drop, max_drop)}: the bundle holds the {source} model")
+        shipped = source
+    made = ["float", *(["pruned"] if pruned else []), "int8"]
+    table, exported, bundle = [], {}, place / "bundle"
+    for name in [name for name in made if name != shipped]:
+        say(f"export: the {name} model, run from image bytes")
+        try:
+            exported[name] = export(
+                models[name], out=place / "models" / f"{name}-bundle", formats=("onnx",), cache=cache, overwrite=True
+            )
+        except VerificationError as error:
+            notes.append(f"{name}: {error}")
+    say(f"export: the {shipped} model, run from image bytes")
+    try:
+        exported[shipped] = export(models[shipped], out=bundle, formats=formats, cache=cache, overwrite=True)
+    except VerificationError as error:
+        if shipped != "int8":
+            raise
+        # Integer kernels round between layers where the reference does not: a network can be too sensitive for that.
+        notes.append(f"int8: {error}: the bundle holds the {source} model")
+        shipped = source
+        say(f"export: the {shipped} model for the bundle")
+        exported[shipped] = export(models[shipped], out=bundle, formats=formats, cache=cache, overwrite=True)
+    for name in made:
+        entry = exported[name].formats["onnx"].to_json() if name in exported else {}
+        latency = entry.get("latency_ms") or {}
+        table.append(
+            {
+                "model": name,
+                "accuracy": entry.get("accuracy"),
+                "bytes": entry.get("bytes"),
+                "latency_ms": latency.get("median"),
+            }
+        )
+
+    with open_cache(cache) as opened:
+        described = opened.info()["datasets"]
+    shipped_name = f"int8 of {source}" if shipped == "int8" else shipped
+    document = json.loads((place / "bundle" / "report.json").read_text(encoding="utf-8"))
+    steps: dict[str, Any] = {
+        "build": built.to_json(),
+        "train": head.to_json(),
+        "merge": merged.to_json(),
+        "prune": pruned.to_json() if pruned else None,
+        "quantize": quantized.to_json(),
+    }
+    document |= {"table": table, "datasets": described, "run": steps, "notes": notes, "shipped": shipped_name}
+    write_atomically(report_json, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+    write_report(report_json, report_html, overwrite=True)
+    return RunReport(
+        bundle=os.fspath(place / "bundle"),
+        shipped=shipped_name,
+        table=tuple(table),
+        **steps,
+        export=exported[shipped].to_json(),
+        notes=tuple(notes),
+        report_html=os.fspath(report_html),
+        report_json=os.fspath(report_json),
+    )
+
+
+def _keeps(drop: float | None, max_drop: float) -> bool:
+    return drop is not None and drop <= max_drop
+
+
+def _lost(step: str, drop: float | None, max_drop: float) -> str:
+    lost = "could not be measured" if drop is None else f"was {100 * drop:.1f} points"
+    return f"the loss of {step} on val {lost}, more than the {100 * max_drop:.1f} allowed"

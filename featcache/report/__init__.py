@@ -1,0 +1,1 @@
+"""The report page: figures and plots of one job as a single HTML file."""

@@ -1,0 +1,87 @@
+"""What `predict`, `evaluate` and `bench` can run: a BUNDLE (without torch) or a MODEL (with it)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import InputError, MissingError
+from featcache.formats.interface import Runner
+from featcache.heads.unknown import UnknownRule
+from featcache.recipe import Preprocessing
+from featcache.runtime.bundle import is_bundle, open_bundle
+
+_MODEL_FILE = "model.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A loaded model and what stands around it; use as a context manager. `format`: ``torch`` for a MODEL."""
+
+    runner: Runner
+    format: str
+    classes: tuple[str, ...]
+    task: str
+    unknown: UnknownRule | None
+    preprocessing: Preprocessing
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.runner.close()
+
+
+def is_model(path: str | os.PathLike[str]) -> bool:
+    """Return whether `path` is a MODEL directory."""
+    return (Path(path) / _MODEL_FILE).is_file()
+
+
+def open_classifier(
+    path: str | os.PathLike[str], *, format: str | None = None, threads: int | None = None
+) -> Classifier:
+    """Return the classifier in the BUNDLE or MODEL at `path`; `MissingError` where there is neither."""
+    if is_bundle(path):
+        bundle = open_bundle(path)
+        named = bundle.format_named(format)
+        runner = bundle.open(named, threads=threads)
+        return Classifier(runner, named, bundle.classes, bundle.task, bundle.unknown, bundle.preprocessing)
+    if is_model(path):
+        if format not in (None, "torch"):
+            raise InputError(f"a MODEL is run by torch, got the format {format!r}: export it, then name the bundle")
+        return _open_model(path)
+    raise MissingError(f"{os.fspath(path)!r} must be a bundle or a model: make one with 'featcache export' or 'merge'")
+
+
+class TorchRunner(Runner):
+    """A MergedModel, run as it is by torch in float32."""
+
+    def __init__(self, model: object) -> None:
+        self._model = model
+
+    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return the logits."""
+        import torch
+
+        assert isinstance(self._model, torch.nn.Module)
+        with torch.inference_mode():
+            return np.asarray(self._model(torch.from_numpy(images))[0].numpy())
+
+    def close(self) -> None:
+        """Drop the model."""
+        self._model = None
+
+
+def _open_model(path: str | os.PathLike[str]) -> Classifier:
+    from featcache.model.directory import load_model
+
+    model = load_model(path)
+    fitted = model.fitted
+    return Classifier(TorchRunner(model), "torch", model.classes, fitted.task, fitted.unknown, model.preprocessing)

@@ -1,0 +1,206 @@
+"""`evaluate`: how often a bundle is right, from image files through its own preprocessing and runtime. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from featcache.datasets.labelled import LabelledImages, labelled_images
+from featcache.errors import InputError
+from featcache.heads.base import softmax
+from featcache.runtime.classifier import open_classifier
+from featcache.runtime.streaming import stream
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """An image that was given a wrong class. `index`: into the evaluated images; `probability`: of `predicted`."""
+
+    index: int
+    path: str
+    label: str
+    predicted: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How right a model is on `n` labelled images.
+
+    `accuracy`: share of right first classes (for multi-label of right yes/no decisions, with `exact` the share of
+    images with every decision right; None for regression, which has `mean_absolute_error` instead). `per_class`: label
+    → n, correct, accuracy (None without an image), or for multi-label n, precision, recall. `confusion`: row = true
+    class, column = given class, in the order of `classes`; None unless classification. `unlabelled`: images passed
+    over, of no class or one the model does not know. `failures`: (path, reason). `mistakes`: every wrong image, surest
+    first.
+    """
+
+    format: str
+    split: str | None
+    classes: tuple[str, ...]
+    accuracy: float | None
+    n: int
+    per_class: Mapping[str, Mapping[str, float | int | None]]
+    confusion: tuple[tuple[int, ...], ...] | None
+    exact: float | None = None
+    mean_absolute_error: float | None = None
+    unlabelled: int = 0
+    unknown_classes: tuple[str, ...] = ()
+    failures: tuple[tuple[str, str], ...] = ()
+    mistakes: tuple[Mistake, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values, mistakes left out."""
+        return {
+            "format": self.format,
+            "split": self.split,
+            "classes": list(self.classes),
+            "accuracy": self.accuracy,
+            "n": self.n,
+            "per_class": {label: dict(values) for label, values in self.per_class.items()},
+            "confusion": None if self.confusion is None else [list(row) for row in self.confusion],
+            "exact": self.exact,
+            "mean_absolute_error": self.mean_absolute_error,
+            "unlabelled": self.unlabelled,
+            "unknown_classes": list(self.unknown_classes),
+            "failed": len(self.failures),
+            "failures": [{"path": path, "reason": reason} for path, reason in self.failures],
+        }
+
+
+def evaluate(
+    bundle: str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    split: str | None = None,
+    threads: int | None = None,
+) -> Evaluation:
+    """Return how right the BUNDLE (or MODEL) at `bundle` is on labelled `images`, a folder or a CSV.
+
+    Labels are matched by class name. A data set with splits is evaluated on `split` (default ``test``), one without on
+    all of it. `format`: which of the bundle's device files runs (default: its first). A MODEL is run with torch, a
+    bundle without. Images that cannot be decoded are recorded and not counted.
+    """
+    with open_classifier(bundle, format=format, threads=threads) as classifier:
+        chosen = labelled_images(images, classes=classifier.classes, task=classifier.task, split=split)
+        failures: dict[int, str] = {}
+        logits = np.zeros((len(chosen), len(classifier.classes)), dtype=np.float32)
+        with tqdm(total=len(chosen), desc="evaluate", unit="image", disable=None) as bar:
+            for batch in stream(chosen.sources(), classifier.preprocessing, failures=failures):
+                logits[batch.indices] = classifier.runner.run(batch.pixels)
+                bar.update(len(batch.indices))
+        return score(
+            chosen, logits, failures, classes=classifier.classes, task=classifier.task, format=classifier.format
+        )
+
+
+def score(
+    chosen: LabelledImages,
+    logits: npt.NDArray[np.float32],
+    failures: Mapping[int, str],
+    *,
+    classes: tuple[str, ...],
+    task: str,
+    format: str,
+) -> Evaluation:
+    """Return the evaluation of logits (n, n_classes) of `chosen`; rows in `failures` do not count.
+
+    Raises `InputError` where no image has both a label and pixels.
+    """
+    decoded = np.ones(len(chosen), dtype=bool)
+    decoded[list(failures)] = False
+    labelled = (chosen.labels >= 0) if task == "classification" else np.full(len(chosen), chosen.targets is not None)
+    used = np.flatnonzero(decoded & labelled)
+    if not len(used):
+        reasons = sorted(set(failures.values()))
+        raise InputError(
+            f"at least one image must have a label of the model and decode, got none of {len(chosen)}"
+            + (f" ({reasons[0]})" if reasons else ": put the images into folders named after their classes")
+        )
+    common: dict[str, Any] = {
+        "format": format,
+        "split": chosen.split,
+        "classes": classes,
+        "n": len(used),
+        "unlabelled": int((decoded & ~labelled).sum()),
+        "unknown_classes": chosen.unknown_classes,
+        "failures": tuple((chosen.names[index], reason) for index, reason in sorted(failures.items())),
+    }
+    if task == "classification":
+        return Evaluation(**common, **_classification(chosen, logits, used, classes))
+    assert chosen.targets is not None
+    if task == "multilabel":
+        return Evaluation(**common, **_multilabel(logits[used], chosen.targets[used], classes))
+    errors = np.abs(logits[used].astype(np.float64) - chosen.targets[used])
+    per_target = {
+        name: {"n": len(used), "mean_absolute_error": float(value)}
+        for name, value in zip(classes, errors.mean(axis=0), strict=True)
+    }
+    return Evaluation(
+        **common, accuracy=None, per_class=per_target, confusion=None, mean_absolute_error=float(errors.mean())
+    )
+
+
+def _classification(
+    chosen: LabelledImages, logits: npt.NDArray[np.float32], used: npt.NDArray[np.int64], classes: tuple[str, ...]
+) -> dict[str, Any]:
+    given, true = logits[used].argmax(axis=1), chosen.labels[used]
+    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(confusion, (true, given), 1)
+    totals, right = confusion.sum(axis=1), confusion.diagonal()
+    per_class = {
+        label: {
+            "n": int(totals[i]),
+            "correct": int(right[i]),
+            "accuracy": float(right[i] / totals[i]) if totals[i] else None,
+        }
+        for i, label in enumerate(classes)
+    }
+    wrong = np.flatnonzero(given != true)
+    probabilities = softmax(logits[used][wrong])
+    sure = probabilities[np.arange(len(wrong)), given[wrong]]
+    mistakes = tuple(
+        Mistake(
+            int(used[wrong[k]]),
+            chosen.names[used[wrong[k]]],
+            classes[true[wrong[k]]],
+            classes[given[wrong[k]]],
+            float(sure[k]),
+        )
+        for k in np.argsort(-sure, kind="stable").tolist()
+    )
+    return {
+        "accuracy": float((given == true).mean()),
+        "per_class": per_class,
+        "confusion": tuple(tuple(row) for row in confusion.tolist()),
+        "mistakes": mistakes,
+    }
+
+
+def _multilabel(
+    logits: npt.NDArray[np.float32], targets: npt.NDArray[np.float32], classes: tuple[str, ...]
+) -> dict[str, Any]:
+    given, true = logits > 0, targets > 0.5
+    hits, said, there = (given & true).sum(axis=0), given.sum(axis=0), true.sum(axis=0)
+    per_class = {
+        label: {
+            "n": int(there[i]),
+            "precision": float(hits[i] / said[i]) if said[i] else None,
+            "recall": float(hits[i] / there[i]) if there[i] else None,
+        }
+        for i, label in enumerate(classes)
+    }
+    right = given == true
+    return {
+        "accuracy": float(right.mean()),
+        "exact": float(right.all(axis=1).mean()),
+        "per_class": per_class,
+        "confusion": None,
+    }

@@ -1,0 +1,170 @@
+"""`predict`: what a bundle, a model or a head sees in images. A bad image is an entry with a reason, not a crash."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from featcache.datasets.samples import printable
+from featcache.datasets.scan import IMAGE_EXTENSIONS, scan
+from featcache.errors import InputError, MissingError
+from featcache.heads.base import sigmoid, softmax
+from featcache.heads.unknown import UnknownRule
+from featcache.images.read import read_image_bytes
+from featcache.runtime.bundle import is_bundle
+from featcache.runtime.classifier import Classifier, is_model, open_classifier
+from featcache.runtime.streaming import stream
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What is seen in one image.
+
+    `label`, `probability`: the first class (for multi-label: the likeliest; for regression None). `top`: (label,
+    probability) of the likeliest classes, for regression (target, value). `unknown`: the model's rule says that the
+    image is of no known class. `reason`: why there is no prediction, else None. `cached`: it came from stored features.
+    """
+
+    path: str
+    label: str | None
+    probability: float | None
+    top: tuple[tuple[str, float], ...]
+    unknown: bool = False
+    reason: str | None = None
+    cached: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        values: dict[str, Any] = {
+            "path": self.path,
+            "label": self.label,
+            "probability": self.probability,
+            "top": [{"label": label, "probability": value} for label, value in self.top],
+        }
+        if self.unknown:
+            values["unknown"] = True
+        if self.reason is not None:
+            values["reason"] = self.reason
+        if self.cached:
+            values["cached"] = True
+        return values
+
+
+def predict(
+    bundle_or_model: str | os.PathLike[str],
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    top: int = 5,
+    format: str | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+) -> list[Prediction]:
+    """Return one prediction per image, in the order of the images.
+
+    `images`: an image file, a folder, a CSV, or several image files. A BUNDLE runs without torch, from the files' bytes
+    through its own preprocessing. With a MODEL or a HEAD, `cache` is the cache the head was trained on: images whose
+    bytes it knows are answered from their stored features and never decoded; a MODEL computes the others, a HEAD, which
+    has no backbone, gives a reason. `top`: how many classes to list.
+    """
+    if top < 1:
+        raise InputError(f"top must be at least 1, got {top!r}")
+    paths, names = _image_files(images)
+    found: dict[int, Prediction] = {}
+    missing = list(range(len(paths)))
+    if cache is not None:
+        if is_bundle(bundle_or_model):
+            raise InputError(
+                f"a cache can only serve a MODEL or a HEAD; {os.fspath(bundle_or_model)!r} is a bundle, which computes "
+                "from pixels: leave the cache out, or name the model it was exported from"
+            )
+        from featcache.runtime.cached import cached_logits, load_fitted
+
+        fitted = load_fitted(bundle_or_model)
+        known, logits = cached_logits(fitted, paths, cache)
+        made = describe([names[i] for i in known], logits, fitted.classes, fitted.task, top=top, unknown=fitted.unknown)
+        found.update(zip(known, (replace(one, cached=True) for one in made), strict=True))
+        missing = [index for index in missing if index not in found]
+        if not is_model(bundle_or_model):
+            reason = "not in the cache, and a head has no backbone to compute its features"
+            found.update({index: Prediction(names[index], None, None, (), reason=reason) for index in missing})
+            missing = []
+    if missing:
+        with open_classifier(bundle_or_model, format=format, threads=threads) as classifier:
+            found.update(_computed(classifier, paths, names, missing, top=top))
+    return [found[index] for index in range(len(paths))]
+
+
+def _computed(
+    classifier: Classifier, paths: list[str], names: list[str], wanted: list[int], *, top: int
+) -> dict[int, Prediction]:
+    """Return the predictions of the images at `wanted`, run through the model."""
+    failures: dict[int, str] = {}
+    found: dict[int, Prediction] = {}
+    sources = [partial(read_image_bytes, paths[index]) for index in wanted]
+    with tqdm(total=len(wanted), desc="predict", unit="image", disable=None) as bar:
+        for batch in stream(sources, classifier.preprocessing, failures=failures):
+            indices = [wanted[position] for position in batch.indices.tolist()]
+            made = describe(
+                [names[index] for index in indices],
+                classifier.runner.run(batch.pixels),
+                classifier.classes,
+                classifier.task,
+                top=top,
+                unknown=classifier.unknown,
+            )
+            found.update(zip(indices, made, strict=True))
+            bar.update(len(indices))
+    for position, reason in failures.items():
+        found[wanted[position]] = Prediction(names[wanted[position]], None, None, (), reason=reason)
+    return found
+
+
+def describe(
+    names: Sequence[str],
+    logits: npt.NDArray[np.float32],
+    classes: tuple[str, ...],
+    task: str,
+    *,
+    top: int,
+    unknown: UnknownRule | None = None,
+) -> list[Prediction]:
+    """Return the predictions that logits (n, n_classes) of the images called `names` amount to."""
+    if task == "regression":
+        rows = [tuple(zip(classes, map(float, row), strict=True)) for row in logits]
+        return [Prediction(name, None, None, row) for name, row in zip(names, rows, strict=True)]
+    probabilities = softmax(logits) if task == "classification" else sigmoid(logits)
+    strange = unknown.is_unknown(logits) if unknown is not None else np.zeros(len(logits), dtype=bool)
+    found = []
+    for name, row, odd in zip(names, probabilities, strange.tolist(), strict=True):
+        order = np.argsort(-row, kind="stable")[:top].tolist()
+        likely = tuple((classes[i], float(row[i])) for i in order)
+        found.append(Prediction(name, likely[0][0], likely[0][1], likely, odd))
+    return found
+
+
+def _image_files(
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+) -> tuple[list[str], list[str]]:
+    """Return the paths to open and the names to report, in order; `MissingError` for a file that does not exist."""
+    if not isinstance(images, (str, os.PathLike)):
+        if not images:
+            raise InputError("images must hold at least one image file, got an empty list")
+        pairs = [_image_files(image) for image in images]
+        return [path for paths, _ in pairs for path in paths], [name for _, names in pairs for name in names]
+    path = os.fspath(images)
+    if os.path.isdir(path) or path.lower().endswith(".csv"):
+        listing = scan(path)
+        return [listing.absolute(i) for i in range(len(listing))], [printable(name) for name in listing.paths]
+    if not os.path.exists(path):
+        raise MissingError(f"images must exist; {path!r} does not")
+    if Path(path).suffix.lower().removeprefix(".") not in IMAGE_EXTENSIONS:
+        raise InputError(f"images must be an image file, a folder or a .csv file, got {path!r}")
+    return [path], [printable(path)]

@@ -1,0 +1,117 @@
+"""`verify`: check every stored byte of a CACHE, a HEAD, a MODEL or a BUNDLE, whichever the path is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from featcache.errors import CorruptError, FeatcacheError, InputError, MissingError
+
+Kind = Literal["cache", "head", "model", "bundle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found. `rows`: intact rows of a cache, intact files of anything else. `problems`: one line each.
+
+    `signed_by`: fingerprint of the key whose signature of a bundle holds; None without one, or where none was checked.
+    """
+
+    path: str
+    kind: Kind
+    ok: bool
+    rows: int
+    problems: tuple[str, ...]
+    signed_by: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {
+            "path": self.path,
+            "kind": self.kind,
+            "ok": self.ok,
+            "rows": self.rows,
+            "problems": list(self.problems),
+            "signed_by": self.signed_by,
+        }
+
+
+def verify(
+    path: str | os.PathLike[str], *, repair: bool = False, public_key: str | os.PathLike[str] | None = None
+) -> Verification:
+    """Return what a check of every byte stored at `path` finds.
+
+    `repair`: drop exactly the damaged rows of a cache, so that the next build makes them again; nothing else can be
+    repaired. `public_key`: the PEM file of the Ed25519 key that a bundle must be signed with. Raises `MissingError`
+    where `path` is none of a cache, head, model or bundle.
+    """
+    place = Path(path)
+    kind = _kind(place)
+    if repair and kind != "cache":
+        raise InputError(f"only a cache can be repaired, {str(path)!r} is a {kind}: make it again")
+    if public_key is not None and kind != "bundle":
+        raise InputError(f"only a bundle can be signed, {str(path)!r} is a {kind}: leave the public key out")
+    signed_by = None
+    if kind == "cache":
+        rows, problems = _check_cache(place, repair=repair)
+    elif kind == "bundle":
+        from featcache.bundle.signature import check_signature, load_public_key
+        from featcache.bundle.verification import verify_bundle
+
+        key = None if public_key is None else load_public_key(public_key)
+        rows, problems = verify_bundle(place, public_key=key)
+        signed_by = check_signature(place, key)[0]
+    elif kind == "model":
+        from featcache.model.directory import verify_model
+
+        problems = verify_model(place)
+        rows = sum(1 for file in place.rglob("*") if file.is_file()) if not problems else 0
+    else:
+        rows, problems = _check_head(place)
+    return Verification(str(path), kind, not problems, rows, tuple(problems), signed_by)
+
+
+def _kind(place: Path) -> Kind:
+    from featcache.cache.manifest import is_cache
+    from featcache.runtime.bundle import MANIFEST_FILE, PREPROCESS_FILE
+
+    if (place / "model.json").is_file():
+        return "model"
+    if (place / "head.json").is_file():
+        return "head"
+    if is_cache(place):
+        return "cache"
+    if (place / PREPROCESS_FILE).is_file() or (place / MANIFEST_FILE).is_file():
+        return "bundle"
+    raise MissingError(
+        f"PATH must be a cache, a head, a model or a bundle; {str(place)!r} is none of them: check the path, or see "
+        "'featcache --help' for the verbs that make one"
+    )
+
+
+def _check_cache(place: Path, *, repair: bool) -> tuple[int, tuple[str, ...]]:
+    from featcache.cache import open_cache
+    from featcache.cache.manifest import check_manifest, read_manifest
+
+    problems: tuple[str, ...] = ()
+    if repair:
+        problems = tuple(check_manifest(place, repair=True))  # without it the rest cannot be opened
+    try:
+        read_manifest(place)
+    except CorruptError as error:
+        return 0, (str(error),)
+    with open_cache(place) as cache:
+        found = cache.verify(repair=repair)
+    return found.rows, problems + found.problems
+
+
+def _check_head(place: Path) -> tuple[int, tuple[str, ...]]:
+    from featcache.heads import load_head
+
+    try:
+        load_head(place)
+    except FeatcacheError as error:
+        return 0, (str(error),)
+    return 2, ()

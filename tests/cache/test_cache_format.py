@@ -1,0 +1,214 @@
+"""A cache's files: golden caches of every version, damage to each file, and reading them without this package."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import refusal, result
+from fake import fake_extractor, fake_recipe
+
+from featcache.cache import open_cache
+from featcache.cache.manifest import CACHE_VERSION
+from featcache.cache.table import COLUMNS, write_sample_table
+from featcache.datasets.scan import scan
+from featcache.errors import CorruptError, DependencyError, ExistsError, FormatError, InputError
+from featcache.extract.build import build_cache
+from featcache.verification import verify
+
+GOLDEN = Path(__file__).parent / "golden_caches"
+README = Path(__file__).parent.parent.parent / "cache_store" / "README.md"
+
+
+@pytest.mark.parametrize("kind", ["lmdb", "zarr"])
+def test_this_version_has_its_golden_caches(kind: str) -> None:
+    assert (GOLDEN / f"{kind}-v{CACHE_VERSION}" / "manifest.json").exists()
+    assert sum(file.stat().st_size for file in GOLDEN.rglob("*") if file.is_file()) < 200_000
+
+
+@pytest.mark.parametrize("name", sorted(place.name for place in GOLDEN.iterdir() if place.is_dir()))
+def test_a_golden_cache_is_read_or_refused_by_name(name: str, tmp_path: Path) -> None:
+    expected = json.loads((GOLDEN / f"{name}.json").read_text())
+    shutil.copytree(GOLDEN / name, tmp_path / name)
+    try:
+        cache = open_cache(tmp_path / name)
+    except FormatError as error:
+        assert f"got {name.partition('-v')[2]}" in str(error)
+        return
+    with cache:
+        assert cache.verify().ok
+        assert cache.content_digest() == expected["content_digest"]
+        assert {name: len(cache.samples(name)) for name in cache.datasets} == expected["samples"]
+        assert {name: len(cache.samples(name).failures) for name in cache.datasets} == expected["failures"]
+        features, labels = cache.numpy(dataset="photos", output=["features", "map"], view=[0, 1])
+        assert labels.tolist() == expected["labels"]
+        assert float(features.astype(np.float64).sum()) == pytest.approx(expected["feature_sum"], abs=1e-9)
+        keys = cache.samples("photos").digests[:3]
+        with cache.store.writer() as writer:
+            assert writer.drop(keys) == 3
+            writer.commit()
+
+
+@pytest.fixture(params=["lmdb", "zarr"])
+def cache(request: pytest.FixtureRequest, photos: Path, tmp_path: Path) -> Path:
+    (photos / "cat" / "torn.jpg").write_bytes(b"\xff\xd8\xff")
+    build_cache(photos, tmp_path / "cache", store=request.param, extractor=fake_extractor())
+    return tmp_path / "cache"
+
+
+def small_files(cache: Path) -> list[Path]:
+    return [cache / "manifest.json", cache / "manifest-copy.json", cache / "requests.json",
+            cache / "samples" / "photos.safetensors"]  # fmt: skip
+
+
+def test_every_flipped_bit_is_named_and_mended(cache: Path, photos: Path) -> None:
+    digest = open_cache(cache).content_digest()
+    random = np.random.default_rng(3)
+    for trial in range(40):
+        file = small_files(cache)[trial % 4]
+        if not file.exists():  # a memo: what a repair dropped comes back when there is something to remember
+            with open_cache(cache) as opened:
+                opened.remember_request({"request": {"backbone": "fake"}})
+        data = file.read_bytes()
+        bit = int(random.integers(8 * len(data)))
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        found = verify(cache)
+        assert not found.ok
+        assert file.name in " ".join(found.problems), (bit, found.problems)
+        assert not verify(cache, repair=True).ok
+        report = build_cache(photos, cache, extractor=fake_extractor())
+        assert (report.extracted, report.reused, report.failed) == (0, 24, 1)
+        assert verify(cache).ok
+    assert open_cache(cache).content_digest() == digest
+
+
+def test_a_missing_file_is_named_and_mended(cache: Path, photos: Path) -> None:
+    for file in small_files(cache):
+        file.unlink()
+        mended = verify(cache, repair=True)
+        assert mended.ok == (file.name in ("requests.json", "photos.safetensors")), file
+        assert build_cache(photos, cache, extractor=fake_extractor()).extracted == 0
+        assert verify(cache).ok
+
+
+def test_both_manifests_damaged_is_said(cache: Path) -> None:
+    for file in small_files(cache)[:2]:
+        file.write_bytes(file.read_bytes().replace(b'"pillow"', b'"fast"  '))
+    assert "checksum" in verify(cache).problems[0]
+    with pytest.raises(CorruptError, match="checksum"):
+        verify(cache, repair=True)
+    with pytest.raises(CorruptError, match=r"manifest\.json"):
+        open_cache(cache)
+
+
+def test_a_newer_format_is_refused_by_name(cache: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from featcache.cache import manifest
+
+    values = manifest.read_manifest(cache)
+    monkeypatch.setattr(manifest, "CACHE_VERSION", 9)
+    manifest.write_manifest(cache, fake_recipe(), store=values["store"], request={})
+    monkeypatch.undo()
+    for refused in (lambda: open_cache(cache), lambda: build_cache(photos, cache), lambda: verify(cache)):
+        with pytest.raises(FormatError, match="version 2, got 9"):
+            refused()
+
+
+def test_the_first_version_is_still_read(cache: Path) -> None:
+    """Version 1 had neither the manifest's checksum nor its copy."""
+    file = cache / "manifest.json"
+    values = json.loads(file.read_text())
+    del values["crc32c"]
+    (cache / "manifest-copy.json").unlink()
+    file.write_text(json.dumps({**values, "version": 1}))
+    assert verify(cache).problems == ()
+    file.write_text(json.dumps({**values, "version": 2}))
+    with pytest.raises(CorruptError, match="checksum"):
+        open_cache(cache)
+
+
+def test_what_the_readme_says_is_enough_to_read_everything(cache: Path, tmp_path: Path) -> None:
+    """The blocks of cache_store/README.md run without this package and find rows and samples."""
+    kind = json.loads((cache / "manifest.json").read_text())["store"]
+    blocks = [block.split("```")[0] for block in README.read_text().split("```python\n")[1:]]
+    rows = next(block for block in blocks if f"import {kind}" in block)
+    samples = next(block for block in blocks if "safetensors" in block)
+    end = """
+import sys
+assert not any(name.startswith("featcache") for name in sys.modules)
+place = {key.tobytes(): row for row, key in enumerate(keys)}
+found = [place.get(digest.tobytes(), -1) for digest in arrays["digests"]]
+print(json.dumps([header["classes"], paths, arrays["labels"].tolist(), arrays["splits"].tolist(), found,
+                  columns["features"].astype(float).sum().item()]))
+"""
+    code = f"STORE, CACHE = {str(cache / 'store')!r}, {str(cache)!r}\n" + rows + samples + end
+    done = subprocess.run(
+        [sys.executable, "-I", "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    classes, paths, labels, splits, found, total = json.loads(done.stdout)
+    with open_cache(cache) as opened, opened.reader() as reader:
+        mine = opened.samples()
+        assert (tuple(classes), paths, labels) == (mine.classes, mine.paths, mine.labels.tolist())
+        assert splits == mine.splits.tolist()
+        assert found == reader.find(mine.digests).tolist()
+        assert total == pytest.approx(reader.read("features", 0, 24).astype(float).sum())
+
+
+def test_samples_as_a_table(cache: Path, photos: Path, tmp_path: Path) -> None:
+    with open_cache(cache) as opened:
+        assert write_sample_table(opened, tmp_path / "s.csv") == 25
+        with pytest.raises(ExistsError):
+            write_sample_table(opened, tmp_path / "s.csv")
+        with pytest.raises(InputError, match=r"\.csv or \.parquet"):
+            write_sample_table(opened, tmp_path / "s.xlsx")
+        samples = opened.samples()
+    with open(tmp_path / "s.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert tuple(table[0]) == COLUMNS
+    assert [line["path"] for line in table] == samples.paths
+    torn = table[samples.paths.index("cat/torn.jpg")]
+    assert torn["row"] == "" and torn["failure"]
+    assert {line["sha256"] for line in table} == {digest.tobytes().hex() for digest in samples.digests}
+    shutil.copy(tmp_path / "s.csv", photos / "samples.csv")
+    again = scan(photos / "samples.csv")  # the table is a data set again, with the very same splits
+    assert (again.paths, again.labels.tolist()) == (samples.paths, samples.labels.tolist())
+    assert again.given_splits.tolist() == samples.splits.tolist()
+
+
+def test_parquet_is_written_or_its_package_named(cache: Path, tmp_path: Path) -> None:
+    with open_cache(cache) as opened:
+        try:
+            from pyarrow import parquet
+        except ImportError:
+            with pytest.raises(DependencyError, match=r"pip install featcache\[parquet\]"):
+                write_sample_table(opened, tmp_path / "s.parquet")
+            assert not (tmp_path / "s.parquet").exists()
+            return
+        write_sample_table(opened, tmp_path / "s.parquet")
+        table = parquet.read_table(tmp_path / "s.parquet").to_pydict()
+        assert table["path"] == opened.samples().paths
+
+
+def test_diff_names_every_differing_field(photos: Path, tmp_path: Path) -> None:
+    changes = {
+        "model": "other", "model_kwargs": {"pad_type": "same"}, "weights_sha256": "1" * 64, "decoder": "fast",
+        "dct_scaling": True, "views": 2, "view_seed": 3, "engine": "openvino", "engine_version": "9",
+        "precision": "bf16", "dtype": "float32", "weights": "elsewhere",
+    }  # fmt: skip
+    build_cache(photos, tmp_path / "a", extractor=fake_extractor())
+    build_cache(photos, tmp_path / "b", extractor=fake_extractor(**changes))
+    found = result("info", "--diff", tmp_path / "a", tmp_path / "b")
+    expected = {name for name in changes if name != "model_kwargs"} | {"model_kwargs", "model_kwargs.pad_type"}
+    assert set(found["differences"]) == expected
+    assert found["differences"]["precision"] == ["fp32", "bf16"]
+    assert found["equal"] is False
+    assert result("info", "--diff", tmp_path / "a", tmp_path / "a") == {"equal": True, "differences": {}}
+    assert "--diff" in refusal("info", tmp_path / "a", tmp_path / "b")

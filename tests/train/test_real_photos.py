@@ -1,0 +1,33 @@
+"""Heads on real photos and real weights, against scikit-learn on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sklearn.linear_model import LogisticRegression
+
+from featcache.cache import open_cache
+from featcache.extract.build import build_cache
+from featcache.train import train_head
+
+
+def test_heads_are_as_good_as_scikit_learns(
+    clothing10: Path, shared_weights: Callable[[str], Path], tmp_path: Path
+) -> None:
+    weights = shared_weights("mobilenetv2_100.torch_ptq")
+    build_cache(clothing10, tmp_path / "cache", backbone="mobilenetv2_100", weights=weights)
+    with open_cache(tmp_path / "cache") as cache:
+        rows = {split: cache.numpy(split=split) for split in ("train", "val", "test")}
+        features, labels = rows["train"]
+        peers = [
+            LogisticRegression(C=inverse, max_iter=2000).fit(features, labels) for inverse in (0.001, 0.01, 0.1, 1.0)
+        ]
+        ours = train_head(cache, l2=1 / (0.01 * len(features)))
+        assert ours.test_accuracy is not None
+        assert ours.test_accuracy >= peers[1].score(*rows["test"]) - 0.01  # the same penalty, stated per row
+        chosen = max(peers, key=lambda peer: peer.score(*rows["val"]))
+        free = train_head(cache, l2="auto")
+        assert free.test_accuracy is not None
+        assert free.test_accuracy >= chosen.score(*rows["test"]) - 0.01  # both chosen on val
+        assert ours.test_accuracy > 0.8
