@@ -31,7 +31,7 @@ _HOMES = {
     "predict": "runtime",
     "evaluate": "runtime",
     "verify": "verification",
-    "run": "pipeline",
+    "run": "pipeline.job",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -41,7 +41,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Do it all: cache, head, model, pruned, INT8, verified bundle, report."""
-    from featcache.pipeline import run as run_all
+    from featcache.pipeline.job import run as run_all
 
     report = run_all(
         images,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from featcache.bundle.exporting import export
 from featcache.errors import ExistsError, FormatError, MissingError
-from featcache.report.page import render_report, write_report
+from featcache.pipeline.page import render_report, write_report
 
 EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>\u202e&amp;"
 PIXEL = "data:image/png;base64,iVBORw0KGgo="

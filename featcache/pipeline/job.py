@@ -78,7 +78,7 @@ def run(
     from featcache.bundle.exporting import export
     from featcache.compress import prune, quantize
     from featcache.model.merging import merge
-    from featcache.report.page import write_report
+    from featcache.pipeline.page import write_report
 
     if not 0 <= prune_amount < 1:
         raise InputError(f"prune_amount must be at least 0 and below 1, got {prune_amount!r}")

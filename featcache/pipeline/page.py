@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import FormatError, MissingError
-from featcache.report.parts import (
+from featcache.pipeline.parts import (
     bar,
     count_text,
     entries_of,
@@ -39,8 +39,8 @@ from featcache.report.parts import (
     table,
     text,
 )
-from featcache.report.path import path_section
-from featcache.report.style import STYLE
+from featcache.pipeline.path import path_section
+from featcache.pipeline.style import STYLE
 from featcache.system.files import refuse_existing, write_atomically
 
 FORMAT = "featcache.report"

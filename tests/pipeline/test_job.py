@@ -13,7 +13,7 @@ from PIL import Image
 import featcache
 from featcache.errors import VerificationError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def test_an_int8_file_that_answers_otherwise_here_leaves_the_model_before_it(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from featcache.report.parts import entries_of, is_number, mapping_in, section, text
+from featcache.pipeline.parts import entries_of, is_number, mapping_in, section, text
 
 _WIDTH, _HEIGHT, _MARGIN = 640, 240, 36
 _PENALTIES = ("l2", "l1", "group_l1")

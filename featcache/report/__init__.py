@@ -1,1 +1,0 @@
-"""The report page: figures and plots of one job as a single HTML file."""
