@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy.typing as npt
 
-from featcache.store import Rows
-from featcache.store._disk import BACKENDS, next_generation, open_generation
+from featcache.store._backends import BACKENDS, open_generation
+from featcache.store._blocks import BlockCutter
 from featcache.store._generation import Committed, new_generation
 from featcache.store._mapping import Mapping
 from featcache.store._record import Record
-from featcache.store._writer import BlockCutter
+from featcache.store.interface import Rows
 
 _BATCH_BYTES = 4 << 20  # a batch is in memory several times over: gathered, cut, and as the store writes it
 
@@ -43,7 +43,7 @@ def write_next_generation(path: Path, mapping: Mapping, everything: Committed, k
 
 def replace_rows(path: Path, mapping: Mapping, record: Record, batches: Iterable[Batch]) -> None:
     """Make the rows of `batches` the store at `path`, in the arrays of `record`."""
-    number, kind = next_generation(mapping.generation)
+    number, kind = mapping.generation.number + 1, mapping.generation.kind
     empty = record.with_rows(0)
     with new_generation(path, number, kind) as place:
         BACKENDS[kind].create(place, empty)

@@ -61,6 +61,16 @@ class Generation(ABC):
         self.path = path
         self._hold = _hold_shared(path)
 
+    @property
+    def number(self) -> int:
+        """Its number; the store is the generation with the highest."""
+        return int(self.path.stem.removeprefix("rows-"))
+
+    @property
+    def kind(self) -> str:
+        """The kind of store it is, ``lmdb`` or ``zarr``."""
+        return self.path.suffix[1:]
+
     @abstractmethod
     def stamp(self) -> bytes:
         """Return bytes that change with every commit."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import InputError
-from featcache.store import KEY_BYTES, Keys, Rows
+from featcache.store.interface import KEY_BYTES, Keys, Rows
 
 _PREFIX_BYTES = 4
 Prefixes = npt.NDArray[np.uint32]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
@@ -15,17 +16,18 @@ import numpy.typing as npt
 from crc32c import crc32c
 
 from featcache.errors import CorruptError
-from featcache.store import Keys, Rows
-from featcache.store._gather import gather_rows
 from featcache.store._generation import Committed, Generation
 from featcache.store._index import KeyIndex
 from featcache.store._record import Layout
 from featcache.store._region import Region
+from featcache.store.interface import Keys, Rows
 
 _SMALLEST_CAPACITY = 16
 _SPARSE = 16  # a block is checked whole if at least one row in so many is wanted, else row by row
 _WORTH_A_THREAD = 4
 _BLOCKS_AHEAD = 2
+_WORTH_THREADS_BYTES = 8 << 20
+_MOST_THREADS = 4
 
 
 class Mapping:
@@ -181,7 +183,7 @@ class MappedArray:
         """Return a copy of `rows`, whose blocks are mapped."""
         if out is None:
             out = np.empty((len(rows), *self.layout.shape), dtype=self.layout.dtype)
-        gather_rows(self, rows, out)
+        _gather(self, rows, out)
         return out
 
     def let_go(self, start: int, stop: int) -> None:
@@ -193,6 +195,41 @@ class MappedArray:
         """Check the blocks of `rows` whole; raises `CorruptError`."""
         for block in np.unique(rows // self.layout.block_rows):
             self.prepare(int(block))
+
+
+def _gather(array: MappedArray, rows: Rows, out: npt.NDArray[Any]) -> None:
+    """Copy `rows` (m,) of `array`, whose blocks are mapped, to `out` (m, *shape)."""
+    whole = array.view()
+    if whole is None or out.dtype != whole.dtype or not out.flags.c_contiguous:
+        _gather_by_block(array, rows, out)
+        return
+    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0))) if out.nbytes >= _WORTH_THREADS_BYTES else 1
+    if threads == 1:
+        _take(whole, rows, out)
+        return
+    bounds = np.linspace(0, len(rows), threads + 1).astype(int).tolist()
+    parts = list(itertools.pairwise(bounds))
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(_take, whole, rows[low:high], out[low:high]) for low, high in parts[1:]]
+        _take(whole, rows[: parts[0][1]], out[: parts[0][1]])
+        for other in others:
+            other.result()
+
+
+def _take(whole: npt.NDArray[Any], rows: Rows, out: npt.NDArray[Any]) -> None:
+    # The rows were checked to lie within the array; "clip" spares numpy a buffered copy.
+    np.take(whole, rows, axis=0, out=out, mode="clip")
+
+
+def _gather_by_block(array: MappedArray, rows: Rows, out: npt.NDArray[Any]) -> None:
+    """Copy block by block: for blocks that are not whole pages, and for other dtypes or layouts of `out`."""
+    order = np.argsort(rows, kind="stable")
+    size = array.layout.block_rows
+    bounds = np.flatnonzero(np.diff(rows[order] // size)) + 1
+    for part in np.split(order, bounds):
+        if len(part):
+            block = int(rows[part[0]] // size)
+            out[part] = array.block(block, check=False)[rows[part] - block * size]
 
 
 def _renew_locks() -> None:

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from featcache.errors import InputError, LockedError
-from featcache.store import KEY_BYTES, Column, FeatureStore, Keys, Rows, StoreReader, StoreWriter, Values, VerifyReport
+from featcache.store.interface import (
+    KEY_BYTES,
+    Column,
+    FeatureStore,
+    Keys,
+    Rows,
+    StoreReader,
+    StoreWriter,
+    Values,
+    VerifyReport,
+)
 
 
 @dataclass(frozen=True, slots=True)

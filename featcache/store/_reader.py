@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from featcache.errors import CorruptError, InputError, StorageError
-from featcache.store import Column, Keys, Rows, StoreReader, Values
+from featcache.store._backends import open_generation
 from featcache.store._generation import Committed
 from featcache.store._mapping import MappedArray, Mapping
 from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, row_checksums
+from featcache.store.interface import Column, Keys, Rows, StoreReader, Values
 
 _BATCH_BYTES = 8 << 20
 
@@ -124,8 +125,6 @@ class DiskReader(StoreReader):
 
 def _reopen(path: str, rows: int) -> DiskReader:
     """Return the reader of the same rows in another process; `StorageError` where they were replaced meanwhile."""
-    from featcache.store._disk import open_generation
-
     try:
         mapping = Mapping(open_generation(Path(path)))
     except FileNotFoundError as error:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from crc32c import crc32c
 
 from featcache.errors import CorruptError, FormatError
-from featcache.store import KEY_BYTES, Column, Keys, Values
+from featcache.store.interface import KEY_BYTES, Column, Keys, Values
 from featcache.system.json import canonical_json
 
 FORMAT = "featcache-store"

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
 from featcache.errors import CorruptError
-from featcache.store import KEY_BYTES, Keys, Rows, VerifyReport
+from featcache.store._backends import open_generation
+from featcache.store._compact import replace_rows
+from featcache.store._directory import StoreDirectory
 from featcache.store._generation import Generation, remove_outdated
 from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, Layout, Record, row_checksums
-
-if TYPE_CHECKING:
-    from featcache.store._disk import DiskStore
+from featcache.store.interface import KEY_BYTES, Keys, Rows, VerifyReport
 
 _BATCH_BYTES = 32 << 20
 _SHOW_BAR_BYTES = 1 << 30
@@ -130,19 +130,16 @@ def _mark_damaged(damaged: npt.NDArray[np.bool_], rows: range, name: str, raw: d
             damaged[part.start : part.stop] |= row_checksums(keys, [values])[:, 0] != sums[:, position]
 
 
-def repair_store(store: DiskStore) -> VerifyReport:
+def repair_store(directory: StoreDirectory) -> VerifyReport:
     """Make a new generation of the intact rows, if anything is wrong; the caller holds the writer's lock."""
-    from featcache.store._compact import replace_rows
-    from featcache.store._disk import open_generation
-
-    mapping = store.mapping()
+    mapping = directory.newest()
     found = verify_generation(open_generation(mapping.generation.path))
     report = found.report()
     if found.problems:
-        replace_rows(store.path, mapping, found.record, _intact(found))
-        store.mapping()  # the new one, so that the old one can go
+        replace_rows(directory.path, mapping, found.record, _intact(found))
+        directory.newest()  # the new one, so that the old one can go
         del mapping, found
-        remove_outdated(store.path)
+        remove_outdated(directory.path)
     return report
 
 
@@ -170,6 +167,3 @@ def _kept(array: _Raw, rows: range, keep: npt.NDArray[np.bool_]) -> npt.NDArray[
         return values[keep]
     found = [array.read(range(row, row + 1)) for row in rows[0] + np.flatnonzero(keep)]
     return np.concatenate([value for value in found if value is not None])
-
-
-__all__ = ["Verification", "repair_store", "verify_generation"]

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import InputError, LockedError, StorageError
-from featcache.store import KEY_BYTES, Column, Keys, Rows, StoreWriter, Values
-from featcache.store._generation import Block, Committed, remove_outdated
+from featcache.store._blocks import BlockCutter
+from featcache.store._compact import write_next_generation
+from featcache.store._directory import StoreDirectory
+from featcache.store._generation import Committed, remove_outdated
 from featcache.store._index import KeyIndex, check_keys, first_occurrences
 from featcache.store._lock import WriteLock
 from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, row_checksums
-
-if TYPE_CHECKING:
-    from featcache.store._disk import DiskStore
+from featcache.store.interface import KEY_BYTES, Column, Keys, Rows, StoreWriter, Values
 
 _PENDING_BYTES = 4 << 20
 _TOLERATED_SPARE = 0.03
@@ -27,8 +27,9 @@ _TOLERATED_SPARE = 0.03
 class DiskWriter(StoreWriter):
     """The writer of a store on disk. Blocks beyond 4 MiB go to disk before a commit, unseen by readers."""
 
-    def __init__(self, store: DiskStore, lock: WriteLock) -> None:
-        self._store = store
+    def __init__(self, directory: StoreDirectory, columns: tuple[Column, ...], lock: WriteLock) -> None:
+        self._directory = directory
+        self._columns = columns
         self._lock = lock
         self._untidy = False
         self._begin()
@@ -36,7 +37,7 @@ class DiskWriter(StoreWriter):
 
     def _begin(self) -> None:
         """Start from what is committed."""
-        self._mapping = self._store.mapping()
+        self._mapping = self._directory.newest()
         self._committed = self._mapping.committed()
         self._base = self._committed.record.rows
         self._stored_keys = self._mapping.array(KEYS, self._committed, self._base)
@@ -50,7 +51,7 @@ class DiskWriter(StoreWriter):
     def append(self, keys: Keys, columns: Mapping[str, Values]) -> int:
         self._check_open()
         keys = check_keys(np.asarray(keys))
-        values = {c.name: _check_values(c, columns.get(c.name), len(keys)) for c in self._store.columns}
+        values = {c.name: _check_values(c, columns.get(c.name), len(keys)) for c in self._columns}
         if len(columns) != len(values):
             raise InputError(f"columns must be exactly {sorted(values)!r}, got {sorted(columns)!r}")
         fresh = self._find(keys) < 0
@@ -58,9 +59,9 @@ class DiskWriter(StoreWriter):
         if not fresh.any():
             return 0
         keys = keys[fresh]  # a copy, as are the values: the caller may use its buffers again
-        new = {COLUMN_PREFIX + c.name: _convert(c, values[c.name][fresh]) for c in self._store.columns}
+        new = {COLUMN_PREFIX + c.name: _convert(c, values[c.name][fresh]) for c in self._columns}
         new[KEYS] = keys
-        new[CHECKSUMS] = row_checksums(keys, [new[COLUMN_PREFIX + c.name] for c in self._store.columns])
+        new[CHECKSUMS] = row_checksums(keys, [new[COLUMN_PREFIX + c.name] for c in self._columns])
         self._remember(keys)
         self._pending.append(new)
         self._pending_bytes += sum(array.nbytes for array in new.values())
@@ -95,7 +96,7 @@ class DiskWriter(StoreWriter):
             self._write_pending(publish=True)
         self._untidy = True
         self._begin()
-        remove_outdated(self._store.path)
+        remove_outdated(self._directory.path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -147,62 +148,14 @@ class DiskWriter(StoreWriter):
         if generation.spare_bytes() > _TOLERATED_SPARE * generation.nbytes():
             self._begin()
             self._compact()
-            self._mapping = self._store.mapping()
+            self._mapping = self._directory.newest()
             del generation, self._stored_keys
-            remove_outdated(self._store.path)
+            remove_outdated(self._directory.path)
 
     def _compact(self) -> None:
-        from featcache.store._compact import write_next_generation
-
         everything = Committed(self._committed.record.with_rows(self._cutter.rows), self._cutter.tails())
         keep = np.flatnonzero(~_grown(self._dropped, self._cutter.rows))
-        write_next_generation(self._store.path, self._mapping, everything, keep)
-
-
-class BlockCutter:
-    """Cuts rows into the blocks of every array, carrying the partial last ones on.
-
-    A block's payload is lent: it is valid until the next block is asked for.
-    """
-
-    def __init__(self, committed: Committed) -> None:
-        self._arrays = committed.record.arrays
-        self.rows = self._cut_rows = committed.record.rows
-        self._tails = {layout.name: bytearray(committed.tails.get(layout.name, b"")) for layout in self._arrays}
-
-    def add(self, batches: list[dict[str, npt.NDArray[Any]]]) -> None:
-        """Take over the rows of `batches`, emptying it: a commit's rows need not be in memory several times over."""
-        self.rows += sum(len(batch[KEYS]) for batch in batches)
-        for layout in self._arrays:
-            tail = self._tails[layout.name]
-            for batch in batches:
-                tail += np.ascontiguousarray(batch.pop(layout.name)).reshape(-1).view(np.uint8).data
-        batches.clear()
-
-    def cut(self, *, finish: bool) -> Iterator[Block]:
-        """Yield the blocks that the rows added since the last time fill; to `finish`, the partial ones they end in."""
-        first, self._cut_rows = self._cut_rows, self.rows
-        for layout in self._arrays:
-            tail = self._tails[layout.name]
-            block, whole = first // layout.block_rows, len(tail) - len(tail) % layout.block_bytes
-            for start in range(0, whole, layout.block_bytes):
-                with memoryview(tail)[start : start + layout.block_bytes] as payload:
-                    yield Block(layout, block, payload)
-                block += 1
-            del tail[:whole]
-        if finish:
-            yield from self.rest()
-
-    def rest(self) -> Iterator[Block]:
-        """Yield the partial last blocks."""
-        for layout in self._arrays:
-            if self._tails[layout.name]:
-                with memoryview(self._tails[layout.name]) as payload:
-                    yield Block(layout, self.rows // layout.block_rows, payload)
-
-    def tails(self) -> dict[str, memoryview]:
-        """Return the bytes of the rows in each array's partial last block."""
-        return {name: memoryview(bytes(tail)) for name, tail in self._tails.items() if tail}
+        write_next_generation(self._directory.path, self._mapping, everything, keep)
 
 
 def _check_values(column: Column, values: Values | None, rows: int) -> Values:

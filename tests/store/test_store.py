@@ -455,7 +455,7 @@ def test_blocks_let_go_leave_memory_and_come_back(kind: str, tmp_path: Path) -> 
         with store.reader() as reader:
             assert np.array_equal(reader.read("features", 0, 3000), values)
             before = resident(place.name)
-            mapping = store.mapping()
+            mapping = store._directory.newest()
             committed = mapping.committed()
             layout = next(array for array in committed.record.arrays if array.shape == (1024,))
             array = mapping.array(layout.name, committed, 3000)

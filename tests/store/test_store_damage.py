@@ -301,7 +301,7 @@ import os, sys
 sys.path.insert(0, {tests!r})
 from test_store import assert_holds, make_keys
 from featcache.errors import StorageError
-from featcache.store import _disk, _verify, _writer, open_store
+from featcache.store import open_store
 if os.getuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 store = open_store({path!r})

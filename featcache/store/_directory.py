@@ -1,0 +1,46 @@
+"""The directory of a store on disk, and its newest generation as this process sees it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from featcache.errors import FeatcacheError, StorageError
+from featcache.store._backends import open_generation
+from featcache.store._generation import list_generations
+from featcache.store._mapping import Mapping
+
+
+class StoreDirectory:
+    """A directory that holds generations. Threads may share it: all get the same mapping of the newest one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._mapping: Mapping | None = None
+        self._lock = threading.Lock()
+
+    def newest(self) -> Mapping:
+        """Return the newest generation, mapped once; raises `MissingError`, `FormatError`, `StorageError`."""
+        with self._lock:
+            mapping = self._mapping
+            if mapping is None or list_generations(self.path)[-1][1] != mapping.generation.path:
+                mapping = self._mapping = self._open_newest()
+            return mapping
+
+    def let_go(self) -> None:
+        """Drop the mapping: the generation's space is free once the last reader and view are gone too."""
+        with self._lock:
+            self._mapping = None
+
+    def _open_newest(self) -> Mapping:
+        for _ in range(100):
+            newest = list_generations(self.path)[-1][1]
+            try:
+                return Mapping(open_generation(newest))
+            except (FileNotFoundError, BlockingIOError):
+                continue  # replaced and removed since it was listed
+            except OSError as error:
+                if isinstance(error, FeatcacheError):
+                    raise
+                raise StorageError(f"{str(newest)!r} must be readable, got: {error.strerror or error}") from error
+        raise StorageError(f"{str(self.path)!r} must hold a generation that stays, it was replaced 100 times")
