@@ -8,7 +8,17 @@ from __future__ import annotations
 
 
 class FeatcacheError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose.
+
+    Examples
+    --------
+    >>> import featcache
+    >>> try:
+    ...     featcache.open_cache("nowhere")
+    ... except featcache.FeatcacheError as error:
+    ...     print(type(error).__name__, isinstance(error, FileNotFoundError))
+    MissingError True
+    """
 
 
 class InputError(FeatcacheError, ValueError):

@@ -1,6 +1,14 @@
 """scikit-learn estimators over featcache's heads: the exact solvers behind fit, predict and predict_proba.
 
-The only module that imports scikit-learn (``pip install featcache[sklearn]``).
+The only module that imports scikit-learn (``pip install featcache[sklearn]``). Estimators take any rows, so a cache's
+features go into pipelines, searches and validation as they are:
+
+>>> import featcache
+>>> from featcache.sklearn import LinearClassifier
+>>> with featcache.open_cache("cache") as cache:
+...     X, y = cache.numpy(split="train")
+>>> LinearClassifier(l2=1e-2).fit(X, y).score(X, y)
+1.0
 """
 
 from __future__ import annotations
@@ -131,6 +139,15 @@ class LinearClassifier(_Classifier):
 
     Attributes after ``fit``: ``classes_``; ``coef_`` (n_classes, n_features) and ``intercept_`` (n_classes,) float32 on
     raw features; ``head_``, a `LinearHead`; ``solution_``, with objective and gap; ``n_iter_``, passes over the rows.
+
+    Examples
+    --------
+    >>> X = [[0.0, 1.0], [1.0, 1.0], [2.0, 1.5], [3.0, 0.5]]
+    >>> classifier = LinearClassifier(l2=0.1).fit(X, ["low", "low", "high", "high"])
+    >>> classifier.predict([[0.5, 1.0], [2.5, 1.0]])
+    array(['low', 'high'], dtype='<U4')
+    >>> classifier.solution_.gap < 1e-6
+    True
     """
 
     def __init__(
@@ -169,6 +186,13 @@ class LinearClassifierCV(LinearClassifier):
 
     `cv`: a number of folds or any scikit-learn splitter. Further attributes: ``l2_``, the chosen penalty; ``l2s_``
     (n_values,), strongest first; ``scores_`` (n_values,), the mean accuracy of the held-out folds.
+
+    Examples
+    --------
+    >>> X = [[0.0], [1.0], [2.0], [3.0], [10.0], [11.0], [12.0], [13.0]]
+    >>> classifier = LinearClassifierCV(l2s=[1.0, 0.1], cv=2).fit(X, [0, 0, 0, 0, 1, 1, 1, 1])
+    >>> classifier.scores_, classifier.l2_
+    (array([1., 1.]), 1.0)
     """
 
     def __init__(self, *, l2s: Any = None, cv: Any = 5, tol: float = 1e-6, class_weight: Any = None) -> None:
@@ -205,7 +229,14 @@ class LinearClassifierCV(LinearClassifier):
 
 
 class PrototypeClassifier(_Classifier):
-    """The nearest class mean, by angle (``cosine``) or by distance in standardised features (``euclidean``)."""
+    """The nearest class mean, by angle (``cosine``) or by distance in standardised features (``euclidean``).
+
+    Examples
+    --------
+    >>> classifier = PrototypeClassifier(metric="euclidean").fit([[0.0], [1.0], [4.0], [5.0]], [0, 0, 1, 1])
+    >>> classifier.predict([[2.0], [3.0]])
+    array([0, 1])
+    """
 
     def __init__(self, *, metric: str = "cosine", sharpness: float = 10.0) -> None:
         self.metric = metric
@@ -241,6 +272,14 @@ class LinearRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Least squares with L2, L1 or group-L1 penalties on standardised features, one or several targets.
 
     The objective is mean(‖y − W·z − b‖²)/2 + l1·‖W‖₁ + (l2/2)·‖W‖²_F + group_l1·Σ_j ‖W_:,j‖₂.
+
+    Examples
+    --------
+    A penalty of 1 on a standardised feature halves the slope of least squares, here 2:
+
+    >>> regressor = LinearRegressor(l2=1.0).fit([[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0])
+    >>> regressor.predict([[3.0]]).round(3)
+    array([5.])
     """
 
     def __init__(self, *, l2: float = 1e-3, l1: float = 0.0, group_l1: float = 0.0, tol: float = 1e-6) -> None:
