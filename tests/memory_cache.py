@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from featcache.cache.cache import Selection
-from featcache.datasets.samples import SPLITS, Samples, split_code
-from featcache.datasets.scan import Listing
+from featcache.datasets.listing import Listing
+from featcache.datasets.samples import Samples
+from featcache.datasets.splits import SPLITS, split_code
 from featcache.errors import InputError
 
 

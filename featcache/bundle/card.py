@@ -20,7 +20,7 @@ def preprocess_document(facts: ModelFacts, targets: Mapping[str, Target]) -> dic
         else f"scale to {size.width} x {size.height} pixels, whatever the aspect"
     )
     steps = [
-        "decode to 8-bit RGB (grey is repeated, transparency is dropped)",
+        "decode to 8-bit RGB (grey is repeated, transparency is laid over white, the highest 8 of 16 bits are kept)",
         "turn and mirror as the EXIF orientation says",
         f"{resize} ({size.interpolation}, antialiased, as Pillow's resize)",
     ]

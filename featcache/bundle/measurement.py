@@ -20,10 +20,10 @@ from featcache.errors import InputError, VerificationError
 from featcache.formats.interface import FLOAT_TOLERANCE, Runner, Target
 from featcache.formats.memory import resident_bytes
 from featcache.graph.cost import Figures, figures_json
+from featcache.images.batches import decoded_batches
 from featcache.recipe import Preprocessing
 from featcache.runtime.benchmark import Latency, measure_latency
 from featcache.runtime.evaluation import Evaluation, score
-from featcache.runtime.streaming import stream
 
 FLOAT_AGREEMENT = 0.997
 INT8_AGREEMENT = 0.98
@@ -118,7 +118,7 @@ def run_all(
     from_files: dict[str, npt.NDArray[np.float32]] = {}
     failures: dict[int, str] = {}
     with tqdm(total=len(sources), desc="compare", unit="image", disable=None) as bar:
-        for batch in stream(sources, preprocessing, failures=failures):
+        for batch in decoded_batches(sources, preprocessing, failures=failures):
             expected[batch.indices] = reference.run(batch.pixels)
             for name, runner in runners.items():
                 found[name][batch.indices] = runner.run(batch.pixels)

@@ -25,7 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache.manifest import check_manifest, read_manifest, write_manifest
-from featcache.datasets.samples import SPLITS, Samples, load_samples, printable, save_samples, split_code
+from featcache.datasets.listing import printable
+from featcache.datasets.samples import Samples, load_samples, save_samples
+from featcache.datasets.splits import SPLITS, split_code
 from featcache.errors import CorruptError, FormatError, InputError
 from featcache.recipe import Recipe
 from featcache.store import Column, FeatureStore, StoreReader, create_store, open_store

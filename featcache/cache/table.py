@@ -12,7 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from featcache.cache import FeatureCache
-from featcache.datasets.samples import NO_SPLIT, SPLITS, Samples, printable
+from featcache.datasets.listing import printable
+from featcache.datasets.samples import Samples
+from featcache.datasets.splits import NO_SPLIT, SPLITS
 from featcache.errors import DependencyError, InputError
 from featcache.system.files import refuse_existing, write_atomically
 

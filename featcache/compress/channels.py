@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import copy
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from featcache.backbone.backbone import Backbone
 from featcache.compress.refitting import Source
-from featcache.errors import ImageError, InputError, MissingError
-from featcache.images.load import load_image
+from featcache.errors import InputError, MissingError
+from featcache.images.batches import first_decoded
 from featcache.model.merged import MergedModel, wrap_network
 
 IMPORTANCE_IMAGES = 128
@@ -121,20 +119,19 @@ def _training_batch(source: Source) -> tuple[Tensor, Tensor]:
         label = int(samples.labels[selection.indices[position]])
         rank[label] = rank.get(label, -1) + 1
         order.append((rank[label], label, int(position)))
-    pixels: list[npt.NDArray[np.uint8]] = []
-    kept: list[int] = []
-    for _, _, position in sorted(order):
-        if len(pixels) == IMPORTANCE_IMAGES:
-            break
-        path = Path(samples.listing.absolute(int(selection.indices[position])))
-        try:
-            pixels.append(load_image(path.read_bytes(), source.model.preprocessing, decoder=cache.recipe.decoder))
-        except (OSError, ImageError):
-            continue  # the refit, which needs every image, says which ones are gone
-        kept.append(position)
-    if not pixels:
-        raise MissingError(f"training images must be read from {samples.root!r} to prune, none is there any more")
-    return torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.asarray(selection.labels[kept]))
+    positions = np.array([position for _, _, position in sorted(order)], dtype=np.int64)
+    # the refit, which needs every image, says which ones are gone or have changed
+    batch = first_decoded(
+        samples.sources(selection.indices[positions]),
+        source.model.preprocessing,
+        count=IMPORTANCE_IMAGES,
+        decoder=cache.recipe.decoder,
+    )
+    if not len(batch.indices):
+        raise MissingError(
+            f"training images must be read from {samples.root!r} to prune, none is there unchanged any more"
+        )
+    return torch.from_numpy(batch.pixels), torch.from_numpy(np.asarray(selection.labels[positions[batch.indices]]))
 
 
 def _loss(logits: Tensor, targets: Tensor, task: str) -> Tensor:

@@ -20,10 +20,10 @@ from featcache.compress.refitting import Features, Source, compare, extract_and_
 from featcache.compress.result import CompressResult
 from featcache.compress.rounding import MomentsSum, channel_scales, round_jointly
 from featcache.engines import open_engine
-from featcache.errors import ImageError, InputError, MissingError
+from featcache.errors import InputError, MissingError
 from featcache.graph.qdq import integer_share
 from featcache.heads import Head, LinearHead
-from featcache.images.load import load_image
+from featcache.images.batches import first_decoded
 from featcache.model.directory import save_model
 from featcache.model.golden import Golden
 from featcache.model.merged import MergedModel, changed_recipe, wrap_network
@@ -231,17 +231,14 @@ def calibration_pixels(source: Source, count: int) -> npt.NDArray[np.uint8]:
     chosen = source.cache.select(split="train", dataset=source.dataset, labelled=False).indices
     size = source.model.preprocessing
     largest = max(1, count * 224 * 224 // max(224 * 224, size.height * size.width))  # all are held at once, per layer
-    pixels: list[npt.NDArray[np.uint8]] = []
-    for _, index in sorted((samples.digests[index].tobytes(), int(index)) for index in chosen):
-        if len(pixels) == largest:
-            break
-        try:
-            pixels.append(load_image(Path(samples.listing.absolute(index)).read_bytes(), size, decoder="pillow"))
-        except (OSError, ImageError):
-            continue  # the refit, which needs every image, says which ones are gone
-    if not pixels:
-        raise MissingError(f"training images must be read from {samples.root!r} to calibrate, none is there any more")
-    return np.stack(pixels)
+    drawn = [index for _, index in sorted((samples.digests[index].tobytes(), int(index)) for index in chosen)]
+    # the refit, which needs every image, says which ones are gone or have changed
+    pixels = first_decoded(samples.sources(drawn), size, count=largest).pixels
+    if not len(pixels):
+        raise MissingError(
+            f"training images must be read from {samples.root!r} to calibrate, none is there unchanged any more"
+        )
+    return pixels
 
 
 def integer_head(head: LinearHead, quantization: dict[str, Any], features: Features) -> tuple[Head, dict[str, Any]]:

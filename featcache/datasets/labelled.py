@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.datasets.samples import NO_SPLIT, Listing, Samples, assign_splits, printable, split_code
+from featcache.datasets.listing import Listing, printable
+from featcache.datasets.samples import Samples
 from featcache.datasets.scan import scan
-from featcache.errors import ImageError, InputError
-from featcache.images.read import read_image_bytes
+from featcache.datasets.splits import NO_SPLIT, assign_splits, split_code
+from featcache.errors import InputError
+from featcache.images.read import ImageSource, hash_files, read_image_bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledImages:
     """Images and what a model should say of them.
 
-    `paths`: files to open, `names`: how to call them (relative). `labels` (n,) int64: index into the model's classes,
+    `paths`: files to open, `digests`: of their bytes, where these are known from a cache, `names`: how to call them
+    (relative). `labels` (n,) int64: index into the model's classes,
     -1 for images without a label or of a class the model does not know. `targets`: None, or (n, n_classes) float32 for
     multi-label and regression models. `split`: which part of the data set this is, None for all of it.
     `unknown_classes`: names in the data set that the model does not have.
     """
 
     paths: tuple[str, ...]
+    digests: tuple[bytes, ...] | None
     names: tuple[str, ...]
     labels: npt.NDArray[np.int64]
     targets: npt.NDArray[np.float32] | None
@@ -42,9 +44,12 @@ class LabelledImages:
         """Whether any image has a label of the model."""
         return self.targets is not None or bool((self.labels >= 0).any())
 
-    def sources(self) -> list[Callable[[], bytes]]:
-        """Return a reader of each file's bytes."""
-        return [partial(read_image_bytes, path) for path in self.paths]
+    def sources(self) -> list[ImageSource]:
+        """Return a reader of each file's bytes, which fails where a file has others than those known by its digest."""
+        digests = self.digests or (None,) * len(self.paths)
+        return [
+            partial(read_image_bytes, path, digest=digest) for path, digest in zip(self.paths, digests, strict=True)
+        ]
 
 
 def labelled_images(
@@ -69,14 +74,15 @@ def labelled_images(
         chosen = np.arange(len(listing))
     else:
         if not given and carve:
-            splits = assign_splits(listing, _digests(listing), seed=0)
+            digests = hash_files(listing.absolute_paths(np.arange(len(listing)))).digests
+            splits = assign_splits(listing, digests, seed=0)
         chosen = np.flatnonzero(splits == split_code(wanted))
         if not len(chosen):
             raise InputError(
                 f"{os.fspath(images)!r} must have images of the split {wanted!r}, it has none: name the folder of the "
                 "images to measure on"
             )
-    return _matched(listing, chosen, classes=classes, task=task, split=wanted)
+    return _matched(listing, chosen, digests=None, classes=classes, task=task, split=wanted)
 
 
 def cached_images(
@@ -86,11 +92,18 @@ def cached_images(
     chosen = np.flatnonzero(samples.decoded & (samples.splits == split_code(split)))
     if not len(chosen):
         return None
-    return _matched(samples.listing, chosen, classes=classes, task=task, split=split)
+    digests = tuple(samples.digests[index].tobytes() for index in chosen.tolist())
+    return _matched(samples.listing, chosen, digests=digests, classes=classes, task=task, split=split)
 
 
 def _matched(
-    listing: Listing, chosen: npt.NDArray[np.int64], *, classes: tuple[str, ...], task: str, split: str | None
+    listing: Listing,
+    chosen: npt.NDArray[np.int64],
+    *,
+    digests: tuple[bytes, ...] | None,
+    classes: tuple[str, ...],
+    task: str,
+    split: str | None,
 ) -> LabelledImages:
     order = {name: index for index, name in enumerate(classes)}
     unknown = tuple(name for name in listing.classes if name not in order)
@@ -107,21 +120,10 @@ def _matched(
         targets[:, mapping[known]] = listing.targets[chosen][:, known]
     return LabelledImages(
         paths=tuple(listing.absolute(index) for index in chosen.tolist()),
+        digests=digests,
         names=tuple(printable(listing.paths[index]) for index in chosen.tolist()),
         labels=mapping[listing.labels[chosen]],
         targets=targets,
         split=split,
         unknown_classes=unknown,
     )
-
-
-def _digests(listing: Listing) -> npt.NDArray[np.uint8]:
-    """Return the sha256 (n, 32) uint8 of every file's bytes, zeros where it cannot be read."""
-    digests = np.zeros((len(listing), 32), dtype=np.uint8)
-    for index in range(len(listing)):
-        try:
-            digest = hashlib.sha256(read_image_bytes(listing.absolute(index))).digest()
-        except ImageError:
-            continue
-        digests[index] = np.frombuffer(digest, dtype=np.uint8)
-    return digests

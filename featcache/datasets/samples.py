@@ -7,79 +7,20 @@ here looks inside an image, and a rename, a new label or a new split costs nothi
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from featcache.datasets.listing import Listing, Task
+from featcache.datasets.splits import split_code
 from featcache.errors import CorruptError, FormatError, InputError
+from featcache.images.read import ImageSource, read_image_bytes
 from featcache.system.files import write_atomically
-
-Task = Literal["classification", "multilabel", "regression"]
-SPLITS = ("train", "val", "test")
-NO_SPLIT = 255
-TEST_SHARE, VAL_SHARE = 0.15, 0.15
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """What a scan found, before any byte of an image was read; all arrays are in the order of `paths`, sorted.
-
-    `root`: the folder that `paths` (``/``-separated, undecodable bytes as surrogates) are relative to. `stats` (n, 4)
-    int64: size, mtime_ns, ctime_ns, inode. `labels` (n,) int32: index into `classes`, -1 for none. `targets`: None, or
-    (n, n_classes) float32 0/1 for ``multilabel``, (n, n_targets) float32 for ``regression``. `given_splits` (n,) uint8:
-    index into `SPLITS` or 255. `ignored`: files without an image extension. `failures`: what could not even be listed,
-    as (path, reason). `scanned_ns`: the clock before the first file was looked at.
-    """
-
-    root: str
-    task: Task
-    classes: tuple[str, ...]
-    paths: list[str]
-    stats: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int32]
-    targets: npt.NDArray[np.float32] | None
-    given_splits: npt.NDArray[np.uint8]
-    ignored: int
-    failures: tuple[tuple[str, str], ...]
-    scanned_ns: int
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def absolute(self, index: int) -> str:
-        """Return the path to open for sample `index`."""
-        return os.path.join(self.root, self.paths[index])
-
-    def absolute_paths(self, indices: npt.NDArray[np.int64]) -> Sequence[str]:
-        """Return the paths to open for the samples at `indices`, each made when it is asked for."""
-        return _AbsolutePaths(self, indices)
-
-
-class _AbsolutePaths(Sequence[str]):
-    """Paths joined on demand: a million of them at once would be 150 MB."""
-
-    def __init__(self, listing: Listing, indices: npt.NDArray[np.int64]) -> None:
-        self._listing, self._indices = listing, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        """Return one path, or those of a slice, as lazily."""
-        if isinstance(index, slice):
-            return _AbsolutePaths(self._listing, self._indices[index])
-        return self._listing.absolute(int(self._indices[index]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +86,13 @@ class Samples:
         """Whether any sample that did not fail is in `split`."""
         return bool((self.decoded & (self.splits == split_code(split))).any())
 
+    def sources(self, indices: Iterable[int]) -> list[ImageSource]:
+        """Return a reader of the bytes of each sample at `indices`, which fails where a file has others by now."""
+        return [
+            partial(read_image_bytes, self.listing.absolute(index), digest=self.digests[index].tobytes())
+            for index in map(int, indices)
+        ]
+
     def label_conflicts(self) -> list[list[str]]:
         """Return groups of paths whose bytes are equal but whose labels differ."""
         return [
@@ -175,69 +123,6 @@ class Samples:
         for group in np.split(order, edges):
             if len(group) > 1:
                 yield group.tolist()
-
-
-def split_code(split: str) -> int:
-    """Return the index of `split` in `SPLITS`; `InputError` for another name."""
-    if split not in SPLITS:
-        raise InputError(f"split must be one of {SPLITS!r}, got {split!r}")
-    return SPLITS.index(split)
-
-
-def printable(path: str) -> str:
-    """Return `path` fit for a terminal and for JSON: bytes that are not UTF-8 as ``\\xNN``."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-# --- splits ---------------------------------------------------------------------------------------------------------
-
-
-def split_draws(digests: npt.NDArray[np.uint8], *, seed: int) -> npt.NDArray[np.float64]:
-    """Return u in [0, 1) for each digest (n, 32): the first 8 bytes of sha256(seed as 8 bytes ‖ digest) over 2⁶⁴."""
-    prefix = hashlib.sha256(int(seed).to_bytes(8, "big", signed=True))
-    raw = np.ascontiguousarray(digests).tobytes()
-    words = bytearray()
-    for start in range(0, len(raw), 32):
-        state = prefix.copy()
-        state.update(raw[start : start + 32])
-        words += state.digest()[:8]
-    return np.frombuffer(bytes(words), dtype=">u8").astype(np.float64) / 2.0**64
-
-
-def assign_splits(listing: Listing, digests: npt.NDArray[np.uint8], *, seed: int) -> npt.NDArray[np.uint8]:
-    """Return the split of each sample (n,) uint8: as given, else drawn from the digest alone.
-
-    Without any given split: test where u < 0.15, val where u < 0.30, else train. With train and test but no val: val is
-    carved from train where 0.15 ≤ u < 0.30 of the same draw. A class left without a train sample gets its lowest-u
-    image into train. Since u depends on the bytes only, adding images never moves others (but for that last rule).
-    """
-    given = listing.given_splits
-    splits = given.copy()
-    free = given == NO_SPLIT
-    carve = not free.any() and not (given == 1).any() and (given == 2).any()
-    if not free.any() and not carve:
-        return splits
-    u = split_draws(digests, seed=seed)
-    is_val = (u >= TEST_SHARE) & (u < TEST_SHARE + VAL_SHARE)
-    if carve:
-        movable = given == 0
-        splits[movable & is_val] = 1
-    else:
-        movable = free
-        splits[movable] = 0
-        splits[movable & is_val] = 1
-        splits[movable & (u < TEST_SHARE)] = 2
-    for label in range(len(listing.classes)):
-        if listing.task == "regression":
-            break
-        of_class = listing.labels == label
-        if listing.targets is not None:
-            of_class = listing.targets[:, label] > 0
-        members = np.flatnonzero(of_class & movable)
-        if len(members) and not (splits[of_class] == 0).any():
-            lowest = members[np.argmin(u[members])]
-            splits[movable & (digests == digests[lowest]).all(axis=1)] = 0
-    return splits
 
 
 # --- file form ------------------------------------------------------------------------------------------------------

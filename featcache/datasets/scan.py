@@ -13,7 +13,8 @@ from pathlib import PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from featcache.datasets.samples import NO_SPLIT, Listing, Task
+from featcache.datasets.listing import Listing, Task
+from featcache.datasets.splits import NO_SPLIT
 from featcache.errors import InputError, MissingError
 
 # Formats that are not read stand here too (heic): such a photo is a recorded failure, not silently left out.

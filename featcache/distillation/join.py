@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from featcache.cache import FeatureCache
-from featcache.datasets.samples import NO_SPLIT, SPLITS, Listing, assign_splits, printable
+from featcache.datasets.listing import Listing, printable
 from featcache.datasets.scan import scan
-from featcache.errors import ImageError, InputError
-from featcache.images.read import read_image_file
+from featcache.datasets.splits import NO_SPLIT, SPLITS, assign_splits
+from featcache.errors import InputError
+from featcache.images.read import hash_files
 
 _NOT_READ = bytes(32)
 
@@ -59,7 +59,8 @@ def join_images(images: str | Path, teachers: Sequence[FeatureCache]) -> Joined:
     `InputError` where a teacher never saw an image, or fewer than two are left.
     """
     listing = scan(images)
-    digests, failures = _hash(listing)
+    hashed = hash_files(listing.absolute_paths(np.arange(len(listing))))
+    digests, failures = hashed.digests, [(listing.paths[i], reason) for i, reason in hashed.failures.items()]
     splits = assign_splits(listing, digests, seed=0)
     labels = listing.labels.astype(np.int64)
     if listing.task != "classification":
@@ -101,19 +102,6 @@ def _take(
 ) -> Images:
     indices = np.flatnonzero(chosen)
     return Images(tuple(listing.absolute(int(i)) for i in indices), digests[indices], labels[indices])
-
-
-def _hash(listing: Listing) -> tuple[npt.NDArray[np.uint8], list[tuple[str, str]]]:
-    digests = np.zeros((len(listing), 32), dtype=np.uint8)
-    failures = []
-    for index in tqdm(range(len(listing)), desc="images", unit="image", disable=None):
-        try:
-            data, _ = read_image_file(listing.absolute(index))
-        except ImageError as error:
-            failures.append((listing.paths[index], str(error)))
-            continue
-        digests[index] = np.frombuffer(hashlib.sha256(data).digest(), dtype=np.uint8)
-    return digests, failures
 
 
 def _failed_in(teacher: FeatureCache) -> dict[bytes, str]:

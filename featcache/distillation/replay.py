@@ -24,7 +24,7 @@ from tqdm import tqdm
 from featcache.distillation.join import Images
 from featcache.errors import ImageError, InputError
 from featcache.images.load import decode, resize_crop
-from featcache.images.read import read_image_file
+from featcache.images.read import read_image_bytes
 from featcache.images.views import draw_view
 from featcache.recipe import Decoder, Preprocessing
 from featcache.system.files import write_atomically
@@ -63,10 +63,7 @@ class Look:
     def render(self, path: str, digest: bytes, slots: Sequence[int], out: npt.NDArray[np.uint8]) -> None:
         """Write the views at positions `slots` of the image at `path` into `out` (len(slots), height, width, 3)."""
         try:
-            data, _ = read_image_file(path)
-            if hashlib.sha256(data).digest() != digest:
-                raise ImageError("its bytes have changed since they were listed")
-            pixels = decode(data, decoder=self.decoder, reuse=True)
+            pixels = decode(read_image_bytes(path, digest=digest), decoder=self.decoder, reuse=True)
             for row, slot in enumerate(slots):
                 drawn = draw_view(self.view_seed, digest, self.views[slot])
                 resize_crop(pixels, self.preprocessing, decoder=self.decoder, view=drawn, out=out[row])

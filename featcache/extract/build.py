@@ -21,8 +21,10 @@ import numpy.typing as npt
 from featcache.cache import FeatureCache, open_cache
 from featcache.cache.cache import create_cache
 from featcache.cache.manifest import is_cache
-from featcache.datasets.samples import Listing, Samples, Task, assign_splits, printable
+from featcache.datasets.listing import Listing, Task, printable
+from featcache.datasets.samples import Samples
 from featcache.datasets.scan import scan
+from featcache.datasets.splits import assign_splits
 from featcache.errors import InputError, RecipeMismatchError
 from featcache.extract.changes import Plan, Seen, hash_known, plan_build, same_listing
 from featcache.extract.request import DEFAULT_BACKBONE, Extractor, Request, first_given, open_extractor, resolved_under

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.cache import FeatureCache
-from featcache.datasets.samples import Listing, Samples
+from featcache.datasets.listing import Listing
+from featcache.datasets.samples import Samples
 from featcache.errors import ImageError
-from featcache.images.read import FileStat, read_image_file
+from featcache.images.read import FileStat, hash_file
 from featcache.store import StoreWriter
 
 RACY_NANOSECONDS = 2_000_000_000  # a file changed this close to the last scan may have changed after it (git's rule)
@@ -124,7 +124,6 @@ def hash_known(listing: Listing, plan: Plan, writer: StoreWriter, *, before: Sam
 def _read(path: str) -> tuple[bytes, FileStat] | str:
     """Return a file's digest and stat, or why it cannot be read."""
     try:
-        data, status = read_image_file(path)
+        return hash_file(path)
     except ImageError as error:
         return str(error)
-    return hashlib.sha256(data).digest(), status

@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import CorruptError, InputError, MissingError
+from featcache.errors import CorruptError, ImageError, InputError, MissingError
+from featcache.images.load import decode
+from featcache.images.read import read_image_bytes
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from featcache.cache import FeatureCache
 
 GOLDEN_FILE = "golden.json"
@@ -98,11 +102,9 @@ def golden_photos(cache: FeatureCache, *, dataset: str | None = None, count: int
         if len(found) == count:
             break
         try:
-            data = Path(os.fsdecode(samples.listing.absolute(index))).read_bytes()
-        except OSError:
+            found.append(as_jpeg(read_image_bytes(samples.listing.absolute(index), digest=digest)))
+        except ImageError:
             continue
-        if hashlib.sha256(data).digest() == digest:
-            found.append(as_jpeg(data))
     if not found:
         raise MissingError(
             f"golden photos must be read from {samples.root!r}, none is there unchanged: build the cache again or "
@@ -125,19 +127,15 @@ def golden_patterns(height: int, width: int, *, count: int = GOLDEN_COUNT) -> tu
 
 
 def as_jpeg(data: bytes) -> bytes:
-    """Return `data` if it is a JPEG, else the image in it encoded as one."""
+    """Return `data` if it is a JPEG, else its picture, decoded as everywhere, encoded as one. Raises `ImageError`."""
     if data.startswith(b"\xff\xd8\xff"):
         return data
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as image:
-        return _encode(ImageOps.exif_transpose(image).convert("RGB"))
+    return _encode(Image.fromarray(decode(data, decoder="pillow")))
 
 
-def _encode(image: object) -> bytes:
-    from PIL.Image import Image
-
-    assert isinstance(image, Image)
+def _encode(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()

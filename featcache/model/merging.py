@@ -15,8 +15,9 @@ import torch
 from featcache.backbone.backbone import Backbone
 from featcache.backbone.load import load_backbone
 from featcache.cache import FeatureCache, open_cache
-from featcache.errors import ImageError, InputError, VerificationError, WeightsError
+from featcache.errors import InputError, VerificationError, WeightsError
 from featcache.heads import Head, load_head
+from featcache.images.batches import first_decoded
 from featcache.images.load import load_image
 from featcache.model.directory import model_bytes, save_model
 from featcache.model.golden import Golden, GoldenKind, golden_patterns, golden_photos
@@ -196,19 +197,16 @@ def _difference_to_cache(
         return None, None, 0
     samples = cache.samples(dataset)
     selection = cache.select(dataset=dataset, labelled=False)
-    pixels, rows = [], []
     step = max(1, len(selection.rows) // _COMPARED_IMAGES)
-    for index, row in list(zip(selection.indices, selection.rows, strict=True))[::step][:_COMPARED_IMAGES]:
-        try:
-            data = Path(samples.listing.absolute(int(index))).read_bytes()
-            pixels.append(load_image(data, cache.recipe.preprocessing, decoder=cache.recipe.decoder))
-        except (OSError, ImageError):
-            continue  # photos may have gone since the build; what is left is compared
-        rows.append(row)
-    if not pixels:
+    compared = slice(None, step * _COMPARED_IMAGES, step)
+    sources = samples.sources(selection.indices[compared])
+    # photos may have gone or changed since the build; what is left is compared
+    batch = first_decoded(sources, cache.recipe.preprocessing, count=len(sources), decoder=cache.recipe.decoder)
+    if not len(batch.indices):
         return None, None, 0
-    stored = model.fitted.predict_logits(cache.gather(np.array(rows), output=list(model.backbone.outputs)))
+    rows = selection.rows[compared][batch.indices]
+    stored = model.fitted.predict_logits(cache.gather(rows, output=list(model.backbone.outputs)))
     with torch.inference_mode():
-        live = model(torch.from_numpy(np.stack(pixels)))[0].numpy()
+        live = model(torch.from_numpy(batch.pixels))[0].numpy()
     agreement = float((stored.argmax(axis=1) == live.argmax(axis=1)).mean())
-    return float(np.abs(stored - live).max()), agreement, len(pixels)
+    return float(np.abs(stored - live).max()), agreement, len(batch.indices)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache import open_cache
-from featcache.errors import ImageError, InputError
+from featcache.errors import InputError
 from featcache.heads import Head, load_head
-from featcache.images.read import read_image_bytes
+from featcache.images.read import hash_files
 from featcache.runtime.classifier import is_model
 
 
@@ -38,17 +37,10 @@ def cached_logits(
                 f"the head must have been trained on the cache {os.fspath(cache)!r}; their fingerprints differ: "
                 "name the cache it was trained on, or leave it out"
             )
-        digests = np.zeros((len(paths), 32), dtype=np.uint8)
-        readable = np.zeros(len(paths), dtype=bool)
-        for index, path in enumerate(paths):
-            try:
-                digest = hashlib.sha256(read_image_bytes(path)).digest()
-            except ImageError:
-                continue
-            digests[index], readable[index] = np.frombuffer(digest, dtype=np.uint8), True
+        hashed = hash_files(paths)
         with opened.reader() as reader:
-            rows = np.asarray(reader.find(digests))
-        known = np.flatnonzero(readable & (rows >= 0))
+            rows = np.asarray(reader.find(hashed.digests))
+        known = np.flatnonzero(hashed.readable & (rows >= 0))
         if not len(known):
             return [], np.zeros((0, len(fitted.classes)), dtype=np.float32)
         outputs = list(dict.fromkeys(column.partition("@")[0] for column in fitted.columns))

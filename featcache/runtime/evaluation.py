@@ -14,8 +14,8 @@ from tqdm import tqdm
 from featcache.datasets.labelled import LabelledImages, labelled_images
 from featcache.errors import InputError
 from featcache.heads.base import softmax
+from featcache.images.batches import decoded_batches
 from featcache.runtime.classifier import open_classifier
-from featcache.runtime.streaming import stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def evaluate(
         failures: dict[int, str] = {}
         logits = np.zeros((len(chosen), len(classifier.classes)), dtype=np.float32)
         with tqdm(total=len(chosen), desc="evaluate", unit="image", disable=None) as bar:
-            for batch in stream(chosen.sources(), classifier.preprocessing, failures=failures):
+            for batch in decoded_batches(chosen.sources(), classifier.preprocessing, failures=failures):
                 logits[batch.indices] = classifier.runner.run(batch.pixels)
                 bar.update(len(batch.indices))
         return score(

@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from featcache.datasets.samples import printable
+from featcache.datasets.listing import printable
 from featcache.datasets.scan import IMAGE_EXTENSIONS, scan
 from featcache.errors import InputError, MissingError
 from featcache.heads.base import sigmoid, softmax
 from featcache.heads.unknown import UnknownRule
+from featcache.images.batches import decoded_batches
 from featcache.images.read import read_image_bytes
 from featcache.runtime.bundle import is_bundle
 from featcache.runtime.classifier import Classifier, is_model, open_classifier
-from featcache.runtime.streaming import stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def _computed(
     found: dict[int, Prediction] = {}
     sources = [partial(read_image_bytes, paths[index]) for index in wanted]
     with tqdm(total=len(wanted), desc="predict", unit="image", disable=None) as bar:
-        for batch in stream(sources, classifier.preprocessing, failures=failures):
+        for batch in decoded_batches(sources, classifier.preprocessing, failures=failures):
             indices = [wanted[position] for position in batch.indices.tolist()]
             made = describe(
                 [names[index] for index in indices],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.datasets.samples import printable
+from featcache.datasets.listing import printable
 from featcache.errors import InputError
 from featcache.heads.base import Floats
 

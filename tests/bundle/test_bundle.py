@@ -22,6 +22,7 @@ from featcache.errors import CorruptError, ExistsError, FormatError, InputError,
 from featcache.formats.interface import Runner
 from featcache.formats.onnx import OnnxTarget
 from featcache.heads.unknown import UnknownRule
+from featcache.images.load import decode
 from featcache.model.merged import MergedModel
 from featcache.runtime import evaluate, open_bundle, predict
 from featcache.verification import verify
@@ -45,6 +46,16 @@ def bundle(exported: Path, tmp_path: Path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_preprocess_document_says_what_the_decoder_does(exported: Path, tmp_path: Path) -> None:
+    """Whoever reads images by the document alone sees transparent and 16-bit pictures as the rows saw them."""
+    (step,) = [step for step in json.loads(contents(exported)["preprocess.json"])["steps"] if step.startswith("decode")]
+    assert "transparency is laid over white" in step and "the highest 8 of 16 bits are kept" in step
+    Image.new("RGBA", (1, 1), (200, 100, 0, 0)).save(tmp_path / "glass.png")
+    assert decode((tmp_path / "glass.png").read_bytes()).ravel().tolist() == [255, 255, 255]
+    Image.fromarray(np.array([[0x12FF]], dtype=np.uint16)).save(tmp_path / "deep.png")
+    assert decode((tmp_path / "deep.png").read_bytes()).ravel().tolist() == [0x12] * 3
 
 
 def test_bundle_holds_what_a_device_needs(exported: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from commands import featcache, refusal, result
 from conftest import write_photo
 
-from featcache.datasets.samples import SPLITS
+from featcache.datasets.splits import SPLITS
 
 BACKBONE = ["--backbone", "test_efficientnet", "--weights", "random:0"]
 

@@ -12,7 +12,7 @@ from torch import nn
 from featcache.backbone.timm_import import import_timm
 from featcache.cache import open_cache
 from featcache.compress import prune, quantize
-from featcache.compress.channels import remove_channels
+from featcache.compress.channels import loss_gradients, remove_channels
 from featcache.compress.measurement import graph_macs, zero_share
 from featcache.compress.pruning import zero_smallest
 from featcache.compress.refitting import open_source
@@ -66,6 +66,20 @@ def test_channel_pruning_reaches_the_multiplications_asked_for(place: Path, tmp_
     assert pruned.recipe.fingerprint == pruned.fitted.fingerprint
     golden = Golden.load(tmp_path / "p" / "golden")
     np.testing.assert_allclose(logits_of_images(pruned, golden.images), golden.logits, atol=1e-5)
+
+
+def test_importance_is_measured_on_unchanged_images_only(place: Path, photos: Path, tmp_path: Path) -> None:
+    """A photo that was replaced counts as little as one that is gone: its label is that of another picture."""
+    shutil.copytree(photos, tmp_path / "photos")
+    build_cache(tmp_path / "photos", tmp_path / "cache", backbone=BACKBONE, weights="random:3", precision="fp32")
+    with open_cache(tmp_path / "cache") as cache:
+        source = open_source(place / "model", cache)
+        file = Path(cache.samples().listing.absolute(int(cache.select(split="train").indices[0])))
+        write_photo(file, seed=999, size=(180, 170))
+        replaced = loss_gradients(source)
+        file.unlink()
+        gone = loss_gradients(source)
+    assert all(torch.equal(replaced[name], gone[name]) for name in gone)
 
 
 def test_a_pruned_model_can_be_quantized(place: Path, tmp_path: Path) -> None:

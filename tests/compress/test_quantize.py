@@ -17,9 +17,9 @@ from featcache.cache import open_cache
 from featcache.compress import CompressResult, apply_quantization, quantize
 from featcache.compress.layerwise import calibrate
 from featcache.compress.measurement import graph_macs, node_macs
-from featcache.compress.quantization import integer_head, integer_nodes, quantized_model
+from featcache.compress.quantization import calibration_pixels, integer_head, integer_nodes, quantized_model
 from featcache.compress.ranges import as_stored, best_range, covering
-from featcache.compress.refitting import SplitRows
+from featcache.compress.refitting import SplitRows, open_source
 from featcache.compress.rounding import LIMIT, MomentsSum, channel_scales, round_jointly, round_nearest
 from featcache.errors import ExistsError, FormatError, InputError, MissingError
 from featcache.extract.build import build_cache
@@ -55,6 +55,20 @@ def result(place: Path) -> CompressResult:
 def logits_of(graph: Path, pixels: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     return np.asarray(session.run(["logits"], {"image": pixels})[0])
+
+
+def test_calibration_reads_unchanged_images_only(place: Path, tmp_path: Path) -> None:
+    """A photo that was replaced since the build is none that the model was trained on."""
+    shutil.copytree(place / "photos", tmp_path / "photos")
+    build_cache(tmp_path / "photos", tmp_path / "cache", backbone=BACKBONE, weights="random:3", precision="fp32")
+    with open_cache(tmp_path / "cache") as cache:
+        source = open_source(place / "model", cache)
+        before = calibration_pixels(source, 100)
+        index = int(cache.select(split="train").indices[0])
+        write_photo(Path(cache.samples().listing.absolute(index)), seed=999, size=(180, 170))
+        after = calibration_pixels(source, 100)
+    assert len(after) == len(before) - 1
+    assert {image.tobytes() for image in after} < {image.tobytes() for image in before}
 
 
 def test_most_convolutions_run_as_integer_kernels(place: Path, result: CompressResult, tmp_path: Path) -> None:

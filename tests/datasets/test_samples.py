@@ -12,15 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.datasets.samples import (
-    NO_SPLIT,
-    Listing,
-    Samples,
-    assign_splits,
-    load_samples,
-    save_samples,
-    split_draws,
-)
+from featcache.datasets.listing import Listing
+from featcache.datasets.samples import Samples, load_samples, save_samples
+from featcache.datasets.splits import NO_SPLIT, assign_splits, split_draws
 from featcache.errors import CorruptError, FormatError
 
 

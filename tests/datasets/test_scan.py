@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from featcache.datasets.samples import NO_SPLIT
 from featcache.datasets.scan import scan
+from featcache.datasets.splits import NO_SPLIT
 from featcache.errors import InputError, MissingError
 
 

@@ -20,7 +20,7 @@ from fake import PREPROCESSING, SIZE, FakeEngine, fake_recipe
 
 from featcache.cache import open_cache
 from featcache.cache.cache import column_name
-from featcache.datasets.samples import assign_splits
+from featcache.datasets.splits import assign_splits
 from featcache.errors import RecipeMismatchError
 from featcache.extract.build import BuildReport, build_cache
 from featcache.images.load import load_image

@@ -15,8 +15,9 @@ from featcache.cache import FeatureCache, open_cache
 from featcache.errors import CorruptError, ExistsError, FormatError, InputError, MissingError, WeightsError
 from featcache.extract.build import build_cache
 from featcache.heads import Head
+from featcache.images.load import decode
 from featcache.model.directory import load_model, save_model, verify_model
-from featcache.model.golden import Golden, golden_patterns, golden_photos
+from featcache.model.golden import Golden, as_jpeg, golden_patterns, golden_photos
 from featcache.model.merging import load_pixels, logits_of_images, merge, merged_model
 from featcache.model.surgery import Surgery, changed_widths, folded_copy, layer_widths, resize_layers
 from featcache.train import train_head
@@ -120,10 +121,32 @@ def test_golden_photos_need_unchanged_files(folder: Path, tmp_path: Path) -> Non
 
 
 def test_pictures_that_are_no_jpeg_become_one(tmp_path: Path, head: Head) -> None:
-    from featcache.model.golden import as_jpeg
-
     Image.new("RGB", (9, 7), (10, 200, 30)).save(tmp_path / "a.png")
     assert as_jpeg((tmp_path / "a.png").read_bytes()).startswith(b"\xff\xd8\xff")
+
+
+@pytest.mark.parametrize("kind", ["transparent", "16-bit"])
+def test_golden_photo_of_an_odd_png_has_the_pixels_of_its_row(tmp_path: Path, kind: str) -> None:
+    """A golden image is the picture that the decoder of every row sees: white behind glass, the highest of 16 bits."""
+    ramp = np.linspace(0, 255, 64 * 64).reshape(64, 64)
+    if kind == "transparent":
+        pixels = np.stack([ramp, 255 - ramp, ramp[::-1], np.where(ramp < 128, 0, 255)], axis=-1).astype(np.uint8)
+        Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png")
+    else:
+        Image.fromarray((ramp * 257).astype(np.uint16)).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    seen, golden = decode(data).astype(int), decode(as_jpeg(data)).astype(int)
+    assert np.abs(seen - golden).mean() < 3  # what JPEG itself changes
+
+
+def test_merge_compares_unchanged_images_only(folder: Path, head: Head, tmp_path: Path) -> None:
+    """The row of a photo that was replaced since says nothing of the new one."""
+    shutil.copytree(folder / "photos", tmp_path / "photos")
+    build_cache(tmp_path / "photos", tmp_path / "cache", backbone=BACKBONE, weights="random:3", precision="fp32")
+    before = merge(head, tmp_path / "cache", out=tmp_path / "before", golden="none")
+    shutil.copy(next((tmp_path / "photos" / "dog").iterdir()), next((tmp_path / "photos" / "cat").iterdir()))
+    after = merge(head, tmp_path / "cache", out=tmp_path / "after", golden="none")
+    assert after.n_compared == before.n_compared - 1
 
 
 def test_changed_bytes_are_noticed(folder: Path, head: Head, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,14 @@ def test_a_model_predicts_as_its_bundle(model: Path, bundle: Path, photos: Path)
     np.testing.assert_allclose(
         [entry.probability for entry in by_model], [entry.probability for entry in by_bundle], atol=1e-3
     )
+
+
+def test_predict_of_a_named_pipe_says_what_it_is(bundle: Path, tmp_path: Path) -> None:
+    """Reading a pipe that nobody writes to would hang."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    arguments = [sys.executable, "-c", "from featcache.cli import main; main()", "predict", bundle, "pipe.jpg"]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert "pipe.jpg: is not a regular file" in done.stderr.splitlines()[-1]
 
 
 def test_bad_images_are_entries_with_a_reason(bundle: Path, photos: Path) -> None:
