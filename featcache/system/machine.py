@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from pathlib import Path
 from typing import Any
+
+from featcache.system.control_group import CGROUP_ROOT, control_group_folders, read_number
+from featcache.system.threads import processor_count
 
 _PACKAGES = ("featcache", "torch", "timm", "onnx", "onnxruntime", "openvino", "numpy", "pillow")
 
@@ -21,7 +25,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "architecture": platform.machine(),
-        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": processor_count(),
         "memory_bytes": memory_bytes_of_machine(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
@@ -38,10 +42,20 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def memory_bytes_of_machine() -> int | None:
-    """Return the bytes of main memory, None where the system does not say."""
+def memory_bytes_of_machine(cgroup_root: Path = CGROUP_ROOT) -> int | None:
+    """Return the bytes of main memory, or the limit of the container where that is lower; None where nothing says.
+
+    `cgroup_root`: where control groups are mounted.
+    """
+    limits = []
     names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
-    if not all(name in getattr(os, "sysconf_names", {}) for name in names):
-        return None
-    page, pages = (os.sysconf(name) for name in names)
-    return page * pages
+    if all(name in getattr(os, "sysconf_names", {}) for name in names):
+        page, pages = (os.sysconf(name) for name in names)
+        limits.append(page * pages)
+    for folder in control_group_folders("memory", cgroup_root):
+        limits += [
+            limit
+            for name in ("memory.max", "memory.limit_in_bytes")
+            if (limit := read_number(folder / name)) is not None and limit > 0
+        ]
+    return min(limits, default=None)

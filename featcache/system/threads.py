@@ -1,4 +1,4 @@
-"""How many processors there are to compute on, and torch kept on the calling thread where each has its worker."""
+"""How many processors this process may use, and torch kept on the calling thread where each has its worker."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from featcache.system.control_group import CGROUP_ROOT, control_group_folders, read_number
 
 
 @contextmanager
@@ -25,13 +27,40 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def processor_count() -> int:
-    """Return how many processors this process may use: its affinity, and the quota of its container."""
+def processor_count(cgroup_root: Path = CGROUP_ROOT) -> int:
+    """Return how many processors this process may use: its affinity, and the cpuset and quota of its container.
+
+    A quota of part of a processor counts as a whole one. `cgroup_root`: where control groups are mounted.
+
+    >>> processor_count() >= 1
+    True
+    """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = [count]
+    for folder in control_group_folders("cpu", cgroup_root):
+        limits += [math.ceil(quota) for quota in _quotas(folder) if quota > 0]
+    for folder in control_group_folders("cpuset", cgroup_root):
+        limits += [_set_size(folder / name) for name in ("cpuset.cpus.effective", "cpuset.cpus")]
+    return max(1, min(limit for limit in limits if limit > 0))
+
+
+def _quotas(folder: Path) -> Iterator[float]:
+    """Yield the processors' worth of time per second that a control group of either version allows, if it says so."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
         if quota != "max":
-            count = min(count, max(1, math.ceil(int(quota) / int(period))))
+            yield int(quota) / int(period)
     except (OSError, ValueError):
-        pass  # no such control group: the affinity is all there is
-    return count
+        pass  # not version 2, or its root, which has no limit
+    quota_us, period_us = read_number(folder / "cpu.cfs_quota_us"), read_number(folder / "cpu.cfs_period_us")
+    if quota_us is not None and period_us:
+        yield quota_us / period_us
+
+
+def _set_size(file: Path) -> int:
+    """Return how many processors a list such as ``0-3,8`` names; 0 where there is no such file or it is empty."""
+    try:
+        ranges = [part.split("-") for part in file.read_text(encoding="ascii").strip().split(",") if part]
+        return sum(int(numbers[-1]) - int(numbers[0]) + 1 for numbers in ranges)
+    except (OSError, ValueError):
+        return 0
