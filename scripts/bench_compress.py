@@ -1,11 +1,13 @@
 """Measure what INT8 costs in accuracy, from JPEG bytes through the float and the INT8 bundle, on the same photos.
 
-    python scripts/bench_compress.py [--only tinyimagenet200|clothing10] [--json OUT] [--work DIR] [--option NAME=VALUE]
+    python scripts/bench_compress.py [--only tinyimagenet200|clothing10|digits] [--json OUT] [--work DIR]
+        [--option NAME=VALUE]
 
 tinyimagenet200: 10,000 train photos (50 of each class), the 2,000 val photos as test; l2 = 0.1 (scikit-learn's
 C = 1e-3).
 clothing10: 5 folds over all 1,905 photos, stratified; each photo is tested once, by a backbone calibrated and a head
 fitted without it; C = 0.01. The backbone is mobilenetv2_100.tf_float_headless, whose weights were never quantized.
+digits: scikit-learn's 1,797 through `run` and the embedded backbone, as in scripts/demo; its models on the test split.
 Finished parts are kept in --work and not measured again (delete it to start over); --option goes to `quantize`.
 """
 
@@ -157,9 +159,23 @@ def summary(name: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def print_digits(work: Path) -> None:
+    """Print the accuracy of the float, the pruned and the INT8 model of the demo's digits, and which of them ships."""
+    from make_digits import write_digits
+
+    import featcache
+
+    write_digits(work / "digits")
+    report = featcache.run(work / "digits", out=work / "digits-run", overwrite=True)
+    for row in report.table:
+        accuracy = "not run" if row["accuracy"] is None else f"{100 * row['accuracy']:.2f} %"
+        print(f"digits: {row['model']}: {accuracy}, {row['bytes']} bytes, {row['latency_ms']} ms")
+    print(f"digits: the bundle holds {report.shipped}", *report.notes, sep="\n  ")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["tinyimagenet200", "clothing10"])
+    parser.add_argument("--only", choices=["tinyimagenet200", "clothing10", "digits"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", type=Path, default=DATA / "bench_compress")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
@@ -167,12 +183,14 @@ def main() -> None:
     options = {name: json.loads(value) for name, _, value in (entry.partition("=") for entry in arguments.option)}
     arguments.work.mkdir(parents=True, exist_ok=True)
     found = []
-    if arguments.only != "clothing10":
+    if arguments.only in (None, "digits"):
+        print_digits(arguments.work)
+    if arguments.only in (None, "tinyimagenet200"):
         folder = unpacked("tinyimagenet200_40k.tar.gz")
         rows = tiny_rows(folder)
         part = measure("tinyimagenet200", folder, rows, l2=0.1, work=arguments.work, options=options)
         found.append(summary("tinyimagenet200", [part]))
-    if arguments.only != "tinyimagenet200":
+    if arguments.only in (None, "clothing10"):
         folder = unpacked("clothing10.tar")
         parts = []
         for fold in range(FOLDS):

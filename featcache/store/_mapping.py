@@ -21,6 +21,7 @@ from featcache.store._index import KeyIndex
 from featcache.store._record import Layout
 from featcache.store._region import Region
 from featcache.store.interface import Keys, Rows
+from featcache.system.threads import processor_count
 
 _SMALLEST_CAPACITY = 16
 _SPARSE = 16  # a block is checked whole if at least one row in so many is wanted, else row by row
@@ -203,7 +204,7 @@ def _gather(array: MappedArray, rows: Rows, out: npt.NDArray[Any]) -> None:
     if whole is None or out.dtype != whole.dtype or not out.flags.c_contiguous:
         _gather_by_block(array, rows, out)
         return
-    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0))) if out.nbytes >= _WORTH_THREADS_BYTES else 1
+    threads = min(_MOST_THREADS, processor_count()) if out.nbytes >= _WORTH_THREADS_BYTES else 1
     if threads == 1:
         _take(whole, rows, out)
         return

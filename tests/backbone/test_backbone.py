@@ -236,10 +236,11 @@ def test_the_digest_is_of_the_weights_not_of_their_order() -> None:
 
 
 def test_no_hub_is_said_at_once_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # whatever these tests are run with
     begun = time.monotonic()
     with pytest.raises(WeightsError, match=r"no model hub.*weights=FILE.*random:SEED") as raised:
         load_backbone("mobilenetv3_small_050")
@@ -247,6 +248,18 @@ def test_no_hub_is_said_at_once_with_what_to_do(monkeypatch: pytest.MonkeyPatch,
     assert "\n" not in str(raised.value)
     with pytest.raises(WeightsError, match="no model hub"):
         load_backbone("hf-hub:timm/mobilenetv3_small_050.lamb_in1k")
+
+
+def test_weights_that_are_not_local_are_refused_at_once_when_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With HF_HUB_OFFLINE set nobody is asked, and the message says so."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match=r"HF_HUB_OFFLINE is set.*weights=FILE.*random:SEED"):
+        load_backbone("mobilenetv3_small_050")
 
 
 def test_the_hubs_weights_go_through_timms_own_loader(weights_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

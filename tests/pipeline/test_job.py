@@ -46,8 +46,11 @@ def test_an_int8_file_that_answers_otherwise_here_leaves_the_model_before_it(
 
 
 @pytest.mark.slow
-def test_the_demo_ships_an_int8_model_of_the_embedded_backbone(tmp_path: Path) -> None:
-    """What scripts/demo does once .venv is there."""
+def test_run_of_the_demo_ships_what_val_allows(tmp_path: Path) -> None:
+    """What scripts/demo does once .venv is there: each step goes on only if it cost at most two points on val.
+
+    How much INT8 costs on digits hangs on the processor's integer kernels; scripts/bench_compress.py measures it.
+    """
     pytest.importorskip("sklearn", reason="scikit-learn's digits are what the demo sees")
     sys.path.insert(0, str(ROOT / "scripts"))
     try:
@@ -56,8 +59,16 @@ def test_the_demo_ships_an_int8_model_of_the_embedded_backbone(tmp_path: Path) -
         sys.path.pop(0)
     write_digits(tmp_path / "digits")
     report = featcache.run(tmp_path / "digits", out=tmp_path / "run")
-    assert report.shipped == "int8 of pruned"
-    accuracies = {row["model"]: row["accuracy"] for row in report.table}
-    assert accuracies["float"] >= 0.96 and accuracies["int8"] >= accuracies["float"] - 0.02
-    sizes = {row["model"]: row["bytes"] for row in report.table}
-    assert sizes["int8"] < 0.5 * sizes["pruned"] < 0.5 * sizes["float"]
+    assert report.prune is not None
+    pruning, quantization = (
+        step["val_accuracy_float"] - step["val_accuracy_after_refit"] for step in (report.prune, report.quantize)
+    )
+    source = "pruned" if pruning <= 0.02 else "float"
+    assert report.shipped == (f"int8 of {source}" if quantization <= 0.02 else source)
+    assert len([note for note in report.notes if note.startswith("the loss of")]) == (pruning > 0.02) + (
+        quantization > 0.02
+    )
+    rows = {row["model"]: row for row in report.table}
+    assert rows["float"]["accuracy"] >= 0.96
+    assert report.export["formats"]["onnx"]["bytes"] == rows[report.shipped.partition(" ")[0]]["bytes"]
+    assert rows["int8"]["bytes"] < 0.5 * rows["pruned"]["bytes"] < 0.5 * rows["float"]["bytes"]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import InputError
 from featcache.heads.solvers.problem import BlockSource, Problem
+from featcache.system.threads import processor_count
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -23,7 +24,7 @@ Float64 = NDArray[np.float64]
 BLOCK_ROWS = 2048  # rows per product when reading from memory: large enough for GEMM, small enough for the buffers
 CHUNK_ROWS = 256  # rows of features per elementwise step: they stay in a core's second-level cache
 CHUNK_NUMBERS = 1 << 18  # of an elementwise step: with fewer, threads wait for each other longer than they compute
-_THREADS = max(1, min(os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0)), 8))
+_THREADS = min(processor_count(), 8)
 _pool: ThreadPoolExecutor | None = None
 _pool_owner = 0
 
