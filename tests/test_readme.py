@@ -1,4 +1,4 @@
-"""The README: its commands and its Python run, and every command stands in it."""
+"""The README, in both languages: its commands and its Python run, and every command stands in it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+README_ZH = (ROOT / "README.zh.md").read_text(encoding="utf-8")
 MAIN = [sys.executable, "-W", "ignore", "-c", "from featcache.cli import main; main()"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ featcache")]
-    return [shlex.split(line, comments=True)[1:] for line in lines]
+def console_lines(page: str) -> list[list[str]]:
+    """Return the words of each line that a reader may type, without its comment."""
+    lines = [line for block in blocks(page, "console") for line in block.splitlines() if line.startswith("$ ")]
+    return [shlex.split(line[2:], comments=True) for line in lines]
 
 
 @pytest.mark.slow
 def test_commands_run_word_for_word(photos: Path, tmp_path: Path) -> None:
     assert photos.parent == tmp_path  # the README's photos/
-    listed = commands()
+    assert console_lines(README_ZH) == console_lines(README), "one run is the test of both pages"
+    listed = [arguments for program, *arguments in console_lines(README) if program == "featcache"]
     assert [arguments[0] for arguments in listed] == [
         "build", "train", "merge", "prune", "quantize", "export", "predict", "evaluate",
     ]  # fmt: skip
@@ -39,7 +42,8 @@ def test_commands_run_word_for_word(photos: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_python_runs_word_for_word(photos: Path, tmp_path: Path) -> None:
-    (block,) = blocks("python")
+    (block,) = blocks(README, "python")
+    assert blocks(README_ZH, "python") == [block], "one run is the test of both pages"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Odd and hostile images: each has the outcome stated in the table of README.md, the same in both decoders."""
+"""Odd and hostile images: each has the outcome that the page of data sets states, in both decoders alike."""
 
 from __future__ import annotations
 
