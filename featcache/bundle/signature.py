@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import DependencyError, InputError, MissingError
 from featcache.runtime.bundle import MANIFEST_FILE, SIGNATURE_FILE
+from featcache.system.json import parse_json
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -84,7 +85,7 @@ def check_signature(place: Path, trusted: Ed25519PublicKey | None) -> tuple[str 
 
     data = path.read_bytes()
     try:
-        document = json.loads(data)
+        document = parse_json(data)
         public, signature = (base64.b64decode(document[name], validate=True) for name in ("public_key", "signature"))
         key = Ed25519PublicKey.from_public_bytes(public)
     except (ValueError, KeyError, TypeError, binascii.Error):

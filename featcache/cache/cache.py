@@ -32,9 +32,16 @@ from featcache.errors import CorruptError, FormatError, InputError
 from featcache.recipe import Recipe
 from featcache.store import Column, FeatureStore, StoreReader, create_store, open_store
 from featcache.system.files import new_directory, safe_name, write_atomically
-from featcache.system.json import has_checksum, with_checksum
+from featcache.system.json import DocumentKind, read_document, with_checksum
 
 _DIGEST_BLOCK_ROWS = 4096
+_REQUESTS = DocumentKind(
+    "CACHE",
+    make="the next build writes it",
+    renew="the next build writes it anew",
+    keys=("requests",),
+    checksum=True,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,15 +340,7 @@ class FeatureCache:
 
     def _read_requests(self) -> list[Any]:
         path = self.path / "requests.json"
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return []
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            known = None
-        if not isinstance(known, dict) or not has_checksum(known):
-            raise CorruptError(f"{str(path)!r} must match its checksum, it does not: the next build writes it anew")
-        return list(known["requests"])
+        return list(read_document(path, _REQUESTS)["requests"]) if path.exists() else []
 
     def remember_request(self, request: Mapping[str, Any]) -> None:
         """Note that `request` leads to this Recipe; the latest eight are kept."""

@@ -10,13 +10,23 @@ from typing import Any
 from featcache.errors import CorruptError, FormatError, MissingError
 from featcache.recipe import Recipe
 from featcache.system.files import write_atomically
-from featcache.system.json import has_checksum, with_checksum
+from featcache.system.json import DocumentKind, read_document, with_checksum
 
 CACHE_VERSION = 2
 _UNCHECKED_VERSION = 1  # as version 2, without checksum and copy: still read
 _FORMAT = "featcache-cache"
 _MAIN, _COPY = "manifest.json", "manifest-copy.json"
 _MEND = "featcache verify --repair restores it from its copy"
+_DOCUMENT = DocumentKind(
+    "CACHE",
+    make="make one with 'featcache build'",
+    renew=_MEND,
+    format=_FORMAT,
+    versions=(_UNCHECKED_VERSION, CACHE_VERSION),
+    keys=("fingerprint", "store", "recipe", "request"),
+    checksum=True,
+    unchecked=(_UNCHECKED_VERSION,),
+)
 
 
 def is_cache(path: Path) -> bool:
@@ -79,27 +89,13 @@ def check_manifest(path: Path, *, repair: bool = False) -> list[str]:
 
 def _read(file: Path) -> dict[str, Any]:
     path = file.parent
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
+    if not file.exists():
         if is_cache(path):
-            raise CorruptError(f"{str(file)!r} must be there, it is missing; {_MEND}") from error
-        inside = sorted(str(found.parent) for found in path.glob(f"*/{_MAIN}"))
+            raise CorruptError(f"{str(file)!r} must be there, it is missing; {_MEND}")
+        inside = sorted(str(manifest.parent) for manifest in path.glob(f"*/{_MAIN}"))
         hint = f"; it holds {inside!r}: name one of them" if inside else ""
-        raise FormatError(f"CACHE must be a directory that featcache build made, {str(path)!r} is not{hint}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptError(f"{str(file)!r} must be JSON, got: {error}; {_MEND}") from error
-    if not isinstance(manifest, dict) or (manifest.get("format") != _FORMAT and "crc32c" not in manifest):
-        raise FormatError(f"CACHE must be a directory that featcache build made, {str(path)!r} is something else")
-    version = manifest.get("version")
-    if not has_checksum(manifest) and (version != _UNCHECKED_VERSION or "crc32c" in manifest):
-        raise CorruptError(f"{str(file)!r} must match its checksum, it does not; {_MEND}")
-    if version not in (_UNCHECKED_VERSION, CACHE_VERSION):  # the checksum is the same in every version
-        raise FormatError(
-            f"the cache {str(path)!r} must be of format version {CACHE_VERSION}, got {version!r}: "
-            "use the featcache that wrote it, or build again elsewhere"
-        )
-    recipe = Recipe.from_json(manifest["recipe"])
-    if recipe.fingerprint != manifest.get("fingerprint"):
+        raise FormatError(f"CACHE must be a directory that featcache build made, {str(path)!r} is not{hint}")
+    manifest = read_document(file, _DOCUMENT)
+    if Recipe.from_json(manifest["recipe"]).fingerprint != manifest["fingerprint"]:
         raise CorruptError(f"{str(file)!r} must match its fingerprint, it does not; {_MEND}")
     return manifest

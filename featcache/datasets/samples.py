@@ -21,6 +21,7 @@ from featcache.datasets.splits import split_code
 from featcache.errors import CorruptError, FormatError, InputError
 from featcache.images.read import ImageSource, read_image_bytes
 from featcache.system.files import write_atomically
+from featcache.system.json import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +187,12 @@ def load_samples(path: Path) -> Samples:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            header = json.loads(metadata.get("featcache", "{}"))
+            header = parse_json(metadata.get("featcache", "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (SafetensorError, ValueError) as error:
         raise CorruptError(f"{str(path)!r} must be a sample list, got other bytes ({error}): {_MEND}") from error
+    if not isinstance(header, dict):
+        raise CorruptError(f"{str(path)!r} must be a sample list, its header is no JSON object: {_MEND}")
     intact = metadata.get("crc32c") == str(_checksum(metadata.get("featcache", ""), arrays))
     if not intact and ("crc32c" in metadata or header.get("version") != _UNCHECKED_VERSION):
         raise CorruptError(f"{str(path)!r} must match its checksum, it does not: {_MEND}")

@@ -9,7 +9,6 @@ once into a memory-mapped file, or, where the disk has no room for that, anew ea
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from featcache.images.read import read_image_bytes
 from featcache.images.views import draw_view
 from featcache.recipe import Decoder, Preprocessing
 from featcache.system.files import write_atomically
-from featcache.system.json import canonical_json
+from featcache.system.json import canonical_json, parse_json
 from featcache.system.threads import one_torch_thread, processor_count
 
 _CHUNK = 64
@@ -142,6 +141,6 @@ def replay_views(place: Path, images: Images, look: Look) -> PixelSource:
 
 def _read(note: Path) -> Any:
     try:
-        return json.loads(note.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+        return parse_json(note.read_bytes())
+    except ValueError:
         return None  # a note cut short: the views are rendered again

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,15 @@ from torch import Tensor
 
 from featcache.errors import CorruptError
 from featcache.system.files import write_atomically
+from featcache.system.json import DocumentKind, read_document
+
+PROGRESS_FILE = "progress.json"
+_PROGRESS = DocumentKind(
+    "a checkpoint",
+    make="make one with 'featcache distill'",
+    renew="delete its directory to start again",
+    keys=("step", "file", "sha256", "epochs", "identity", "losses"),
+)
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
@@ -25,26 +35,19 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], notes: Ma
     file = f"state-{step}.safetensors"
     write_atomically(folder / file, data)
     progress = {"step": step, "file": file, "sha256": hashlib.sha256(data).hexdigest(), **notes}
-    write_atomically(folder / "progress.json", (json.dumps(progress, indent=1) + "\n").encode())
+    write_atomically(folder / PROGRESS_FILE, (json.dumps(progress, indent=1) + "\n").encode())
     for old in folder.glob("state-*.safetensors"):
         if old.name != file:
             old.unlink()
 
 
 def read_notes(folder: Path) -> dict[str, Any] | None:
-    """Return the JSON of the checkpoint in `folder`, None where there is none; `CorruptError` where it is not JSON."""
-    place = folder / "progress.json"
-    if not place.exists():
-        return None
-    try:
-        notes = json.loads(place.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptError(
-            f"the checkpoint {str(place)!r} must be JSON, got: {error}; delete {str(folder)!r}"
-        ) from error
-    if not isinstance(notes, dict) or not {"step", "file", "sha256"} <= set(notes):
-        raise CorruptError(f"{str(place)!r} must describe a checkpoint, it does not; delete {str(folder)!r}")
-    return notes
+    """Return the JSON of the checkpoint in `folder`, None where there is none.
+
+    Raises `CorruptError` where it is not what `save_state` wrote.
+    """
+    place = folder / PROGRESS_FILE
+    return read_document(place, _PROGRESS) if os.path.lexists(place) else None
 
 
 def load_tensors(folder: Path, notes: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.recipe import Recipe
 from featcache.system.files import cache_home
-from featcache.system.json import canonical_json
+from featcache.system.json import canonical_json, parse_json
 
 if TYPE_CHECKING:
     from featcache.backbone.backbone import Backbone
@@ -46,7 +46,7 @@ def load_entry(path: Path) -> tuple[dict[str, Any], bytes] | None:
         return None
     size = int.from_bytes(data[:8], "little")
     try:
-        header = json.loads(data[8 : 8 + size])
+        header = parse_json(data[8 : 8 + size])
         payload = data[8 + size :]
         intact = header["sha256"] == hashlib.sha256(payload).hexdigest()
     except (ValueError, KeyError, TypeError, OverflowError):

@@ -16,16 +16,28 @@ from typing import Any
 
 import numpy as np
 
-from featcache.errors import CorruptError, FormatError, InputError, MissingError
+from featcache.errors import CorruptError, InputError, MissingError
 from featcache.heads.base import Head
 from featcache.heads.calibration import Calibration
 from featcache.heads.kinds import head_class
 from featcache.heads.unknown import UnknownRule
 from featcache.system.files import new_directory
+from featcache.system.json import DocumentKind, read_document
 
 FORMAT = "featcache.head"
 VERSION = 1
 JSON_FILE, ARRAYS_FILE = "head.json", "head.safetensors"
+_DOCUMENT = DocumentKind(
+    "a head",
+    make="make one with 'featcache train'",
+    renew="train the head again",
+    format=FORMAT,
+    versions=(VERSION,),
+    keys=(
+        "kind", "classes", "task", "columns", "fingerprint", "settings", "options", "calibration", "unknown", "arrays",
+        "sha256",
+    ),
+)  # fmt: skip
 
 
 def save_head(
@@ -121,28 +133,8 @@ def load_fit(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def read_head_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the document in ``head.json`` of directory `path`, its format and version checked."""
-    try:
-        text = (Path(path) / JSON_FILE).read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingError(
-            f"a head must be a directory with {JSON_FILE}; {os.fspath(path)!r} is none: make one with 'featcache train'"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise CorruptError(f"{JSON_FILE} of {os.fspath(path)!r} must be UTF-8 JSON, got other bytes") from error
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CorruptError(f"{JSON_FILE} of {os.fspath(path)!r} must be JSON, got {error}: train it again") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise FormatError(f"{JSON_FILE} must have the format {FORMAT!r}; {os.fspath(path)!r} has another")
-    if document.get("version") != VERSION:
-        raise FormatError(
-            f"a head must be of version {VERSION}; {os.fspath(path)!r} has {document.get('version')!r}: open it with "
-            "the featcache that wrote it"
-        )
-    keys = ("kind", "classes", "task", "columns", "fingerprint", "settings", "options", "calibration", "unknown")
-    missing = [key for key in (*keys, "arrays", "sha256") if key not in document]
-    if missing:
-        raise CorruptError(f"{JSON_FILE} of {os.fspath(path)!r} must have the keys {missing!r}: train the head again")
-    return document
+    """Return the document in ``head.json`` of directory `path`.
+
+    Raises `MissingError`, `FormatError` and `CorruptError` as `featcache.system.json.read_document`.
+    """
+    return read_document(Path(path) / JSON_FILE, _DOCUMENT)

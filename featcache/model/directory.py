@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from featcache.backbone.timm_import import import_timm
-from featcache.errors import CorruptError, FeatcacheError, FormatError, MissingError
+from featcache.errors import CorruptError, FeatcacheError
 from featcache.heads import Head, head_class
 from featcache.heads.calibration import Calibration
 from featcache.heads.unknown import UnknownRule
@@ -31,10 +31,21 @@ from featcache.model.merged import MergedModel, wrap_network
 from featcache.model.surgery import Surgery
 from featcache.recipe import Recipe
 from featcache.system.files import new_directory
+from featcache.system.json import DocumentKind, parse_document, read_document
 
 FORMAT = "featcache.model"
 VERSION = 1
 MODEL_FILE, WEIGHTS_FILE, QUANT_FILE, GOLDEN_FOLDER = "model.json", "weights.safetensors", "quant.json", "golden"
+_RENEW = "merge it again"
+_DOCUMENT = DocumentKind(
+    "MODEL",
+    make="make one with 'featcache merge'",
+    renew=_RENEW,
+    format=FORMAT,
+    versions=(VERSION,),
+    keys=("architecture", "recipe", "classes", "head", "lineage", "sha256"),
+)
+_QUANT_DOCUMENT = DocumentKind("a quantization", make="make one with 'featcache quantize'", renew="quantize it again")
 
 
 def save_model(
@@ -94,7 +105,9 @@ def load_model(path: str | os.PathLike[str]) -> MergedModel:
     data = _checked_bytes(path, WEIGHTS_FILE, document)
     quantization = None
     if QUANT_FILE in document["sha256"]:
-        quantization = json.loads(_checked_bytes(path, QUANT_FILE, document))
+        quantization = parse_document(
+            _checked_bytes(path, QUANT_FILE, document), _QUANT_DOCUMENT, place=Path(path) / QUANT_FILE
+        )
     try:
         tensors = load(data)
         recipe = Recipe.from_json(document["recipe"])
@@ -112,7 +125,7 @@ def load_model(path: str | os.PathLike[str]) -> MergedModel:
     except (KeyError, TypeError, AttributeError, SafetensorError, RuntimeError) as error:
         if isinstance(error, FeatcacheError):
             raise
-        raise CorruptError(f"{os.fspath(path)!r} must hold a whole model, got {error!r}: merge it again") from error
+        raise CorruptError(f"{os.fspath(path)!r} must hold a whole model, got {error!r}: {_RENEW}") from error
 
 
 def _build_network(architecture: Mapping[str, Any]) -> nn.Module:
@@ -125,26 +138,11 @@ def _build_network(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 def read_model_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the document in ``model.json`` of directory `path`, its format and version checked."""
-    try:
-        document = json.loads((Path(path) / MODEL_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingError(
-            f"MODEL must be a directory with {MODEL_FILE}; {os.fspath(path)!r} is none: make one with 'featcache merge'"
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptError(f"{MODEL_FILE} of {os.fspath(path)!r} must be JSON, got {error}: merge it again") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise FormatError(f"{MODEL_FILE} must have the format {FORMAT!r}; {os.fspath(path)!r} has another")
-    if document.get("version") != VERSION:
-        raise FormatError(
-            f"a model must be of version {VERSION}; {os.fspath(path)!r} has {document.get('version')!r}: open it with "
-            "the featcache that wrote it"
-        )
-    missing = {"architecture", "recipe", "classes", "head", "lineage", "sha256"} - set(document)
-    if missing:
-        raise CorruptError(f"{MODEL_FILE} of {os.fspath(path)!r} must have {sorted(missing)!r}: merge it again")
-    return document
+    """Return the document in ``model.json`` of directory `path`.
+
+    Raises `MissingError`, `FormatError` and `CorruptError` as `featcache.system.json.read_document`.
+    """
+    return read_document(Path(path) / MODEL_FILE, _DOCUMENT)
 
 
 def verify_model(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -213,10 +211,10 @@ def _checked_bytes(path: str | os.PathLike[str], name: str, document: Mapping[st
     try:
         data = (Path(path) / name).read_bytes()
     except FileNotFoundError as error:
-        raise CorruptError(f"a model must hold {name}; {os.fspath(path)!r} has none: merge it again") from error
+        raise CorruptError(f"a model must hold {name}; {os.fspath(path)!r} has none: {_RENEW}") from error
     if hashlib.sha256(data).hexdigest() != document["sha256"].get(name):
         raise CorruptError(
-            f"{name} must have the sha256 that {MODEL_FILE} states; {os.fspath(path)!r} has other bytes: merge it again"
+            f"{name} must have the sha256 that {MODEL_FILE} states; {os.fspath(path)!r} has other bytes: {_RENEW}"
         )
     return data
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from featcache.errors import CorruptError, ImageError, InputError, MissingError
 from featcache.images.load import decode
 from featcache.images.read import read_image_bytes
+from featcache.system.json import DocumentKind, read_document
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 
 GOLDEN_FILE = "golden.json"
 GOLDEN_COUNT = 16
+_DOCUMENT = DocumentKind(
+    "golden samples",
+    make="make them with 'featcache merge --golden'",
+    renew="merge or export again",
+    keys=("kind", "computed_by", "images"),
+)
 
 GoldenKind = Literal["photos", "synthetic", "none"]
 
@@ -58,10 +65,14 @@ class Golden:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Golden:
-        """Return the golden samples in `folder`; `CorruptError` where an image is not the one that was stored."""
+        """Return the golden samples in `folder`.
+
+        Raises `MissingError` where a file is not there, `CorruptError` where an image is not the one that was stored
+        or ``golden.json`` is not what `files` returned.
+        """
         place = Path(folder)
+        document = read_document(place / GOLDEN_FILE, _DOCUMENT)
         try:
-            document = json.loads((place / GOLDEN_FILE).read_text(encoding="utf-8"))
             entries = document["images"]
             images = tuple((place / Path(entry["file"]).name).read_bytes() for entry in entries)
             logits = np.array([entry["logits"] for entry in entries], dtype=np.float32)
@@ -71,9 +82,7 @@ class Golden:
             return cls(document["kind"], document["computed_by"], images, logits)
         except FileNotFoundError as error:
             raise MissingError(f"golden samples must be complete, {str(error.filename)!r} is missing") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptError(
                 f"{GOLDEN_FILE} in {str(place)!r} must be what featcache wrote, got {error!r}"
             ) from error

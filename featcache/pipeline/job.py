@@ -78,7 +78,7 @@ def run(
     from featcache.bundle.exporting import export
     from featcache.compress import prune, quantize
     from featcache.model.merging import merge
-    from featcache.pipeline.page import write_report
+    from featcache.pipeline.page import read_report, write_report
 
     if not 0 <= prune_amount < 1:
         raise InputError(f"prune_amount must be at least 0 and below 1, got {prune_amount!r}")
@@ -165,7 +165,7 @@ def run(
     with open_cache(cache) as opened:
         described = opened.info()["datasets"]
     shipped_name = f"int8 of {source}" if shipped == "int8" else shipped
-    document = json.loads((place / "bundle" / "report.json").read_text(encoding="utf-8"))
+    document = read_report(place / "bundle" / "report.json")
     steps: dict[str, Any] = {
         "build": built.to_json(),
         "train": head.to_json(),

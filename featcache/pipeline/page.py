@@ -15,14 +15,12 @@ script, and a content security policy forbids every request.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from featcache.errors import FormatError, MissingError
 from featcache.pipeline.parts import (
     bar,
     count_text,
@@ -42,8 +40,16 @@ from featcache.pipeline.parts import (
 from featcache.pipeline.path import path_section
 from featcache.pipeline.style import STYLE
 from featcache.system.files import refuse_existing, write_atomically
+from featcache.system.json import DocumentKind, read_document
 
 FORMAT = "featcache.report"
+_DOCUMENT = DocumentKind(
+    "a report",
+    make="make one with 'featcache run' or 'featcache export'",
+    renew="export again",
+    format=FORMAT,
+    versions=(1,),
+)
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _PICTURE = re.compile(r"data:image/(?:jpeg|png);base64,[A-Za-z0-9+/]+={0,2}")
 _CELLS_UP_TO = 32  # classes: above, a matrix of numbers is unreadable and a drawing says more
@@ -59,22 +65,23 @@ def write_report(
 ) -> Path:
     """Write the HTML of the report at `report_json` to `out` (default: ``report.html`` beside it) and return the path.
 
-    Raises `MissingError` where there is no report, `FormatError` where it is not one of this program, `ExistsError`
-    where `out` exists and `overwrite` is false.
+    Raises `MissingError` where there is no report, `FormatError` where it is not one of this program, `CorruptError`
+    where it was damaged, `ExistsError` where `out` exists and `overwrite` is false.
     """
     source = Path(report_json)
-    try:
-        document = json.loads(source.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MissingError(f"a report must exist to be shown, {str(source)!r} does not") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FormatError(f"a report must be JSON, {str(source)!r} is not: {error}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise FormatError(f"a report must have the format {FORMAT!r}, {str(source)!r} has another")
+    document = read_report(source)
     destination = source.with_name("report.html") if out is None else Path(out)
     refuse_existing(destination, overwrite=overwrite)
     write_atomically(destination, render_report(document).encode())
     return destination
+
+
+def read_report(source: Path) -> dict[str, Any]:
+    """Return the report document in the file `source`.
+
+    Raises `MissingError`, `FormatError` and `CorruptError` as `featcache.system.json.read_document`.
+    """
+    return read_document(source, _DOCUMENT)
 
 
 def render_report(document: Mapping[str, Any]) -> str:

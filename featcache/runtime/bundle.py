@@ -8,25 +8,32 @@ BUNDLE/signature.json    where it was signed: an Ed25519 signature of the manife
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from featcache.errors import CorruptError, FormatError, InputError, MissingError
+from featcache.errors import CorruptError, InputError
 from featcache.formats.interface import Runner
 from featcache.formats.registry import find_target
 from featcache.graph.cost import Figures
 from featcache.heads.unknown import UnknownRule
 from featcache.recipe import Preprocessing
+from featcache.system.json import DocumentKind, read_document
 from featcache.system.threads import processor_count
 
 FORMAT = "featcache.bundle"
 VERSION = 1
 MANIFEST_FILE, PREPROCESS_FILE, REPORT_FILE = "manifest.json", "preprocess.json", "report.json"
 SIGNATURE_FILE = "signature.json"
+_MAKE, _RENEW = "make one with 'featcache export'", "export the bundle again"
+_MANIFEST = DocumentKind(
+    "BUNDLE", make=_MAKE, renew=_RENEW, format=FORMAT, versions=(VERSION,), keys=("name", "formats", "lineage", "files")
+)
+_PREPROCESS = DocumentKind(
+    "BUNDLE", make=_MAKE, renew=_RENEW, keys=("labels", "task", "unknown", "preprocessing", "tensors")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     place = Path(path)
     manifest = read_manifest(place)
-    described = _read_json(place / PREPROCESS_FILE)
+    described = read_document(place / PREPROCESS_FILE, _PREPROCESS)
     try:
         unknown = described["unknown"]
         bundle = Bundle(
@@ -99,21 +106,16 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             for name in files:
                 check_inside(name)
     except (KeyError, TypeError, AttributeError, InputError) as error:
-        raise CorruptError(f"{str(path)!r} must hold a whole bundle, got {error!r}: export it again") from error
+        raise CorruptError(f"{str(path)!r} must hold a whole bundle, got {error!r}: {_RENEW}") from error
     return bundle
 
 
 def read_manifest(place: Path) -> dict[str, Any]:
-    """Return the manifest of the bundle at `place`, its format and version checked."""
-    manifest = _read_json(place / MANIFEST_FILE)
-    if manifest.get("format") != FORMAT:
-        raise FormatError(f"{MANIFEST_FILE} must have the format {FORMAT!r}; {str(place)!r} has another")
-    if manifest.get("version") != VERSION:
-        raise FormatError(
-            f"a bundle must be of version {VERSION}; {str(place)!r} has {manifest.get('version')!r}: open it with the "
-            "featcache that wrote it"
-        )
-    return manifest
+    """Return the manifest of the bundle at `place`.
+
+    Raises `MissingError`, `FormatError` and `CorruptError` as `featcache.system.json.read_document`.
+    """
+    return read_document(place / MANIFEST_FILE, _MANIFEST)
 
 
 def check_inside(name: str) -> None:
@@ -122,18 +124,3 @@ def check_inside(name: str) -> None:
     odd = not parts or name != "/".join(parts) or any(part in (".", "..", "/") for part in parts)
     if odd or "\\" in name or "\0" in name or ":" in parts[0]:
         raise InputError(f"a file of a bundle must have a plain relative path inside it, got {name!r}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingError(
-            f"BUNDLE must be a directory with {path.name}; {str(path.parent)!r} is none: make one with "
-            "'featcache export'"
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptError(f"{str(path)!r} must be JSON, got {error}: export the bundle again") from error
-    if not isinstance(document, dict):
-        raise CorruptError(f"{str(path)!r} must be a JSON object: export the bundle again")
-    return document

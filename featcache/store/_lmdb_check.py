@@ -6,7 +6,6 @@ LMDB follows page numbers without checking them, so a damaged tree is never give
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import re
@@ -17,6 +16,7 @@ import lmdb.verify
 from featcache.errors import CorruptError
 from featcache.store._lmdb_pages import PAGE_HEADER_BYTES, Place
 from featcache.store._record import Record
+from featcache.system.json import parse_json
 
 BLOCK_MARK = b"featcache"
 _MARK_OFFSET = PAGE_HEADER_BYTES + 4
@@ -45,7 +45,7 @@ def find_blocks(path: Path, page: int) -> dict[tuple[str, int], Place]:
                 continue
             header = bytes(data[at + len(BLOCK_MARK) : start + page])
             try:
-                name = json.loads(header.rstrip())
+                name = parse_json(header.rstrip())
                 key, size = (str(name["array"]), int(name["block"])), int(name["bytes"])
             except (ValueError, KeyError, TypeError):
                 continue

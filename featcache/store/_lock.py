@@ -12,6 +12,7 @@ import weakref
 from pathlib import Path
 
 from featcache.errors import LockedError, StorageError
+from featcache.system.json import parse_json
 
 _POLL_SECONDS = 0.05
 _held: weakref.WeakSet[WriteLock] = weakref.WeakSet()
@@ -72,7 +73,7 @@ class WriteLock:
 
 def _describe_holder(file: int) -> str:
     try:
-        holder = json.loads(os.pread(file, 4096, 0))
+        holder = parse_json(os.pread(file, 4096, 0))
         return f"process {holder['pid']} on host {holder['host']!r}"
     except (ValueError, KeyError, TypeError):
         return "another process"

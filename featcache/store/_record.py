@@ -7,7 +7,6 @@ but the last, so row → block is arithmetic, and a full block never changes aga
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from crc32c import crc32c
 
 from featcache.errors import CorruptError, FormatError
 from featcache.store.interface import KEY_BYTES, Column, Keys, Values
-from featcache.system.json import canonical_json
+from featcache.system.json import canonical_json, has_checksum, parse_json, with_checksum
 
 FORMAT = "featcache-store"
 VERSION = 1
@@ -98,7 +97,7 @@ class Record:
             ],
             **more,
         }
-        return {**body, "crc32c": crc32c(canonical_json(body).encode())}
+        return with_checksum(body)
 
     @classmethod
     def from_json(cls, values: Any, *, place: str) -> Record:
@@ -113,8 +112,7 @@ class Record:
             raise FormatError(
                 f"{place} must be of store format version {VERSION}, got {version!r}: use the featcache that wrote it"
             )
-        body = {name: value for name, value in values.items() if name != "crc32c"}
-        if values.get("crc32c") != crc32c(canonical_json(body).encode()):
+        if not has_checksum(values):
             raise CorruptError(f"the commit record in {place} must match its checksum, it does not: it was damaged")
         arrays = tuple(Layout(a["name"], tuple(a["shape"]), a["dtype"], a["block_rows"]) for a in values["arrays"])
         return cls(arrays, values["rows"])
@@ -123,7 +121,7 @@ class Record:
     def from_text(cls, text: bytes, *, place: str) -> Record:
         """Return the record in the JSON `text`; raises as `from_json`."""
         try:
-            values = json.loads(text)
+            values = parse_json(text)
         except ValueError as error:
             raise CorruptError(f"the commit record in {place} must be JSON, it is not: it was damaged") from error
         return cls.from_json(values, place=place)

@@ -25,6 +25,7 @@ from featcache.errors import CorruptError, FormatError, StorageError
 from featcache.store._generation import Block, Committed, Extent, Generation
 from featcache.store._record import COLUMN_PREFIX, KEYS, Layout, Record
 from featcache.system.files import sync_directory
+from featcache.system.json import parse_json
 
 _CRC_BYTES = 4
 _ATTRIBUTE = "featcache"
@@ -197,7 +198,7 @@ def _json(values: dict[str, Any]) -> bytes:
 
 def _record_of(text: bytes, *, place: str) -> Record:
     try:
-        values = json.loads(text)["attributes"][_ATTRIBUTE]
+        values = parse_json(text)["attributes"][_ATTRIBUTE]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptError(
             f"{place!r} must be zarr.json with a commit record, it is damaged: featcache verify --repair"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.bundle.exporting import export
-from featcache.errors import ExistsError, FormatError, MissingError
+from featcache.errors import CorruptError, ExistsError, FormatError, MissingError
 from featcache.pipeline.page import render_report, write_report
 
 EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>\u202e&amp;"
@@ -219,8 +219,8 @@ def test_html_is_written_from_the_json_of_a_bundle_alone(tmp_path: Path) -> None
 def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingError):
         write_report(tmp_path / "report.json")
-    for text in ("[", "[]", json.dumps({"format": "other"})):
+    for text, error in (("[", CorruptError), ("[]", CorruptError), (json.dumps({"format": "other"}), FormatError)):
         (tmp_path / "report.json").write_text(text)
-        with pytest.raises(FormatError):
+        with pytest.raises(error, match=r"report\.json"):
             write_report(tmp_path / "report.json")
     assert not (tmp_path / "report.html").exists()

@@ -19,6 +19,7 @@ from typing import ClassVar, Protocol
 
 from featcache.errors import DependencyError
 from featcache.system.files import cache_home, new_directory, write_atomically
+from featcache.system.json import parse_json
 
 _DRIVERS = Path(__file__).parent.parent / "drivers"
 _MARKER = "installed.json"
@@ -84,10 +85,13 @@ class Environment:
         marker = self.path() / _MARKER
         if not marker.exists():
             return f"its environment is not installed ({self.megabytes} MB)"
-        stored = json.loads(marker.read_text(encoding="utf-8"))
-        if stored["pins"] != self.pins():
+        try:
+            stored = parse_json(marker.read_bytes())
+        except ValueError:
+            stored = None
+        if not isinstance(stored, dict) or stored.get("pins") != self.pins():
             return "its environment holds other versions than this featcache was tested with"
-        if stored["beside"] != self._beside() or not self.interpreter().exists():
+        if stored.get("beside") != self._beside() or not self.interpreter().exists():
             return "its environment was made for another Python than the one that runs"
         return None
 

@@ -21,6 +21,7 @@ from typing import ClassVar
 
 from featcache.errors import DependencyError
 from featcache.system.files import cache_home, new_directory, write_atomically
+from featcache.system.json import parse_json
 
 _DRIVERS = Path(__file__).parent.parent / "drivers"
 _MARKER = "installed.json"
@@ -54,7 +55,11 @@ class NpmPackage:
         marker = self.path() / _MARKER
         if not marker.exists():
             return f"the npm package {self.name} is not installed ({self.megabytes} MB)"
-        if json.loads(marker.read_text(encoding="utf-8")) != self._stated():
+        try:
+            stored = parse_json(marker.read_bytes())
+        except ValueError:
+            stored = None
+        if stored != self._stated():
             return f"the npm package {self.name} is here in another version than this featcache was tested with"
         return None
 
