@@ -257,6 +257,6 @@ def test_opening_a_zip_loads_no_torch(place: Path, tmp_path: Path) -> None:
     import subprocess
 
     archive = pack(place / "bundle", tmp_path / "bundle.zip")
-    code = f"import sys; from featcache.export import unpack; unpack({str(archive)!r}, {str(tmp_path / 'out')!r}); print('torch' in sys.modules)"  # noqa: E501
+    code = f"import sys; from featcache.bundle.archive import unpack; unpack({str(archive)!r}, {str(tmp_path / 'out')!r}); print('torch' in sys.modules)"  # noqa: E501
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
