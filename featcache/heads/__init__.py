@@ -2,7 +2,7 @@
 
 from featcache.heads.base import Head
 from featcache.heads.io import load_fit, load_head, save_head
-from featcache.heads.kinds import KINDS, head_class
+from featcache.heads.kinds import KINDS, head_class, register_head
 from featcache.heads.linear import LinearHead
 
-__all__ = ["KINDS", "Head", "LinearHead", "head_class", "load_fit", "load_head", "save_head"]
+__all__ = ["KINDS", "Head", "LinearHead", "head_class", "load_fit", "load_head", "register_head", "save_head"]

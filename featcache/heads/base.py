@@ -26,12 +26,39 @@ TASKS = ("classification", "multilabel", "regression")
 class Head(ABC):
     """What every kind of head is: a frozen value that turns raw cached features into logits.
 
-    `classes`: class names in the order of the logits (for regression: the names of the targets). `task`:
-    ``classification`` (softmax), ``multilabel`` (a sigmoid per class) or ``regression`` (the logits are the values).
-    `columns`: the cache columns whose rows, side by side, are the features. `fingerprint`: that of the cache's Recipe.
-    `settings`: the keyword arguments with which ``train_head`` makes this head again from other features.
-    `calibration`: the temperature already divided into the logits, with the error before and after; None where none was
-    fitted. `unknown`: when to answer "none of these"; None where no such rule was fitted.
+    A kind of one's own derives from this and is registered by `featcache.heads.register_head`;
+    `featcache.testing.heads.HeadContract` says whether it keeps every promise.
+
+    Parameters
+    ----------
+    classes : tuple of str
+        Class names in the order of the logits; for regression, the names of the targets.
+    task : {"classification", "multilabel", "regression"}
+        Softmax, a sigmoid per class, or logits that are the values themselves.
+    columns : tuple of str
+        The cache columns whose rows, side by side, are the features.
+    fingerprint : str, optional
+        That of the Recipe of the cache the head was trained on.
+    settings : mapping
+        With which ``train_head`` makes this head again from other features.
+    calibration : Calibration, optional
+        The temperature already divided into the logits, with the error before and after; None where none was fitted.
+    unknown : UnknownRule, optional
+        When to answer "none of these"; None where no such rule was fitted.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from featcache.heads import Head, LinearHead
+    >>> head = LinearHead(classes=("cat", "dog"), weight=np.eye(2, dtype=np.float32), bias=np.zeros(2, np.float32))
+    >>> isinstance(head, Head), head.kind, head.num_features
+    (True, 'linear', 2)
+    >>> features = np.array([[2.0, 0.0], [0.0, 1.0]], dtype=np.float32)
+    >>> [head.classes[i] for i in head.predict(features)]
+    ['cat', 'dog']
+    >>> head.predict_proba(features).round(2)
+    array([[0.88, 0.12],
+           [0.27, 0.73]], dtype=float32)
     """
 
     kind: ClassVar[str]

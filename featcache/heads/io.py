@@ -48,11 +48,46 @@ def save_head(
     files: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write `head` as a directory at `path` and return it; equal heads give equal bytes.
+    """Return the path of the directory in which `head` now is; equal heads give equal bytes.
 
-    `fit`: the JSON values of the FitResult. `files`: further files by name, for people; nothing reads them back. The
-    directory appears whole or not at all. Raises `ExistsError` where `path` exists and `overwrite` is false,
-    `StorageError` where the disk refuses.
+    The directory appears whole or not at all.
+
+    Parameters
+    ----------
+    head : Head
+        Of any kind.
+    path : path
+        The directory to be made.
+    fit : mapping, optional
+        The JSON values of the fit that made the head; `load_fit` gives them back.
+    files : mapping of str to bytes, optional
+        Further files by name, for people; nothing reads them back.
+    overwrite : bool
+        Whether what is at `path` is replaced.
+
+    Returns
+    -------
+    Path
+        `path`, made absolute.
+
+    Raises
+    ------
+    ExistsError
+        Where `path` exists and `overwrite` is false.
+    StorageError
+        Where the disk refuses.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from featcache.heads import LinearHead, load_head, save_head
+    >>> head = LinearHead(classes=("a", "b"), weight=np.eye(2, dtype=np.float32), bias=np.zeros(2, np.float32))
+    >>> path = save_head(head, "saved")
+    >>> sorted(file.name for file in path.iterdir())
+    ['head.json', 'head.safetensors']
+    >>> save_head(head, "saved")
+    Traceback (most recent call last):
+    featcache.errors.ExistsError: ...
     """
     from safetensors.numpy import save
 
@@ -88,8 +123,34 @@ def save_head(
 def load_head(path: str | os.PathLike[str]) -> Head:
     """Return the head in directory `path`.
 
-    Raises `MissingError` where there is none, `FormatError` for another format or a newer version, `CorruptError` where
-    the arrays' bytes are not the ones that were saved.
+    Parameters
+    ----------
+    path : path
+        What `save_head` or ``featcache train`` made.
+
+    Returns
+    -------
+    Head
+        Of the class that its kind is registered as.
+
+    Raises
+    ------
+    MissingError
+        Where there is no head.
+    FormatError
+        For another format or a newer version.
+    CorruptError
+        Where the arrays' bytes are not the ones that were saved, the document does not describe a whole head, or its
+        kind is not known in this process: the module that registers it has to be imported first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from featcache.heads import LinearHead, load_head, save_head
+    >>> head = LinearHead(classes=("a", "b"), weight=np.eye(2, dtype=np.float32), bias=np.zeros(2, np.float32))
+    >>> path = save_head(head, "saved")
+    >>> load_head(path).classes
+    ('a', 'b')
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load

@@ -24,7 +24,7 @@ _FLOOR = 1e-6  # share of the vote a class without a voter is given, so that log
 class NeighborsHead(Head):
     """The training rows themselves, centred and of length 1.
 
-    `rows` (n, n_features) float16; `labels` (n,) int64; `center` (n_features,) float32. The `neighbors` rows with the
+    `rows` (n, n_features) float16; `labels` (n,) int64; `center` (n_features,) float32. The `n_neighbors` rows with the
     largest cosine to an image vote with exp(sharpness · cosine); the logits are the logarithms of the shares, divided
     by `softness`. Ties go to the earlier row.
     """
@@ -34,7 +34,7 @@ class NeighborsHead(Head):
     rows: npt.NDArray[np.float16]
     labels: npt.NDArray[np.int64]
     center: Floats
-    neighbors: int = 20
+    n_neighbors: int = 20
     sharpness: float = 14.0
     softness: float = 1.0
 
@@ -47,8 +47,8 @@ class NeighborsHead(Head):
             )
         if len(self.rows) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise InputError(f"labels must be 0 to {len(self.classes) - 1}, got others")
-        if not 1 <= self.neighbors <= len(self.rows):
-            raise InputError(f"neighbors must be 1 to the {len(self.rows)} training rows, got {self.neighbors!r}")
+        if not 1 <= self.n_neighbors <= len(self.rows):
+            raise InputError(f"n_neighbors must be 1 to the {len(self.rows)} training rows, got {self.n_neighbors!r}")
 
     @property
     def num_features(self) -> int:
@@ -62,10 +62,10 @@ class NeighborsHead(Head):
         logits = np.empty((len(matrix), len(self.classes)), dtype=np.float32)
         for start in range(0, len(matrix), BLOCK_ROWS):
             block = unit_rows(matrix[start : start + BLOCK_ROWS], self.center)
-            nearest, similarity = nearest_rows(block @ known.T, self.neighbors)
+            nearest, similarity = nearest_rows(block @ known.T, self.n_neighbors)
             votes = np.exp(self.sharpness * (similarity - similarity[:, :1]))
             shares = np.zeros((len(block), len(self.classes)))
-            at = np.repeat(np.arange(len(block)), self.neighbors)
+            at = np.repeat(np.arange(len(block)), self.n_neighbors)
             np.add.at(shares, (at, self.labels[nearest].ravel()), votes.ravel())
             shares /= shares.sum(axis=1, keepdims=True)
             logits[start : start + len(block)] = np.log(shares + _FLOOR) / self.softness
@@ -84,14 +84,22 @@ class NeighborsHead(Head):
 
     def options(self) -> dict[str, Any]:
         """Return the number of neighbours, the sharpness and the softness."""
-        return {"neighbors": self.neighbors, "sharpness": self.sharpness, "softness": self.softness}
+        return {"neighbors": self.n_neighbors, "sharpness": self.sharpness, "softness": self.softness}
 
     @classmethod
     def from_state(
         cls, arrays: Mapping[str, npt.NDArray[Any]], options: Mapping[str, Any], common: Mapping[str, Any]
     ) -> NeighborsHead:
         """Return the head with this state."""
-        return cls(rows=arrays["rows"], labels=arrays["labels"], center=arrays["center"], **options, **common)
+        others = {name: value for name, value in options.items() if name != "neighbors"}
+        return cls(
+            rows=arrays["rows"],
+            labels=arrays["labels"],
+            center=arrays["center"],
+            n_neighbors=options["neighbors"],
+            **others,
+            **common,
+        )
 
     def with_temperature(self, temperature: float) -> NeighborsHead:
         """Return the head whose logits are these divided by `temperature`."""
@@ -105,9 +113,9 @@ def unit_rows(features: npt.NDArray[Any], center: Floats) -> Floats:
     return np.asarray(z, dtype=np.float32)
 
 
-def nearest_rows(similarity: Floats, neighbors: int) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Return the columns (n, neighbors) of the largest similarities (n, m), largest first, and the similarities."""
-    part = np.argpartition(-similarity, neighbors - 1, axis=1)[:, :neighbors]
+def nearest_rows(similarity: Floats, n_neighbors: int) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Return the columns (n, n_neighbors) of the largest similarities (n, m), largest first, and the similarities."""
+    part = np.argpartition(-similarity, n_neighbors - 1, axis=1)[:, :n_neighbors]
     part.sort(axis=1)  # by row number, so that the stable sort below breaks ties the same way everywhere
     values = np.take_along_axis(similarity, part, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")

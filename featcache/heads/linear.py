@@ -21,7 +21,27 @@ if TYPE_CHECKING:
 class LinearHead(Head):
     """One weight row and one bias per class, acting on raw cached features.
 
-    `weight` (n_classes, n_features) float32; `bias` (n_classes,) float32. A zero of a sparse fit is a zero here.
+    Parameters
+    ----------
+    weight : ndarray of shape (n_classes, n_features), float32
+        A zero of a sparse fit is a zero here.
+    bias : ndarray of shape (n_classes,), float32
+    **common
+        The fields of `Head`: `classes` and others.
+
+    Raises
+    ------
+    InputError
+        For shapes that do not fit the classes, NaN and infinity.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from featcache.heads import LinearHead
+    >>> weight = np.array([[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]], dtype=np.float32)
+    >>> head = LinearHead(classes=("cat", "dog"), weight=weight, bias=np.zeros(2, dtype=np.float32))
+    >>> head.predict_logits(np.array([[3.0, 1.0, 1.0]]))
+    array([[2., 2.]], dtype=float32)
     """
 
     kind: ClassVar[str] = "linear"

@@ -125,7 +125,7 @@ def fit_prototypes(
 ) -> dict[str, Any]:
     """Return prototypes, center, scale and metric for features (n, d) and labels (n,), each class having a row.
 
-    `weights` (n,): a row of weight w counts as w equal rows.
+    `weights` (n,): a row of weight w counts as w equal rows. Raises `InputError` for an unknown metric.
     """
     if metric not in METRICS:
         raise InputError(f"metric must be one of {METRICS!r}, got {metric!r}")

@@ -53,7 +53,10 @@ class UnknownRule:
 
 
 def known_score(logits: npt.NDArray[Any], *, score: str) -> npt.NDArray[np.float64]:
-    """Return (n,) float64, larger for images that look more like a known class."""
+    """Return (n,) float64, larger for images that look more like a known class.
+
+    Raises `InputError` for an unknown score.
+    """
     values = np.asarray(logits, dtype=np.float64)
     top = values.max(axis=1)
     if score == "max_logit":
@@ -70,7 +73,10 @@ def known_score(logits: npt.NDArray[Any], *, score: str) -> npt.NDArray[np.float
 
 
 def area_under_roc(known: npt.NDArray[Any], unknown: npt.NDArray[Any]) -> float:
-    """Return the probability that a known image scores above an unknown one, ties counted half (Mann-Whitney)."""
+    """Return the probability that a known image scores above an unknown one, ties half (Mann and Whitney 1947).
+
+    Raises `InputError` where one of the two is empty.
+    """
     if len(known) == 0 or len(unknown) == 0:
         raise InputError(f"both kinds of images must be there, got {len(known)} known and {len(unknown)} unknown")
     ordered = np.sort(unknown)
@@ -81,7 +87,10 @@ def area_under_roc(known: npt.NDArray[Any], unknown: npt.NDArray[Any]) -> float:
 def fit_unknown_rule(
     logits: npt.NDArray[Any], *, score: str, accept: float, auroc: float | None = None, held_out: tuple[str, ...] = ()
 ) -> UnknownRule:
-    """Return the rule that accepts the share `accept` (0 < accept ≤ 1) of held-out known images' logits (n, k)."""
+    """Return the rule that accepts the share `accept` (0 < accept ≤ 1) of held-out known images' logits (n, k).
+
+    Raises `InputError` for another share, or no images.
+    """
     if not 0 < accept <= 1:
         raise InputError(f"accept must be above 0 and at most 1, got {accept!r}")
     if len(logits) == 0:

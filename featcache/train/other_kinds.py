@@ -73,7 +73,7 @@ def fit_neighbors(data: TrainingData, settings: TrainSettings) -> Fitted:
     base = _neighbors_head(data, counts[0], sharpnesses[0], kept)
     scores = []
     for k, sharpness in tried:
-        head = dataclasses.replace(base, neighbors=k, sharpness=sharpness)
+        head = dataclasses.replace(base, n_neighbors=k, sharpness=sharpness)
         scores.append(score_logits(head.predict_logits(features), labels, task=data.task))
     k, sharpness = tried[_best(scores)]
     chosen = {"neighbors": k, "sharpness": sharpness}
@@ -93,7 +93,7 @@ def _neighbors_head(data: TrainingData, neighbors: int, sharpness: float, kept: 
         rows=unit_rows(features, center).astype(np.float16),
         labels=labels.astype(np.int64),
         center=center,
-        neighbors=neighbors,
+        n_neighbors=neighbors,
         sharpness=sharpness,
     )
 

@@ -1,8 +1,8 @@
 """Exact solvers for linear heads: one problem, any penalty, whole paths, a certificate with every answer."""
 
+from featcache.heads.solvers.paths import penalty_grid, solve, solve_path
 from featcache.heads.solvers.prepared import Prepared, prepare
 from featcache.heads.solvers.problem import BlockSource, Distillation, Problem, Solution
-from featcache.heads.solvers.solve import penalty_grid, solve, solve_path
 
 __all__ = [
     "BlockSource",

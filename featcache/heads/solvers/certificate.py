@@ -11,43 +11,14 @@ For L1 and group L1 the point is then scaled into the dual ball; shrinking keeps
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.heads.solvers.rows import Float64
-
-if TYPE_CHECKING:
-    from featcache.heads.solvers.prepared import Prepared
-
-
-@dataclass(frozen=True, slots=True)
-class Penalty:
-    """The three strengths of the penalty; ``group_l1`` sums the Euclidean norms of the columns of W."""
-
-    l1: float = 0.0
-    l2: float = 0.0
-    group_l1: float = 0.0
-
-    def value(self, weight: NDArray[Any]) -> float:
-        """Return the penalty of `weight` ``(n_outputs, n_features)``, added up in float64."""
-        total = 0.0
-        if self.l1:
-            total += self.l1 * float(np.abs(weight).sum(dtype=np.float64))
-        if self.l2:
-            flat = weight.ravel()
-            total += 0.5 * self.l2 * float(np.einsum("i,i->", flat, flat, dtype=np.float64))
-        if self.group_l1:
-            total += self.group_l1 * float(column_norms(weight).sum())
-        return total
-
-
-def column_norms(weight: NDArray[Any]) -> Float64:
-    """Return the Euclidean norm of each column ``(n_features,)`` float64."""
-    norms: Float64 = np.sqrt(np.einsum("ij,ij->j", weight, weight, dtype=np.float64))
-    return norms
+from featcache.heads.solvers.penalty import Penalty, column_norms
+from featcache.heads.solvers.prepared import Prepared
+from featcache.heads.solvers.state import State
 
 
 def dual_scale_and_conjugate(gradient: NDArray[Any], penalty: Penalty) -> tuple[float, float]:
@@ -89,26 +60,24 @@ def _sparse_group_scale(gradient: NDArray[Any], penalty: Penalty) -> float:
     return low
 
 
-def duality_gap(
-    prepared: Prepared,
-    penalty: Penalty,
-    *,
-    weight: NDArray[Any],
-    bias: NDArray[Any],
-    data_loss: float,
-    gradient: NDArray[Any],
-    bias_gradient: NDArray[Any],
-) -> float:
-    """Return an upper bound on ``P(weight, bias) - optimum``, from one evaluation of the data term there.
+def duality_gap(prepared: Prepared, state: State, penalty: Penalty) -> float:
+    """Return an upper bound on ``P(W, b) - optimum`` at `state`, from the one evaluation of the data term there.
 
-    `gradient` ``(n_outputs, n_features)`` and `bias_gradient` ``(n_outputs,)`` are those of the data term alone,
-    `data_loss` its value. A bound up to the rounding of these arrays. Needs some penalty above zero.
+    A bound up to the rounding of the state's arrays. Needs some penalty above zero.
     """
-    g = np.asarray(bias_gradient, dtype=np.float64)
-    inner = float(np.einsum("ij,ij->", gradient, weight, dtype=np.float64)) + float(g @ np.asarray(bias, np.float64))
-    conjugate = inner - data_loss  # sum_i w_i l*(r_i), by Fenchel's equality at r_i
+    g, gradient, loss = state.bias_gradient, state.gradient, state.data_loss
+    inner = float(np.einsum("ij,ij->", gradient, state.weight, dtype=np.float64))
+    inner += float(g @ np.asarray(state.bias, np.float64))
+    conjugate = inner - loss  # sum_i w_i l*(r_i), by Fenchel's equality at r_i
     mixed, conjugate = prepared.make_feasible(gradient, g, conjugate)
     scale, penalty_conjugate = dual_scale_and_conjugate(mixed, penalty)
     if scale < 1.0:  # l* is convex and l*(0) is known: the conjugate of the shrunk point is at most the mixture
         conjugate = scale * conjugate + (1.0 - scale) * prepared.loss.conjugate_at_zero
-    return max(0.0, data_loss + penalty.value(weight) + conjugate + penalty_conjugate)
+    return max(0.0, loss + penalty.value(state.weight) + conjugate + penalty_conjugate)
+
+
+def relative_gap(prepared: Prepared, state: State, penalty: Penalty) -> float:
+    """Return the duality gap over the objective; without any penalty, the largest entry of the gradient instead."""
+    if penalty == Penalty():
+        return float(max(np.abs(state.gradient).max(), np.abs(state.bias_gradient).max()))
+    return duality_gap(prepared, state, penalty) / max(abs(state.objective(penalty)), 1e-12)

@@ -1,7 +1,6 @@
 """The inverse of a positive definite matrix out of matrix products alone, which are what a BLAS does fastest.
 
-LAPACK's inverse through NumPy took 0.58 s for 1280 x 1280 float32 on two cores, this 0.05 s: a triangular solve with
-as many right-hand sides as rows is what `numpy.linalg.inv` spends its time in.
+A triangular solve with as many right-hand sides as rows is what `numpy.linalg.inv` spends its time in.
 """
 
 from __future__ import annotations

@@ -112,6 +112,17 @@ class Loss:
             output = int(np.argmax((total <= 0) | (total >= 1.0 - 1e-12)))
             raise InputError(f"every label needs positive and negative training rows, label {output} has only one kind")
 
+    @property
+    def typical_curvature(self) -> float:
+        """Return the mean second derivative of a row's loss in one logit when predictions are spread evenly."""
+        k = self.n_outputs
+        return {"softmax": (1.0 - 1.0 / k) / k, "sigmoid": 0.25, "squared": 1.0}[self.kind]
+
+    @property
+    def largest_curvature(self) -> float:
+        """Return an upper bound on the second derivative of a row's loss along any direction (Boehning 1992)."""
+        return {"softmax": 0.5, "sigmoid": 0.25, "squared": 1.0}[self.kind]
+
     def targets(self, start: int, stop: int) -> Float32:
         """Return the targets y of some rows ``(m, k)`` float32, one-hot where they are class numbers (-1: all zero)."""
         if self._targets is not None:
@@ -289,8 +300,11 @@ class Loss:
         prior: Float32 = np.log(np.maximum(mean / mean.sum(), 1e-30)).astype(np.float32)
         return prior
 
-    def pull(self, start: int, stop: int) -> NDArray[Any]:
-        """Return minus the residual of rows that predict zero everywhere ``(m, k)``: what the anchor is summed from."""
+    def mixed_targets(self, start: int, stop: int) -> NDArray[Any]:
+        """Return the targets of some rows ``(m, k)``, the teacher's mixed in: minus their residual at zero logits.
+
+        Up to what is the same for all rows, which centred columns cancel.
+        """
         if self._distillation is None:
             return self.targets(start, stop)
         alpha, temperature = self._distillation.alpha, self._distillation.temperature

@@ -1,32 +1,29 @@
 """L2-penalised heads by truncated Newton: for rows in memory, few classes, and any condition of the features.
 
-Limited-memory BFGS learns the curvature from its steps: on 1,241 x 1280 features of an untrained network and ten
-classes it needed 2,388 passes. A Newton step solves ``H x = -g`` by conjugate gradients, a pass each, only as far as
-the step is worth (Dembo, Eisenstat and Steihaug 1982). H is block-diagonal but for the softmax's coupling, and its
-blocks differ little in shape, so that one matrix, ``Z' diag(mean_k w_i psi''_ik) Z + l2``, preconditions every class:
-nearly as few iterations as with one matrix per class (155 against 146 on 1,192 x 1280 rows at l2 = 1e-3), at a tenth
-of the cost. It is made once the iterations have cost as much as it does, and made anew by the same rule (ski rental).
+Limited-memory BFGS has to learn the curvature from its steps, which takes thousands of passes where the features'
+spectrum is steep. A Newton step solves ``H x = -g`` by conjugate gradients, a pass each, only as far as the step is
+worth (Dembo, Eisenstat and Steihaug 1982). H is block-diagonal but for the softmax's coupling, and its blocks differ
+little in shape, so that one matrix, ``Z' diag(mean_k w_i psi''_ik) Z + l2``, preconditions every class. It is made once
+the iterations have cost as much as it does, and made anew by the same rule (ski rental; Karlin et al. 1988).
 
 The logits move along a line with the weights, so that the line search costs no product at all.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from featcache.heads.solvers.certificate import Penalty
+from featcache.heads.solvers.bias import pseudo_inverse
+from featcache.heads.solvers.certificate import relative_gap
 from featcache.heads.solvers.curvature import Curvature
+from featcache.heads.solvers.interface import Fit, Solver, Start
 from featcache.heads.solvers.inverse import invert_positive_definite
-from featcache.heads.solvers.rows import BLOCK_ROWS, Float32, Float64, pull_back
-from featcache.heads.solvers.smooth import State, dot, pseudo_inverse, relative_gap, settle_bias
+from featcache.heads.solvers.logits import backward, bias_curvature, certified, forward
+from featcache.heads.solvers.penalty import Penalty
+from featcache.heads.solvers.prepared import Prepared
+from featcache.heads.solvers.rows import BLOCK_ROWS, Float32, Float64, dot, pull_back
+from featcache.heads.solvers.state import State
 
-if TYPE_CHECKING:
-    from featcache.heads.solvers.prepared import Prepared
-
-MOST_LOGITS = 1 << 26  # n_rows * n_outputs above which the arrays of this solver would take over a GiB
 MOST_FEATURES = 8192  # above which the inverse would take over 256 MiB
 MOST_ITERATIONS = 300  # of conjugate gradients in one step
 MOST_RIDGES = 8  # tried, each ten times the one before, until the preconditioner is positive definite
@@ -35,34 +32,17 @@ LEAST_OBJECTIVE = 0.01  # float32 logits move a certificate by some 1e-9, which 
 PATIENCE = 3  # certificates in a row that may fail before rounding is taken to be the limit
 
 
-def fits(prepared: Prepared) -> bool:
-    """Return whether the rows are in memory and few enough for their logits to be kept several times."""
-    return prepared.rows.matrix is not None and prepared.rows.n_rows * prepared.n_outputs <= MOST_LOGITS
-
-
-class Newton:
+class Newton(Solver):
     """The descent of one prepared problem: what it keeps from fit to fit is the preconditioner."""
 
     def __init__(self, prepared: Prepared) -> None:
         """Begin without a preconditioner."""
-        matrix = prepared.rows.matrix
-        assert matrix is not None
-        self._prepared, self._matrix = prepared, matrix
+        self._prepared, self._matrix = prepared, prepared.rows.matrix
         self._inverse: Float32 | None = None
         self._spent = 0.0
         n, d, k = prepared.rows.n_rows, prepared.n_features, prepared.n_outputs
         self._inverse_cost = (2.0 * n * d * d + 3.0 * d**3) / (4.0 * n * d * k * PRODUCT_SPEED)  # in passes
         self._apply_cost = d / (2.0 * n)
-
-    def _forward(self, weight: Float32, bias: NDArray[Any]) -> Float32:
-        self._prepared.passes += 0.5
-        logits: Float32 = self._matrix @ weight.T
-        logits += np.asarray(bias, dtype=np.float32)
-        return logits
-
-    def _backward(self, residual: Float32) -> Float32:
-        self._prepared.passes += 0.5
-        return pull_back(residual, self._matrix)
 
     def _product(self, curvature: Curvature, move: Float32, move_bias: Float32) -> tuple[Float32, Float32, Float32]:
         """Return the change of the logits and the data term's Hessian times a move of weights and bias: one pass."""
@@ -85,13 +65,8 @@ class Newton:
         prepared = self._prepared
         if exact:
             return State.certified(prepared, weight, bias, exact=True)
-        logits = self._forward(weight, bias)
-        curvature: Float64 = np.zeros((len(bias), len(bias)))
-        for start in range(0, len(logits), BLOCK_ROWS):
-            curvature += prepared.loss.bias_curvature(logits[start : start + BLOCK_ROWS].copy(), start)
-        shift, loss, slope, residual = settle_bias(prepared, logits, pseudo_inverse(curvature))
-        gradient = self._backward(residual.astype(np.float32))
-        return State.of(weight, (bias + shift).astype(np.float32), loss, gradient, slope)
+        logits = forward(prepared, weight, bias)
+        return certified(prepared, logits, weight, bias, pseudo_inverse(bias_curvature(prepared, logits)))[0]
 
     def _precondition(self, curvature: Curvature, l2: float) -> None:
         """Make the preconditioner of this point where the iterations since the last have cost as much."""
@@ -143,7 +118,7 @@ class Newton:
             self._inverse = inverse = None
             move, move_bias = soften(residual, bias_residual)
             begin = norm = dot(residual, move) + dot(bias_residual, move_bias)
-        moved: Float32 = np.zeros((len(self._matrix), len(total)), dtype=np.float32)
+        logits_change: Float32 = np.zeros((len(self._matrix), len(total)), dtype=np.float32)
         for _ in range(MOST_ITERATIONS):
             changed, product, bias_product = self._product(curvature, move, move_bias)
             product += ridge * move
@@ -153,7 +128,7 @@ class Newton:
             length = np.float32(norm / bent)
             x += length * move
             x_bias += length * move_bias
-            moved += length * changed
+            logits_change += length * changed
             residual -= length * product
             bias_residual -= length * bias_product
             self._spent += 1.0 + (0.0 if inverse is None else self._apply_cost)
@@ -165,10 +140,10 @@ class Newton:
             move = softened + turn * move
             move_bias = bias_softened + turn * move_bias
             norm = left
-        return x, x_bias, moved
+        return x, x_bias, logits_change
 
     def _search(
-        self, logits: Float32, moved: Float32, weight: Float32, x: Float32, *, l2: float, slope: float
+        self, logits: Float32, logits_change: Float32, weight: Float32, x: Float32, *, l2: float, slope: float
     ) -> tuple[float, Float32, float]:
         """Return the step along the line, the weighted residuals there and the data loss: slopes only, no products.
 
@@ -179,35 +154,40 @@ class Newton:
         low, low_slope, high, high_slope = 0.0, slope, 1.0, 0.0
         step = 1.0
         for _ in range(12):
-            residual = logits + np.float32(step) * moved
+            residual = logits + np.float32(step) * logits_change
             loss = self._prepared.loss.residual(residual, 0)
-            found = dot(residual, moved) + across + step * along
-            if found <= -0.3 * slope and (step == 1.0 or found >= 0.3 * slope):
+            slope_there = dot(residual, logits_change) + across + step * along
+            if slope_there <= -0.3 * slope and (step == 1.0 or slope_there >= 0.3 * slope):
                 break
-            if found > 0.0:
-                high, high_slope = step, found
+            if slope_there > 0.0:
+                high, high_slope = step, slope_there
             else:
-                low, low_slope = step, found
+                low, low_slope = step, slope_there
             width = high - low
             step = low + width * min(max(-low_slope / (high_slope - low_slope), 0.1), 0.9)
         return step, residual, loss
 
-    def minimise(
-        self, weight: Float32, bias: NDArray[Any], *, l2: float, tolerance: float, max_passes: float
-    ) -> tuple[State, float, bool]:
-        """Return ``(state, relative gap, converged)`` as `minimise_l2` does."""
-        prepared, penalty = self._prepared, Penalty(l2=l2)
+    def _begin(self, start: Start) -> tuple[Float32, Float32 | None]:
+        """Return the logits at `start`, and the weight gradient there where it is known without a product."""
+        prepared = self._prepared
+        if start.weight.any():
+            return forward(prepared, start.weight, start.bias), None
+        # the columns are centred: at zero weights their gradient does not depend on the bias, and certificates use it
+        known = None if prepared.problem.distillation is not None else prepared.gradient_at_zero
+        return np.tile(start.bias, (len(self._matrix), 1)), known
+
+    def minimise(self, start: Start, *, penalty: Penalty, tolerance: float, max_passes: float) -> Fit:
+        """Return the minimum of data term + l2/2 |W|^2, l2 above 0."""
+        prepared, l2 = self._prepared, penalty.l2
         limit = prepared.passes + max_passes
-        bias = bias.astype(np.float32)
-        from_zero = not weight.any()
-        logits = np.tile(bias, (len(self._matrix), 1)) if from_zero else self._forward(weight, bias)
+        weight, bias = start.weight, start.bias
+        logits, known_gradient = self._begin(start)
         residual = logits.copy()
         loss = prepared.loss.residual(residual, 0)
-        # the columns are centred: at zero weights their gradient does not depend on the bias, and certificates use it
-        known = -prepared.anchor if from_zero and prepared.problem.distillation is None else None
         failed = 0
         while True:
-            gradient, known = (self._backward(residual) if known is None else known), None
+            gradient = backward(prepared, residual) if known_gradient is None else known_gradient
+            known_gradient = None
             total = gradient + np.float32(l2) * weight
             bias_total = residual.sum(axis=0, dtype=np.float64).astype(np.float32)
             objective = loss + penalty.value(weight)
@@ -218,21 +198,21 @@ class Newton:
                 gap = relative_gap(prepared, state, penalty)
                 failed += 1
                 if gap <= tolerance or failed >= PATIENCE or prepared.passes >= limit:
-                    return state, gap, gap <= tolerance
+                    return Fit(state, gap, gap <= tolerance)
                 bias = state.bias
-                logits = self._forward(weight, bias)
+                logits = forward(prepared, weight, bias)
                 total = state.gradient + np.float32(l2) * weight
                 bias_total = state.bias_gradient.astype(np.float32)
                 aim = 0.1 * dot(total, total)
             curvature = Curvature(prepared.loss, logits)
             self._precondition(curvature, l2)
             worth = min(0.1, np.sqrt(square / (2.0 * l2 * max(abs(objective), 1e-12))))
-            x, x_bias, moved = self._step(curvature, total, bias_total, l2=l2, ratio=worth, floor=0.3 * aim)
+            x, x_bias, logits_change = self._step(curvature, total, bias_total, l2=l2, ratio=worth, floor=0.3 * aim)
             slope = dot(total, x) + dot(bias_total, x_bias)
             if not slope < 0.0:
                 self._inverse = None  # rounding has made it indefinite
                 continue
-            step, residual, loss = self._search(logits, moved, weight, x, l2=l2, slope=slope)
+            step, residual, loss = self._search(logits, logits_change, weight, x, l2=l2, slope=slope)
             weight = weight + np.float32(step) * x
             bias = bias + np.float32(step) * x_bias
-            logits += np.float32(step) * moved
+            logits += np.float32(step) * logits_change

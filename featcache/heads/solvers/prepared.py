@@ -1,24 +1,21 @@
-"""What every penalty shares: the standardised rows, the loss on them, their Gram matrix, the constants of the dual."""
+"""What every penalty shares: the standardised rows, the loss on them, their Gram matrix, the constants of the dual.
+
+Nothing here knows a solver; what a solver keeps from fit to fit is kept with the problem by `Prepared.derive`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.heads.solvers import active
-from featcache.heads.solvers.active import ActiveSet
-from featcache.heads.solvers.coarse import TwoLevel, pays
 from featcache.heads.solvers.losses import Loss
-from featcache.heads.solvers.newton import Newton, fits
 from featcache.heads.solvers.problem import Problem
 from featcache.heads.solvers.rows import Float32, Float64, StandardisedRows, pull_back
-from featcache.heads.solvers.smooth import pseudo_inverse
-from featcache.heads.solvers.spectral import Spectral
 
-KEEP_BYTES = 1 << 29  # logits kept between the Newton steps of a bias
+T = TypeVar("T")
 
 
 class Prepared:
@@ -35,33 +32,35 @@ class Prepared:
         self.n_features, self.n_outputs = problem.n_features, problem.n_outputs
         self.passes = 0.0
         self._logits: Float32 | None = None
-        self._anchor: Float32 | None = None
-        self._known_mean: Float64 = np.zeros(self.n_features)
+        self._gradient_at_zero: Float32 | None = None
+        self._labelled_mean: Float64 = np.zeros(self.n_features)
         self._gram: Float64 | None = None
-        self._two_level: TwoLevel | None = None
-        self._newton: Newton | None = None
-        self._spectral: Spectral | None = None
-        self._active: ActiveSet | None = None
-        self._difference: Prepared | None = None
-        self._inverse: tuple[float, float, Float32] | None = None
+        self._derived: dict[Callable[[Prepared], Any], Any] = {}
 
-    def evaluate(self, weight: NDArray[Any], bias: NDArray[Any], gradient: NDArray[Any]) -> tuple[float, Float64]:
-        """Return the data loss and its bias gradient ``(k,)``; write its weight gradient ``(k, d)`` into `gradient`.
+    def derive(self, make: Callable[[Prepared], T]) -> T:
+        """Return ``make(self)``, made at the first call and kept: what is worth sharing between fits."""
+        if make not in self._derived:
+            self._derived[make] = make(self)
+        derived: T = self._derived[make]
+        return derived
+
+    def evaluate(self, weight: Float32, bias: Float32) -> tuple[float, Float32, Float64]:
+        """Return the data loss, its weight gradient ``(k, d)`` and its bias gradient ``(k,)``.
 
         Products are float32, sums over rows of the loss float64. One pass.
         """
         total = 0.0
+        gradient: Float32 = np.zeros_like(weight)
         bias_gradient: Float64 = np.zeros(self.n_outputs)
-        gradient[...] = 0.0
         for start, block in self.rows.blocks():
             logits = self._block_logits(block, weight, bias)
             total += self.loss.residual(logits, start)
             bias_gradient += logits.sum(axis=0, dtype=np.float64)
             gradient += pull_back(logits, block)
         self.passes += 1.0
-        return total, bias_gradient
+        return total, gradient, bias_gradient
 
-    def _block_logits(self, block: Float32, weight: NDArray[Any], bias: NDArray[Any]) -> Float32:
+    def _block_logits(self, block: Float32, weight: Float32, bias: Float32) -> Float32:
         if self._logits is None or len(self._logits) < len(block):
             self._logits = np.empty((len(block), self.n_outputs), dtype=np.float32)
         logits = self._logits[: len(block)]
@@ -69,102 +68,61 @@ class Prepared:
         logits += np.asarray(bias, dtype=np.float32)
         return logits
 
-    def evaluate_best_bias(
-        self, weight: NDArray[Any], bias: NDArray[Any], gradient: NDArray[Any], *, exact: bool
-    ) -> tuple[float, Float64, Float64]:
-        """Return the data loss, its bias gradient and the bias float64 ``(k,)`` that is best for `weight`.
-
-        A free bias makes the dual feasible only where its gradient is zero, so a certificate needs it far better than
-        descent brings it: Newton steps on k numbers, on logits kept from one forward product (recomputed where they
-        would take over half a GiB). With `exact` the logits and the loss are float64. Writes the weight gradient.
-        """
-        kind = np.dtype(np.float64 if exact else np.float32)
-        keep = self.rows.matrix is not None and self.rows.n_rows * self.n_outputs * kind.itemsize <= KEEP_BYTES
-        kept: list[tuple[int, Float32, NDArray[Any]]] = []
-        wide = weight.astype(kind, copy=False).T
-
-        def forward() -> Iterator[tuple[int, Float32, NDArray[Any]]]:
-            if kept and kept[-1][0] + len(kept[-1][1]) == self.rows.n_rows:
-                yield from kept
-                return
-            self.passes += 0.5
-            for start, block in self.rows.blocks():
-                logits = block.astype(kind, copy=False) @ wide
-                if keep:
-                    kept.append((start, block, logits))
-                yield start, block, logits
-
-        best = np.asarray(bias, dtype=np.float64)
-        inverse: Float64 | None = None
-        for _ in range(6):
-            total, slope = 0.0, np.zeros(self.n_outputs)
-            curvature = np.zeros((self.n_outputs, self.n_outputs)) if inverse is None else None
-            for start, _block, logits in forward():
-                shifted = logits + best.astype(kind)
-                if curvature is not None:
-                    curvature += self.loss.bias_curvature(shifted.copy(), start)
-                total += self.loss.residual(shifted, start)
-                slope += shifted.sum(axis=0, dtype=np.float64)
-            if curvature is not None:
-                inverse = pseudo_inverse(curvature)
-            assert inverse is not None
-            if float(np.abs(slope / np.maximum(self.loss.mean_target, 1e-6)).max()) < (1e-9 if exact else 1e-7):
-                break
-            step = inverse @ slope
-            if not exact and float(np.abs(step).max()) < 1e-7:
-                break
-            best = best - step / max(1.0, float(np.abs(step).max()))
-        gradient[...] = 0.0
-        total, slope = 0.0, np.zeros(self.n_outputs)
-        for start, block, logits in forward():
-            shifted = logits + best.astype(kind)
-            total += self.loss.residual(shifted, start)
-            slope += shifted.sum(axis=0, dtype=np.float64)
-            gradient += pull_back(shifted.astype(np.float32, copy=False), block)
-        self.passes += 0.5
-        return total, slope, best
-
     @property
-    def anchor(self) -> Float32:
-        """Return ``sum_i w_i y_i z_i'`` ``(k, d)`` (with the teacher's part): minus the gradient at zero weights."""
-        if self._anchor is None:
-            anchor = np.zeros((self.n_outputs, self.n_features), dtype=np.float32)
-            known = np.zeros(self.n_features)
-            distilled = self.problem.distillation is not None
+    def gradient_at_zero(self) -> Float32:
+        """Return the weight gradient ``(k, d)`` at zero weights: ``-sum_i w_i y_i z_i'``, with the teacher's part.
+
+        The columns are centred, so that it depends on no bias, unless a teacher of another temperature takes part.
+        """
+        if self._gradient_at_zero is None:
+            products = np.zeros((self.n_outputs, self.n_features), dtype=np.float32)
+            labelled = np.zeros(self.n_features)
+            distilling = self.problem.distillation is not None
             for start, block in self.rows.blocks():
                 stop = start + len(block)
-                pull = self.loss.pull(start, stop) * self.rows.weights[start:stop, None]
-                anchor += pull_back(pull, block)
-                if distilled:
+                targets = self.loss.mixed_targets(start, stop) * self.rows.weights[start:stop, None]
+                products += pull_back(targets, block)
+                if distilling:
                     mask = np.asarray(self.problem.targets)[start:stop] >= 0
-                    known += (self.rows.weights[start:stop] * mask) @ block
-            self._anchor, self._known_mean = anchor, known
+                    labelled += (self.rows.weights[start:stop] * mask) @ block
+            self._gradient_at_zero, self._labelled_mean = -products, labelled
             self.passes += 0.5
-        return self._anchor
+        return self._gradient_at_zero
 
     def make_feasible(self, gradient: NDArray[Any], g: Float64, conjugate: float) -> tuple[NDArray[Any], float]:
         """Return weight gradient and conjugate of a dual point that the free bias allows, near the residual's own."""
         if self.loss.kind == "squared":  # the constraint is met by subtracting the mean, and z sums to zero
             return gradient, conjugate - 0.5 * float(g @ g) - float(g @ self.loss.mean_target)
         share, q, constant = self.loss.constant_dual(g)
-        away: NDArray[Any] = -self.anchor
+        away: NDArray[Any] = self.gradient_at_zero
         if self.problem.distillation is not None:  # the labelled rows alone need not average to zero
-            away = away + np.outer(q, self._known_mean)
+            away = away + np.outer(q, self._labelled_mean)
         mixed = (1.0 - share) * gradient + share * away
         return mixed, (1.0 - share) * conjugate + share * constant
 
     def restrict(self, columns: NDArray[np.int64]) -> Prepared:
         """Return the problem with only `columns` of the features: what a working set is solved on."""
-        part = Prepared.__new__(Prepared)
-        part.__dict__.update(self.__dict__)
+        part = self._copy()
         part.rows = self.rows.restrict(columns)
         part.n_features = len(columns)
-        part._anchor = np.ascontiguousarray(self.anchor[:, columns])
-        part._known_mean = self._known_mean[columns]
-        part._gram = part._inverse = part._two_level = part._newton = part._spectral = part._active = (
-            part._difference
-        ) = None
-        part._logits = None
+        part._gradient_at_zero = np.ascontiguousarray(self.gradient_at_zero[:, columns])
+        part._labelled_mean = self._labelled_mean[columns]
+        return part
+
+    def with_targets(self, problem: Problem) -> Prepared:
+        """Return `problem`, which differs in its targets and its loss alone, on these standardised rows, shared."""
+        part = self._copy()
+        part.problem, part.loss = problem, Loss(problem, self.rows.weights)
+        part.n_outputs = problem.n_outputs
+        part._gradient_at_zero, part._labelled_mean = None, np.zeros(self.n_features)
+        return part
+
+    def _copy(self) -> Prepared:
+        """Return this problem without what was computed from its rows."""
+        part = Prepared.__new__(Prepared)
+        part.__dict__.update(self.__dict__)
+        part._gram = part._logits = None
+        part._derived = {}
         part.passes = 0.0
         return part
 
@@ -172,80 +130,14 @@ class Prepared:
         """Return ``(gradient, bias)`` at zero weights and their best bias: where every path begins."""
         bias = self.loss.initial_bias()
         if self.problem.distillation is None or self.problem.distillation.temperature == 1.0:
-            return -self.anchor, bias
-        gradient = np.empty((self.n_outputs, self.n_features), dtype=np.float32)
-        flat = np.zeros_like(gradient)
+            return self.gradient_at_zero, bias
+        flat = np.zeros((self.n_outputs, self.n_features), dtype=np.float32)
         for _ in range(50):  # a fixed point in k numbers: the two terms' softmaxes differ in temperature
-            _, bias_gradient = self.evaluate(flat, bias, gradient)
+            _, gradient, bias_gradient = self.evaluate(flat, bias)
             if np.abs(bias_gradient).max() < 1e-7:
                 break
             bias = (bias - bias_gradient / np.maximum(np.exp(bias), 1e-3)).astype(np.float32)
         return gradient, bias
-
-    @property
-    def two_level(self) -> TwoLevel | None:
-        """Return the two-level solver of this problem, None where one level is expected to be faster."""
-        if self._two_level is None and pays(self):
-            self._two_level = TwoLevel(self)
-        return self._two_level
-
-    @property
-    def spectral(self) -> Spectral | None:
-        """Return the solver for paths of L2 penalties, None where it is not expected to be the fastest."""
-        if self._spectral is None and pays(self) and self.loss.kind != "squared":
-            self._spectral = Spectral(self)
-        return self._spectral
-
-    @property
-    def active(self) -> ActiveSet | None:
-        """Return the L1 solver for one output, None where there are several or the rows are streamed."""
-        if self._active is None and active.fits(self):
-            self._active = ActiveSet(self)
-        return self._active
-
-    @property
-    def difference(self) -> Prepared | None:
-        """Return the same rows as a problem of one output, None unless this is a softmax of two classes.
-
-        Their softmax is the sigmoid of the difference of the logits, and of all weights with one difference w those
-        of least L1, L2 or group norm are -w/2 and w/2.
-        """
-        two = self.loss.kind == "softmax" and self.n_outputs == 2 and self.problem.distillation is None
-        if self._difference is None and two and self.rows.matrix is not None:
-            given = self.problem
-            part = self.restrict(np.arange(0))
-            part.problem = Problem(
-                features=given.features,
-                targets=self.loss.targets(0, self.rows.n_rows)[:, 1:],
-                loss="sigmoid",
-                sample_weight=given.sample_weight,
-            )
-            part.rows, part.loss = self.rows, Loss(part.problem, self.rows.weights)
-            part.n_features, part.n_outputs = self.n_features, 1
-            part._anchor, part._known_mean = None, np.zeros(self.n_features)
-            self._difference = part
-        return self._difference
-
-    @property
-    def newton(self) -> Newton | None:
-        """Return the Newton solver of this problem, None where the rows are streamed or too many."""
-        if self._newton is None and fits(self):
-            self._newton = Newton(self)
-        return self._newton
-
-    def preconditioner(self, curvature: float, l2: float) -> Float32:
-        """Return ``(curvature * gram + l2)^-1`` ``(d, d)`` float32; the last is kept while its strengths are near."""
-        if self._inverse is not None:
-            old_curvature, old_l2, inverse = self._inverse
-            if 0.3 < curvature / old_curvature < 3.0 and 0.3 < l2 / old_l2 < 3.0:
-                return inverse
-        system = (curvature * self.gram).astype(np.float32)
-        system[np.diag_indices(self.n_features)] += np.float32(l2)
-        inverse = np.linalg.inv(system)
-        inverse += inverse.T.copy()
-        inverse *= np.float32(0.5)
-        self._inverse = (curvature, l2, inverse)
-        return inverse
 
     @property
     def gram(self) -> Float64:
@@ -261,5 +153,32 @@ class Prepared:
 
 
 def prepare(problem: Problem) -> Prepared:
-    """Return `problem` with its rows standardised, ready to be solved for any number of penalties."""
+    """Return `problem` with its rows standardised, ready to be solved for any number of penalties.
+
+    Parameters
+    ----------
+    problem : Problem
+        Its features are read twice; a stream once, and again in each pass of a fit.
+
+    Returns
+    -------
+    Prepared
+        To be handed to `solve` and `solve_path` as `prepared`; not thread-safe.
+
+    Raises
+    ------
+    InputError
+        For features with NaN or Inf, or a class without a row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from featcache.heads.solvers import Problem, prepare, solve
+    >>> labels = np.arange(60) % 3
+    >>> features = np.eye(3)[labels] + np.random.default_rng(0).normal(size=(60, 3))
+    >>> prepared = prepare(Problem(features=features, targets=labels))
+    >>> solutions = [solve(prepared.problem, l2=l2, prepared=prepared) for l2 in (0.1, 0.01)]
+    >>> [solution.gap <= 1e-6 for solution in solutions]
+    [True, True]
+    """
     return Prepared(problem)

@@ -55,13 +55,36 @@ class Distillation:
 class Problem:
     """One linear head to be trained: rows, targets and the loss between them.
 
-    `features` is ``(n_rows, n_features)`` float16, float32 or float64 as cached (standardisation happens inside), or a
-    `BlockSource`. `targets` is ``(n_rows,)`` int64 class numbers or ``(n_rows, n_classes)`` float32: probabilities that
-    sum to one for ``softmax``, values in [0, 1] for ``sigmoid``, any finite number for ``squared`` (half the squared
-    error). ``sigmoid`` sums its terms over the outputs. `sample_weight` is ``(n_rows,)``, not negative; a row of
-    weight w counts as w equal rows, in the standardisation too.
+    Parameters
+    ----------
+    features : ndarray of shape (n_rows, n_features), or BlockSource
+        float16, float32 or float64 as cached: standardisation happens inside.
+    targets : ndarray of shape (n_rows,) or (n_rows, n_classes)
+        Class numbers, int64; or float32: probabilities that sum to one for ``softmax``, values in [0, 1] for
+        ``sigmoid``, any finite number for ``squared``.
+    loss : {"softmax", "sigmoid", "squared"}
+        Of a row: the cross-entropy, its sum over the outputs, or half the squared error summed over them.
+    n_classes : int, optional
+        The number of outputs; without it, as many as the targets show.
+    sample_weight : ndarray of shape (n_rows,), optional
+        Not negative; a row of weight w counts as w equal rows, in the standardisation too.
+    distillation : Distillation, optional
+        A teacher's probabilities, for ``softmax`` with class numbers.
 
-    Raises `InputError` for anything that does not fit together.
+    Raises
+    ------
+    InputError
+        For anything that does not fit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from featcache.heads.solvers import Problem
+    >>> labels = np.arange(60) % 3
+    >>> features = np.eye(3)[labels] + np.random.default_rng(0).normal(size=(60, 3))
+    >>> problem = Problem(features=features, targets=labels)
+    >>> problem.n_rows, problem.n_features, problem.n_outputs
+    (60, 3, 3)
     """
 
     features: NDArray[Any] | BlockSource

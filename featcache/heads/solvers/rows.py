@@ -37,6 +37,11 @@ def pull_back(residual: NDArray[Any], block: Float32) -> Float32:
     return np.ascontiguousarray((block.T @ residual).T)
 
 
+def dot(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Return the inner product of two arrays of one shape."""
+    return float(np.vdot(a, b))
+
+
 def chunk_rows(width: int) -> int:
     """Return how many rows of `width` numbers an elementwise step takes."""
     return max(1, CHUNK_NUMBERS // width)
@@ -96,8 +101,14 @@ class StandardisedRows:
             self._matrix = matrix
 
     @property
-    def matrix(self) -> Float32 | None:
-        """Return the standardised matrix, or None where the rows are streamed."""
+    def in_memory(self) -> bool:
+        """Return whether the rows are held, not streamed."""
+        return self._matrix is not None
+
+    @property
+    def matrix(self) -> Float32:
+        """Return the standardised matrix ``(n_rows, n_features)`` of rows in memory."""
+        assert self._matrix is not None, "streamed rows have no matrix"
         return self._matrix
 
     def _raw_blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:

@@ -1,107 +1,32 @@
-"""The exact solvers: optimality proved without the solver's own words, on problems with every kind of degeneracy."""
+"""The two verbs: optimality proved without the solvers' own words, on problems with every kind of degeneracy."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, Ridge
+from solver_problems import (
+    PENALTIES,
+    Blocks,
+    check_optimality,
+    data_term,
+    draw,
+    ill_conditioned,
+    objective,
+    one_hot,
+    problem_of,
+    standardise,
+)
 
 from featcache.errors import InputError
 from featcache.heads.solvers import Distillation, Problem, prepare, solve, solve_path
-from featcache.heads.solvers.certificate import Penalty
-from featcache.heads.solvers.coarse import TwoLevel
-from featcache.heads.solvers.curvature import Curvature
-from featcache.heads.solvers.inverse import invert_positive_definite
-from featcache.heads.solvers.smooth import State, minimise_l2
-from featcache.heads.solvers.sparse import minimise_sparse
-from featcache.heads.solvers.spectral import Spectral
-
-
-def draw(n=80, d=12, k=4, seed=0, informative=1.5):
-    generator = np.random.default_rng(seed)
-    labels = np.concatenate([np.arange(k), generator.integers(0, k, n - k)])
-    centres = generator.normal(size=(k, d)) * informative
-    features = (centres[labels] + generator.normal(size=(n, d)) * 2 + 3).astype(np.float32)
-    return features, labels
-
-
-def standardise(features, solution):
-    return (features.astype(np.float64) - solution.mean) / solution.std
-
-
-def one_hot(labels, k):
-    return np.eye(k)[labels]
-
-
-def data_term(problem, z, weight, bias):
-    """Return value and gradients of the data term in float64, written out independently of the solver."""
-    w = np.ones(len(z)) if problem.sample_weight is None else np.asarray(problem.sample_weight, dtype=float)
-    w = w / w.sum()
-    u = z @ weight.T.astype(float) + bias.astype(float)
-    y = problem.targets if np.ndim(problem.targets) == 2 else one_hot(problem.targets, problem.n_classes)
-    if problem.loss == "softmax":
-        top = u.max(axis=1, keepdims=True)
-        lse = top[:, 0] + np.log(np.exp(u - top).sum(axis=1))
-        residual = np.exp(u - lse[:, None]) - y
-        value = w @ (lse - (u * y).sum(axis=1))
-    elif problem.loss == "sigmoid":
-        residual = 1 / (1 + np.exp(-u)) - y
-        value = w @ (np.logaddexp(0, u) - u * y).sum(axis=1)
-    else:
-        residual = u - y
-        value = w @ (0.5 * residual**2).sum(axis=1)
-    weighted = residual * w[:, None]
-    return value, weighted.T @ z, weighted.sum(axis=0)
-
-
-def objective(problem, z, s):
-    weight = s.weight.astype(float)
-    value = data_term(problem, z, weight, s.bias)[0]
-    value += s.l1 * np.abs(weight).sum() + 0.5 * s.l2 * (weight**2).sum()
-    return value + s.group_l1 * np.linalg.norm(weight, axis=0).sum()
-
-
-def check_optimality(problem, s, tolerance):
-    """Assert the KKT conditions of every weight, with exact zeros where the penalty says so."""
-    z = standardise(problem.features, s)
-    _, gradient, bias_gradient = data_term(problem, z, s.weight, s.bias)
-    smooth = gradient + s.l2 * s.weight
-    assert np.abs(bias_gradient).max() < tolerance
-    if s.group_l1:
-        norms = np.linalg.norm(s.weight.astype(float), axis=0)
-        used = norms > 0
-        assert (np.linalg.norm(gradient[:, ~used], axis=0) <= s.group_l1 + tolerance).all()
-        assert np.abs(smooth[:, used] + s.group_l1 * s.weight[:, used] / norms[used]).max(initial=0) < tolerance
-    else:
-        used = s.weight != 0
-        assert (np.abs(gradient[~used]) <= s.l1 + tolerance).all()
-        assert np.abs(smooth + s.l1 * np.sign(s.weight))[used].max(initial=0) < tolerance
-
-
-PENALTIES = {
-    "l2": {"l2": 0.05},
-    "weak l2": {"l2": 1e-3},
-    "l1": {"l1": 0.03},
-    "elastic net": {"l1": 0.02, "l2": 0.05},
-    "group l1": {"group_l1": 0.05},
-    "group l1 and l2": {"group_l1": 0.05, "l2": 0.02},
-}
-
-
-def problem_of(loss, **changes):
-    features, labels = draw()
-    if loss == "softmax":
-        return Problem(features=features, targets=labels, **changes)
-    if loss == "sigmoid":
-        targets = (np.random.default_rng(1).random((80, 3)) < [0.3, 0.5, 0.8]).astype(np.float32)
-        return Problem(features=features, targets=targets, loss="sigmoid", **changes)
-    targets = (features[:, :3] * 0.5 + np.random.default_rng(1).normal(size=(80, 3))).astype(np.float32)
-    return Problem(features=features, targets=targets, loss="squared", **changes)
+from featcache.heads.solvers.choice import choices
+from featcache.heads.solvers.penalty import Penalty
+from featcache.heads.solvers.two_level import TwoLevel
 
 
 @pytest.mark.parametrize("penalties", PENALTIES.values(), ids=PENALTIES.keys())
@@ -126,26 +51,6 @@ def test_gap_bounds_the_distance_to_the_optimum_far_from_it_too(loss):
             rough = solve(problem, **penalties, tolerance=1e-12, max_passes=passes)
             distance = (rough.objective - best.objective) / rough.objective
             assert distance <= rough.gap + 1e-6
-
-
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid", "squared"])
-def test_gradient_matches_finite_differences(loss):
-    prepared = prepare(problem_of(loss))
-    generator = np.random.default_rng(3)
-    weight = generator.normal(size=(prepared.n_outputs, 12)).astype(np.float32) * np.float32(0.3)
-    bias = generator.normal(size=prepared.n_outputs).astype(np.float32)
-    gradient = np.empty_like(weight)
-    _, bias_gradient = prepared.evaluate(weight, bias, gradient)
-    z = prepared.rows.matrix
-    for _ in range(5):
-        step = generator.normal(size=weight.shape)
-        plus = data_term(prepared.problem, z, weight + 1e-4 * step, bias)[0]
-        minus = data_term(prepared.problem, z, weight - 1e-4 * step, bias)[0]
-        assert (plus - minus) / 2e-4 == pytest.approx(float((gradient * step).sum()), rel=1e-3, abs=1e-5)
-    moved = generator.normal(size=bias.shape)
-    plus = data_term(prepared.problem, z, weight, bias + 1e-4 * moved)[0]
-    minus = data_term(prepared.problem, z, weight, bias - 1e-4 * moved)[0]
-    assert (plus - minus) / 2e-4 == pytest.approx(float(bias_gradient @ moved), rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("k", [2, 5])
@@ -224,22 +129,6 @@ def test_distillation_is_the_stated_objective_and_minimal(temperature):
         assert other > solution.objective * (1 - solution.gap)
 
 
-class Blocks:
-    """The rows of an array in uneven blocks, as a source that cannot be indexed."""
-
-    def __init__(self, features, sizes):
-        self.features, self.sizes = features, sizes
-        self.shape = features.shape
-
-    def __iter__(self):
-        start = 0
-        for size in itertools.cycle(self.sizes):
-            if start >= len(self.features):
-                return
-            yield start, self.features[start : start + size]
-            start += size
-
-
 @pytest.mark.parametrize("penalties", [{"l2": 0.05}, {"l1": 0.03}, {"group_l1": 0.05}], ids=str)
 def test_streamed_rows_give_the_same_answer(penalties):
     features, labels = draw(n=300, d=20, k=5)
@@ -250,17 +139,6 @@ def test_streamed_rows_give_the_same_answer(penalties):
     assert streamed.objective == pytest.approx(rounded.objective, rel=1e-6)
     assert streamed.objective == pytest.approx(memory.objective, rel=1e-2)
     np.testing.assert_allclose(streamed.weight, rounded.weight, atol=1e-3)
-
-
-def test_blocks_that_do_not_cover_the_rows_are_refused():
-    features, labels = draw()
-
-    class Short(Blocks):
-        def __iter__(self):
-            yield 0, self.features[:10]
-
-    with pytest.raises(InputError, match="cover all 80 rows"):
-        solve(Problem(features=Short(features, ()), targets=labels), l2=0.1)
 
 
 @pytest.mark.parametrize("penalty", ["l2", "l1", "group_l1"])
@@ -324,79 +202,6 @@ def test_features_of_a_steep_spectrum_are_solved_in_few_passes(decades):
     assert sum(solution.passes for solution in path) < 1500
 
 
-def test_active_sets_equal_proximal_steps():
-    features, labels = draw(n=200, d=90, k=2, informative=0.3)
-    problem = Problem(features=features, targets=labels[:, None].astype(np.float32), loss="sigmoid")
-    for l1, l2 in ((0.05, 0.0), (0.01, 0.0), (0.01, 0.05), (0.001, 0.0)):
-        prepared = prepare(problem)
-        one = solve(problem, l1=l1, l2=l2, tolerance=1e-5, prepared=prepared)
-        start = (np.zeros((1, 90), dtype=np.float32), prepared.null_point()[1])
-        other, gap, _ = minimise_sparse(prepared, *start, penalty=Penalty(l1, l2), tolerance=1e-6, max_passes=5000)
-        assert one.converged
-        assert one.objective <= other.objective(Penalty(l1, l2)) * (1 + 1.1e-5)
-        assert one.objective >= other.objective(Penalty(l1, l2)) * (1 - max(gap, 2e-6))
-
-
-@pytest.mark.parametrize("penalties", [{"l1": 0.02}, {"l1": 0.02, "l2": 0.1}, {"group_l1": 0.03}], ids=str)
-def test_two_classes_are_solved_by_their_difference(penalties):
-    features, labels = draw(n=150, d=60, k=2, informative=0.4)
-    weights = np.random.default_rng(0).uniform(0.5, 2.0, len(labels))
-    problem = Problem(features=features, targets=labels, sample_weight=weights)
-    prepared = prepare(problem)
-    solution = solve(problem, **penalties, tolerance=1e-6, prepared=prepared)
-    assert prepared.difference is not None
-    assert solution.converged
-    check_optimality(problem, solution, 1e-3)
-    start = (np.zeros((2, 60), dtype=np.float32), prepared.null_point()[1])
-    penalty = Penalty(**penalties)
-    other, gap, _ = minimise_sparse(prepared, *start, penalty=penalty, tolerance=1e-6, max_passes=5000)
-    assert solution.objective <= other.objective(penalty) * (1 + 2e-6)
-    assert solution.objective >= other.objective(penalty) * (1 - max(gap, 2e-6))
-
-
-def test_a_path_by_eigenvectors_equals_cold_fits():
-    features, labels = draw(n=900, d=260, k=8, informative=0.4)
-    problem = Problem(features=features, targets=labels)
-    prepared = prepare(problem)
-    prepared._spectral = Spectral(prepared)  # in use for larger problems
-    path = solve_path(problem, values=np.logspace(0.5, -3.5, 20), tolerance=5e-5, prepared=prepared)
-    z = standardise(features, path[0])
-    for solution in path:
-        assert solution.converged
-        assert solution.gap <= 5e-5
-        assert solution.objective == pytest.approx(objective(problem, z, solution), rel=1e-5)
-        assert np.abs(solution.bias).max() < 100  # nothing runs off along the direction that moves all logits alike
-    for solution in path[::6]:
-        cold = solve(problem, l2=solution.l2, tolerance=1e-7)
-        assert solution.objective == pytest.approx(cold.objective, rel=6e-5)
-
-
-@pytest.mark.parametrize("l2", [0.3, 0.01])
-def test_two_levels_equal_one(l2):
-    features, labels = draw(n=700, d=300, k=6, informative=0.4)
-    mixing = np.random.default_rng(1).normal(size=(300, 300)) * np.linspace(3, 0.1, 300)
-    problem = Problem(features=(features @ mixing).astype(np.float32), targets=labels)
-    prepared = prepare(problem)
-    weight, bias = np.zeros((6, 300), dtype=np.float32), prepared.null_point()[1]
-    solver = TwoLevel(prepared)
-    for strength in (l2, l2 / 2):  # the second fit starts from what the first learnt of the curvature
-        state, gap, converged = solver.minimise(weight, bias, l2=strength, tolerance=1e-6, max_passes=200)
-        one = minimise_l2(prepared, State(prepared, weight, bias), l2=strength, tolerance=1e-7, max_passes=500)[0]
-        assert converged and gap <= 1e-6
-        penalty = Penalty(l2=strength)
-        assert state.objective(penalty) == pytest.approx(one.objective(penalty), rel=2e-6)
-        weight, bias = state.weight, state.bias
-
-
-def ill_conditioned(n=400, d=300, k=5):
-    """Return features as of an untrained network: alike, off centre by more than they spread, of steep spectrum."""
-    generator = np.random.default_rng(2)
-    labels = np.arange(n) % k
-    latent = generator.normal(size=(n, d)) + generator.normal(size=(k, d))[labels]
-    mixing = np.linalg.qr(generator.normal(size=(d, d)))[0] * (1.0 / (1.0 + np.arange(d)))[:, None]
-    return (latent @ mixing + 5.0).astype(np.float32), labels
-
-
 def test_badly_conditioned_features_take_few_passes():
     features, labels = ill_conditioned()
     problem = Problem(features=features, targets=labels)
@@ -406,39 +211,8 @@ def test_badly_conditioned_features_take_few_passes():
     check_optimality(problem, solution, 1e-4)
 
 
-@pytest.mark.parametrize("l2", [0.05, 1e-3])
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid", "squared"])
-def test_newton_equals_quasi_newton(loss, l2):
-    prepared = prepare(problem_of(loss))
-    weight, bias = np.zeros((prepared.n_outputs, 12), dtype=np.float32), prepared.null_point()[1]
-    state, gap, converged = prepared.newton.minimise(weight, bias, l2=l2, tolerance=1e-7, max_passes=2000)
-    other = minimise_l2(prepared, State(prepared, weight, bias), l2=l2, tolerance=1e-7, max_passes=2000)[0]
-    assert converged and gap <= 1e-7
-    assert state.objective(Penalty(l2=l2)) == pytest.approx(other.objective(Penalty(l2=l2)), rel=1e-6)
-
-
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid", "squared", "distillation"])
-def test_curvature_is_the_change_of_the_residuals(loss):
-    problem = problem_of("softmax" if loss == "distillation" else loss)
-    if loss == "distillation":
-        labels = np.where(np.arange(80) % 3 == 0, -1, problem.targets)
-        teacher = np.full((80, 4), 0.25, dtype=np.float32)
-        problem = Problem(features=problem.features, targets=labels, n_classes=4,
-                          distillation=Distillation(teacher=teacher, alpha=0.3, temperature=2.0))  # fmt: skip
-    prepared = prepare(problem)
-    generator = np.random.default_rng(0)
-    logits = generator.normal(size=(80, prepared.n_outputs))
-    change = generator.normal(size=logits.shape)
-    ahead, behind = logits + 1e-4 * change, logits - 1e-4 * change
-    prepared.loss.residual(ahead, 0), prepared.loss.residual(behind, 0)
-    product = Curvature(prepared.loss, logits.astype(np.float32)).product(change.astype(np.float32), 0)
-    np.testing.assert_allclose(product, (ahead - behind) / 2e-4, atol=1e-6)
-
-
-def test_the_inverse_by_halves_is_the_inverse():
-    rows = np.random.default_rng(0).normal(size=(600, 401)).astype(np.float32)
-    matrix = rows.T @ rows / 600 + 0.1 * np.eye(401, dtype=np.float32)
-    np.testing.assert_allclose(invert_positive_definite(matrix) @ matrix, np.eye(401), atol=1e-3)
+def _first_solver(prepared):
+    return choices(prepared, Penalty(l2=0.01), 1e-6)[0].solver
 
 
 def test_weak_penalties_converge_where_two_levels_begin():
@@ -446,7 +220,7 @@ def test_weak_penalties_converge_where_two_levels_begin():
     labels = np.arange(1200) % 900
     features = generator.normal(size=(900, 256))[labels] + 0.5 * generator.normal(size=(1200, 256))
     prepared = prepare(Problem(features=features.astype(np.float32), targets=labels))
-    assert prepared.two_level is not None  # and its spectrum is flat: not what two levels are for
+    assert _first_solver(prepared) is TwoLevel  # and its spectrum is flat: not what two levels are for
     solution = solve(prepared.problem, l2=1e-4, prepared=prepared)
     assert solution.converged and solution.gap <= 1e-6
     assert solution.passes < 400
@@ -459,7 +233,7 @@ def test_features_of_low_rank_have_a_coarse_space_too():
     hidden = generator.normal(size=(900, 3))[labels] + 0.1 * generator.normal(size=(1200, 3))
     features = 5 + hidden @ generator.normal(size=(3, 256)) / 100
     prepared = prepare(Problem(features=features.astype(np.float32), targets=labels))
-    assert prepared.two_level is not None
+    assert _first_solver(prepared) is TwoLevel
     solution = solve(prepared.problem, l2=0.01, prepared=prepared)
     assert solution.converged and solution.gap <= 1e-6
 

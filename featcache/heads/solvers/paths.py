@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import InputError
-from featcache.heads.solvers.certificate import Penalty, column_norms
-from featcache.heads.solvers.coarse import LOOSE
+from featcache.heads.solvers.certificate import relative_gap
+from featcache.heads.solvers.choice import choices
+from featcache.heads.solvers.interface import Fit, Start
+from featcache.heads.solvers.penalty import Penalty, column_norms
 from featcache.heads.solvers.prepared import Prepared, prepare
 from featcache.heads.solvers.problem import Problem, Solution
 from featcache.heads.solvers.rows import Float32
-from featcache.heads.solvers.smooth import ROUNDING, State, minimise_l2, relative_gap
-from featcache.heads.solvers.sparse import minimise_sparse, violation
-
-COARSE_PASSES = 60.0  # several times what two levels need where they suit; a flat spectrum is left to Newton's method
+from featcache.heads.solvers.spectral import Spectral
+from featcache.heads.solvers.state import ROUNDING, State
 
 PenaltyName = Literal["l1", "l2", "group_l1"]
 
@@ -43,25 +43,58 @@ def solve(
     """Return the head that minimises the penalised mean loss of `problem`, to a relative gap of `tolerance`.
 
     The objective is ``(1 / sum w) sum w_i loss_i + l1 |W|_1 + (l2 / 2) |W|_F^2 + group_l1 sum_j |W_:,j|_2`` on
-    standardised features, the bias free; scikit-learn's C is ``1 / (n * l2)``. `start` is a solution of a near penalty.
-    `prepared` (of the same problem) shares the standardised rows between calls. With `exact_objective` the objective is
-    evaluated once more with float64 logits; without, its products are float32 and its sums float64 (relative error
-    below 1e-7).
+    standardised features, the bias free; scikit-learn's C is ``1 / (n * l2)``.
 
-    Raises `InputError` for a negative penalty or features with NaN or Inf.
+    Parameters
+    ----------
+    problem : Problem
+        Rows, targets and loss.
+    l1, l2, group_l1 : float
+        Strengths of the penalty, at least 0.
+    start : Solution, optional
+        A solution of a near penalty to begin at.
+    tolerance : float
+        The gap to be reached: of the objective to the optimum, relative to the objective.
+    max_passes : int
+        Sweeps over all rows after which the solvers give up; `Solution.converged` says whether they did.
+    prepared : Prepared, optional
+        Of the same problem: shares the standardised rows, and what the solvers learn of it, between calls.
+    exact_objective : bool
+        Whether the objective is evaluated once more with float64 logits; without, its products are float32 and its
+        sums float64 (relative error below 1e-7).
+
+    Returns
+    -------
+    Solution
+        Weights and bias with their certificate: `objective`, and `gap`, which no solution can be better than it by.
+
+    Raises
+    ------
+    InputError
+        For a negative penalty, a start of another shape, or features with NaN or Inf.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from featcache.heads.solvers import Problem, solve
+    >>> labels = np.arange(60) % 3
+    >>> features = np.eye(3)[labels] + np.random.default_rng(0).normal(size=(60, 3))
+    >>> problem = Problem(features=features, targets=labels)
+    >>> solution = solve(problem, l2=0.1)
+    >>> solution.converged, solution.gap_kind, solution.gap <= 1e-6
+    (True, 'duality', True)
+
+    The certificate bounds how much lower any other solution's objective can be, even of a fit that was cut short:
+
+    >>> rough = solve(problem, l2=0.1, max_passes=1, tolerance=0.0)
+    >>> rough.objective - solution.objective <= rough.gap * rough.objective
+    True
     """
     penalty = Penalty(_check_penalty("l1", l1), _check_penalty("l2", l2), _check_penalty("group_l1", group_l1))
     prepared = prepare(problem) if prepared is None else prepared
-    weight, bias = _starting_point(prepared, start)
-    return _fit(
-        prepared,
-        penalty,
-        weight,
-        bias,
-        tolerance=tolerance,
-        max_passes=max_passes,
-        screen=None,
-        exact=exact_objective,
+    begin = Start(*_starting_point(prepared, start))
+    return _solve(
+        prepared, penalty, begin, tolerance=tolerance, max_passes=max_passes, exact_objective=exact_objective
     )[0]
 
 
@@ -71,26 +104,17 @@ def _starting_point(prepared: Prepared, start: Solution | None) -> tuple[Float32
         return np.zeros(shape, dtype=np.float32), prepared.null_point()[1]
     if start.weight.shape != shape:
         raise InputError(f"start must have weights of shape {shape}, got {start.weight.shape}")
-    return start.weight.copy(), start.bias.copy()
+    return start.weight.copy(), start.bias.astype(np.float32)
 
 
-def _fit(
-    prepared: Prepared,
-    penalty: Penalty,
-    weight: Float32,
-    bias: Float32,
-    *,
-    tolerance: float,
-    max_passes: int,
-    screen: NDArray[np.bool_] | None,
-    exact: bool,
+def _solve(
+    prepared: Prepared, penalty: Penalty, start: Start, *, tolerance: float, max_passes: float, exact_objective: bool
 ) -> tuple[Solution, State]:
     """Return the solution and the state it was certified at (over all columns)."""
     before = prepared.passes
-    state, gap, converged = _descend(
-        prepared, penalty, weight, bias, tolerance=tolerance, max_passes=max_passes, screen=screen
-    )
-    if exact:
+    fit = _descend(prepared, penalty, start, tolerance=tolerance, max_passes=max_passes)
+    state, gap, converged = fit.state, fit.gap, fit.converged
+    if exact_objective:
         state = State.certified(prepared, state.weight, state.bias, exact=True)
         gap = relative_gap(prepared, state, penalty)
         # what ended the iterations was an estimate in float32; weights of float32 may leave as much as its rounding
@@ -112,87 +136,20 @@ def _fit(
     return solution, state
 
 
-def _descend(
-    prepared: Prepared,
-    penalty: Penalty,
-    weight: Float32,
-    bias: Float32,
-    *,
-    tolerance: float,
-    max_passes: float,
-    screen: NDArray[np.bool_] | None,
-) -> tuple[State, float, bool]:
-    """Return ``(state, relative gap, converged)`` by the solvers that suit penalty and problem, one after another."""
+def _descend(prepared: Prepared, penalty: Penalty, start: Start, *, tolerance: float, max_passes: float) -> Fit:
+    """Return the fit of the solvers that suit problem and penalty, one after another until one has converged."""
     before = prepared.passes
-    left = max_passes
-    converged = False
-    if penalty.l1 or penalty.group_l1:
-        quick = _fit_one_output(
-            prepared, weight, bias, penalty=penalty, tolerance=tolerance, max_passes=left, screen=screen
+    fit: Fit | None = None
+    for choice in choices(prepared, penalty, tolerance):
+        left = max_passes - (prepared.passes - before)
+        if fit is not None and (fit.converged or (choice.needs_passes and left <= 0)):
+            break
+        fit = prepared.derive(choice.solver).minimise(
+            start, penalty=penalty, tolerance=tolerance, max_passes=min(left, choice.most_passes)
         )
-        if quick is not None:
-            state, gap, converged = quick
-            weight, bias, left = state.weight, state.bias, left - (prepared.passes - before)
-        if not converged:
-            state, gap, converged = minimise_sparse(
-                prepared, weight, bias, penalty=penalty, tolerance=tolerance, max_passes=left, screen=screen
-            )
-        return state, gap, converged
-    if not penalty.l2 or prepared.newton is None:
-        return minimise_l2(
-            prepared, State(prepared, weight, bias), l2=penalty.l2, tolerance=tolerance, max_passes=int(left)
-        )
-    if tolerance >= LOOSE and prepared.spectral is not None:
-        state, gap, converged = prepared.spectral.minimise(
-            weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=left
-        )
-        weight, bias, left = state.weight, state.bias, left - (prepared.passes - before)
-    coarse = None if converged else prepared.two_level
-    if coarse is not None:
-        state, gap, converged = coarse.minimise(
-            weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=min(left, COARSE_PASSES)
-        )
-        weight, bias, left = state.weight, state.bias, max_passes - (prepared.passes - before)
-    if not converged and (coarse is None or left > 0):
-        state, gap, converged = prepared.newton.minimise(
-            weight, bias, l2=penalty.l2, tolerance=tolerance, max_passes=left
-        )
-    return state, gap, converged
-
-
-def _fit_one_output(
-    prepared: Prepared,
-    weight: Float32,
-    bias: Float32,
-    *,
-    penalty: Penalty,
-    tolerance: float,
-    max_passes: float,
-    screen: NDArray[np.bool_] | None,
-) -> tuple[State, float, bool] | None:
-    """Return what `ActiveSet.minimise` does for one output, or two classes by their difference; None for others."""
-    if prepared.active is not None:  # a column of one weight is its own group
-        merged = Penalty(l1=penalty.l1 + penalty.group_l1, l2=penalty.l2)
-        return prepared.active.minimise(
-            weight, bias, penalty=merged, tolerance=tolerance, max_passes=max_passes, screen=screen
-        )
-    part = prepared.difference
-    if part is None or part.active is None:
-        return None
-    halves = np.array([[-0.5], [0.5]], dtype=np.float32)
-    before = part.passes
-    inner = part.active.minimise(
-        weight[1:] - weight[:1],
-        bias[1:] - bias[:1],
-        penalty=Penalty(l1=penalty.l1 + penalty.group_l1 / np.sqrt(2.0), l2=0.5 * penalty.l2),
-        tolerance=0.5 * tolerance,
-        max_passes=max_passes,
-        screen=screen,
-    )[0]
-    prepared.passes += part.passes - before
-    state = State(prepared, halves * inner.weight, halves[:, 0] * inner.bias)
-    gap = relative_gap(prepared, state, penalty)
-    return state, gap, gap <= tolerance
+        start = Start(fit.state.weight, fit.state.bias, start.screen)
+    assert fit is not None
+    return fit
 
 
 def penalty_grid(
@@ -226,7 +183,42 @@ def solve_path(
 ) -> list[Solution]:
     """Return one solution for each value of `penalty`, strongest first, each started from the one before.
 
-    `values` are sorted from the strongest; None means `penalty_grid`. The other penalties stay fixed.
+    Parameters
+    ----------
+    problem : Problem
+        Rows, targets and loss.
+    penalty : {"l1", "l2", "group_l1"}
+        The penalty that varies.
+    values : sequence of float, optional
+        Its values, in any order; without them, those of `penalty_grid`.
+    n_values : int, optional
+        How many values `penalty_grid` is to give.
+    l1, l2, group_l1 : float
+        The other penalties, which stay fixed.
+    tolerance, max_passes, prepared, exact_objective
+        As for `solve`, each fit on its own.
+
+    Returns
+    -------
+    list of Solution
+        From the strongest value to the weakest, each with its certificate.
+
+    Raises
+    ------
+    InputError
+        For another penalty's name, a negative value, or features with NaN or Inf.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from featcache.heads.solvers import Problem, solve_path
+    >>> labels = np.arange(60) % 3
+    >>> features = np.hstack([np.eye(3)[labels], np.zeros((60, 2))]) + np.random.default_rng(0).normal(size=(60, 5))
+    >>> path = solve_path(Problem(features=features, targets=labels), penalty="l1", n_values=5)
+    >>> [solution.features_used for solution in path][0]
+    0
+    >>> max(solution.gap for solution in path) <= 1e-5
+    True
     """
     if penalty not in ("l1", "l2", "group_l1"):
         raise InputError(f"penalty must be 'l1', 'l2' or 'group_l1', got {penalty!r}")
@@ -238,23 +230,19 @@ def solve_path(
     gradient: Float32 | None = prepared.null_point()[0] if penalty != "l2" else None
     previous: Penalty | None = None
     ordered = sorted((_check_penalty(penalty, float(v)) for v in grid), reverse=True)
+    # where it is chosen, the solver of whole paths goes straight ahead by itself
+    follows = any(choice.solver is Spectral for choice in choices(prepared, Penalty(l2=1.0), tolerance))
+    straight = penalty == "l2" and not follows
     for position, value in enumerate(ordered):
         strengths = Penalty(**{**fixed, penalty: value})
         screen = None
         if gradient is not None and penalty != "l2":
-            screen = violation(gradient, _strong_rule(strengths, previous)) > 0
-        solution, state = _fit(
-            prepared,
-            strengths,
-            weight,
-            bias,
-            tolerance=tolerance,
-            max_passes=max_passes,
-            screen=screen,
-            exact=exact_objective,
+            screen = _strong_rule(strengths, previous).violation(gradient) > 0
+        start = Start(weight, bias, screen)
+        solution, state = _solve(
+            prepared, strengths, start, tolerance=tolerance, max_passes=max_passes, exact_objective=exact_objective
         )
         weight, bias, gradient, previous = state.weight, state.bias, state.gradient, strengths
-        straight = penalty == "l2" and not (tolerance >= LOOSE and prepared.spectral is not None)  # it does so itself
         if straight and len(solutions) and position + 1 < len(ordered) and ordered[position + 1] > 0:
             # weights move smoothly with the logarithm of the penalty: begin the next fit where the line points
             last, ahead = ordered[position - 1] / value, value / ordered[position + 1]

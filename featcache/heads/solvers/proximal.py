@@ -13,43 +13,17 @@ much as one of L2.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from featcache.heads.solvers.certificate import Penalty, column_norms
+from featcache.heads.solvers.certificate import relative_gap
+from featcache.heads.solvers.history import History
+from featcache.heads.solvers.interface import Fit, Solver, Start
+from featcache.heads.solvers.penalty import Penalty, column_norms
 from featcache.heads.solvers.prepared import Prepared
-from featcache.heads.solvers.rows import Float32, Float64
-from featcache.heads.solvers.smooth import ROUNDING, History, State, dot, relative_gap
+from featcache.heads.solvers.rows import Float32, dot
+from featcache.heads.solvers.state import ROUNDING, State
 
 SMOOTH_STEPS = 10  # quasi-Newton steps between two proximal steps
-
-
-def proximal(point: NDArray[Any], step: float, penalty: Penalty) -> NDArray[Any]:
-    """Return the proximal point of ``step * Omega``: soft threshold, group threshold, then the ridge's."""
-    kind = point.dtype.type
-    result = point
-    if penalty.l1:
-        cut = kind(step * penalty.l1)
-        result = np.sign(point) * np.maximum(np.abs(point) - cut, kind(0))
-    if penalty.group_l1:
-        norms = column_norms(result)
-        shrink = np.maximum(1.0 - step * penalty.group_l1 / np.maximum(norms, 1e-300), 0.0)
-        result = result * shrink.astype(point.dtype)
-    if penalty.l2:
-        result = result * kind(1.0 / (1.0 + step * penalty.l2))
-    return result
-
-
-def violation(gradient: NDArray[Any], penalty: Penalty) -> Float64:
-    """Return, for columns of zero weights, by how much each breaks its optimality condition, ``(d,)``; <= 0 is kept."""
-    if penalty.group_l1:
-        excess = np.maximum(np.abs(gradient) - np.float32(penalty.l1), np.float32(0)) if penalty.l1 else gradient
-        above: Float64 = column_norms(excess) - penalty.group_l1
-        return above
-    largest: Float64 = np.abs(gradient).max(axis=0).astype(np.float64)
-    return largest - penalty.l1
 
 
 def _smooth_gradient(state: State, penalty: Penalty) -> Float32:
@@ -68,9 +42,9 @@ def _smooth_gradient(state: State, penalty: Penalty) -> Float32:
 def _proximal_step(prepared: Prepared, state: State, penalty: Penalty, step: float) -> tuple[State, float]:
     """Return the state after one proximal gradient step, and the step length that satisfied its quadratic bound."""
     while True:
-        weight: Float32 = proximal(state.weight - np.float32(step) * state.gradient, step, penalty)
+        weight: Float32 = penalty.proximal(state.weight - np.float32(step) * state.gradient, step)
         bias = (state.bias - step * state.bias_gradient).astype(np.float32)
-        trial = State(prepared, weight, bias)
+        trial = State.at(prepared, weight, bias)
         moved, moved_bias = weight - state.weight, bias - state.bias
         square = dot(moved, moved) + dot(moved_bias, moved_bias)
         model = dot(state.gradient, moved) + dot(state.bias_gradient.astype(np.float32), moved_bias)
@@ -103,7 +77,7 @@ def _smooth_step(
         weight = state.weight - step * direction
         if penalty.l1:
             weight *= weight * state.weight > 0
-        trial = State(prepared, weight, state.bias - step * bias_direction)
+        trial = State.at(prepared, weight, state.bias - step * bias_direction)
         value = trial.objective(penalty)
         change = _smooth_gradient(trial, penalty) - total
         if value <= objective - 1e-4 * float(step) * slope:
@@ -160,61 +134,58 @@ def _minimise_columns(
     return state, gap, step, False
 
 
-def minimise_sparse(
-    prepared: Prepared,
-    weight: Float32,
-    bias: Float32,
-    *,
-    penalty: Penalty,
-    tolerance: float,
-    max_passes: float,
-    screen: NDArray[np.bool_] | None = None,
-) -> tuple[State, float, bool]:
-    """Return ``(state, relative gap, converged)`` of the penalised minimum over all columns.
+class Proximal(Solver):
+    """Working sets of columns of one prepared problem, each solved by proximal and quasi-Newton steps."""
 
-    `screen` ``(d,)`` marks the columns that the strong rule keeps; None takes those that are not zero or break their
-    optimality condition at the start.
-    """
-    bound = {"softmax": 0.5, "sigmoid": 0.25, "squared": 1.0}[prepared.loss.kind]
-    step = 8.0 / (bound * np.sqrt(prepared.n_features))
-    limit = prepared.passes + max_passes
-    active = np.any(weight != 0, axis=0)
-    if screen is not None:
-        active |= screen
-    if not active.any():
-        active |= violation(prepared.null_point()[0], penalty) > 0
-    state = State(prepared, weight, bias) if not active.any() else None
-    gap, converged = np.inf, False
-    for _ in range(30):
-        columns = np.flatnonzero(active)
-        if len(columns):
-            whole = len(columns) > 0.9 * prepared.n_features
-            part = prepared if whole else prepared.restrict(columns)
-            chosen = weight if whole else np.ascontiguousarray(weight[:, columns])
-            before = part.passes
-            inner, gap, step, converged = _minimise_columns(
-                part,
-                State(part, chosen, bias),
-                penalty=penalty,
-                tolerance=0.8 * tolerance,
-                max_passes=max(limit - prepared.passes, 8.0),
-                step=step,
-            )
-            bias = inner.bias
-            if whole:
-                return inner, gap, gap <= tolerance
-            prepared.passes += (part.passes - before) * len(columns) / prepared.n_features
-            weight = np.zeros_like(weight)
-            weight[:, columns] = inner.weight
-        state = State.certified(prepared, weight, bias, exact=False)
-        gap = relative_gap(prepared, state, penalty)
-        if gap <= tolerance or (prepared.passes >= limit):
-            return state, gap, gap <= tolerance
-        broken = (violation(state.gradient, penalty) > 0) & ~active
-        if not broken.any() and not converged:
-            return state, gap, False
-        active |= broken
-        tolerance_left = tolerance if broken.any() else 0.3 * tolerance
-        tolerance = max(tolerance_left, 1e-9) if not broken.any() else tolerance
-    assert state is not None
-    return state, gap, gap <= tolerance
+    def __init__(self, prepared: Prepared) -> None:
+        """Nothing is kept between fits."""
+        self._prepared = prepared
+
+    def minimise(self, start: Start, *, penalty: Penalty, tolerance: float, max_passes: float) -> Fit:
+        """Return the penalised minimum over all columns, L1 or group L1 above 0.
+
+        Without a screen the first working set is of the columns that are not zero, or break their optimality condition
+        at zero weights.
+        """
+        prepared, weight, bias = self._prepared, start.weight, start.bias
+        step = 8.0 / (prepared.loss.largest_curvature * np.sqrt(prepared.n_features))
+        limit = prepared.passes + max_passes
+        active = np.any(weight != 0, axis=0)
+        if start.screen is not None:
+            active |= start.screen
+        if not active.any():
+            active |= penalty.violation(prepared.null_point()[0]) > 0
+        state = State.at(prepared, weight, bias) if not active.any() else None
+        gap, converged = np.inf, False
+        for _ in range(30):
+            columns = np.flatnonzero(active)
+            if len(columns):
+                whole = len(columns) > 0.9 * prepared.n_features
+                part = prepared if whole else prepared.restrict(columns)
+                before = part.passes
+                inner, gap, step, converged = _minimise_columns(
+                    part,
+                    State.at(part, weight if whole else np.ascontiguousarray(weight[:, columns]), bias),
+                    penalty=penalty,
+                    tolerance=0.8 * tolerance,
+                    max_passes=max(limit - prepared.passes, 8.0),
+                    step=step,
+                )
+                bias = inner.bias
+                if whole:
+                    return Fit(inner, gap, gap <= tolerance)
+                prepared.passes += (part.passes - before) * len(columns) / prepared.n_features
+                weight = np.zeros_like(weight)
+                weight[:, columns] = inner.weight
+            state = State.certified(prepared, weight, bias, exact=False)
+            gap = relative_gap(prepared, state, penalty)
+            if gap <= tolerance or (prepared.passes >= limit):
+                return Fit(state, gap, gap <= tolerance)
+            broken = (penalty.violation(state.gradient) > 0) & ~active
+            if not broken.any() and not converged:
+                return Fit(state, gap, False)
+            active |= broken
+            if not broken.any():
+                tolerance = max(0.3 * tolerance, 1e-9)
+        assert state is not None
+        return Fit(state, gap, gap <= tolerance)

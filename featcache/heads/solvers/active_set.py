@@ -14,19 +14,17 @@ What limits it: a solution with thousands of non-zeros, whose systems cost their
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.heads.solvers.certificate import Penalty
+from featcache.heads.solvers.certificate import relative_gap
+from featcache.heads.solvers.interface import Fit, Solver, Start
+from featcache.heads.solvers.penalty import Penalty
+from featcache.heads.solvers.prepared import Prepared
 from featcache.heads.solvers.rows import Float32, Float64
-from featcache.heads.solvers.smooth import State, relative_gap
+from featcache.heads.solvers.state import State
 
-if TYPE_CHECKING:
-    from featcache.heads.solvers.prepared import Prepared
-
-MOST_NUMBERS = 1 << 27  # rows times columns, kept once more in the other order
 MOST_COLUMNS = 1500  # in one lasso
 STEPS = 30
 ROUNDS = 25  # in one lasso; after these the candidate is only a direction, and the line search decides
@@ -42,13 +40,12 @@ class _Model:
     side: Float32
 
 
-class ActiveSet:
+class ActiveSet(Solver):
     """The columns of one prepared problem of one output, and the point where the last fit ended."""
 
     def __init__(self, prepared: Prepared) -> None:
         """Keep the rows column by column, ``(d, n)`` float32."""
         matrix = prepared.rows.matrix
-        assert matrix is not None
         self._prepared = prepared
         self._columns: Float32 = np.ascontiguousarray(matrix.T)
         self._targets: Float64 = prepared.loss.targets(0, len(matrix))[:, 0].astype(np.float64)
@@ -68,7 +65,7 @@ class ActiveSet:
         predicted = np.where(logits >= 0.0, total, decay * total)
         return loss, weights * (predicted - targets), weights * (decay * total * total)
 
-    def _settle_bias(self, product: Float64, bias: float) -> tuple[float, float, Float64, Float64]:
+    def _optimize_bias(self, product: Float64, bias: float) -> tuple[float, float, Float64, Float64]:
         """Return the best bias for `product`, and the evaluation there: Newton steps on one number."""
         for _ in range(20):
             loss, residual, curvature = self._evaluate(product + bias)
@@ -78,24 +75,16 @@ class ActiveSet:
             bias -= max(min(slope / max(float(curvature.sum()), 1e-12), 2.0), -2.0)
         return bias, loss, residual, curvature
 
-    def minimise(
-        self,
-        weight: Float32,
-        bias: NDArray[Any],
-        *,
-        penalty: Penalty,
-        tolerance: float,
-        max_passes: float,
-        screen: NDArray[np.bool_] | None,
-    ) -> tuple[State, float, bool]:
-        """Return ``(state, relative gap, converged)`` as `minimise_sparse` does, but that few steps are tried."""
+    def minimise(self, start: Start, *, penalty: Penalty, tolerance: float, max_passes: float) -> Fit:
+        """Return the penalised minimum over all columns, or where few steps did not suffice."""
+        penalty = Penalty(l1=penalty.l1 + penalty.group_l1, l2=penalty.l2)  # a column of one weight is its own group
         prepared = self._prepared
         limit = prepared.passes + max_passes
-        at, within = weight[0], weight[0] != 0
-        if screen is not None:
-            within |= screen
-        at, beta, product = self._begin(at, float(bias[0]), penalty.l1)
-        beta, loss, residual, curvature = self._settle_bias(product, beta)
+        within = start.weight[0] != 0
+        if start.screen is not None:
+            within |= start.screen
+        at, beta, product = self._begin(start.weight[0], float(start.bias[0]), penalty.l1)
+        beta, loss, residual, curvature = self._optimize_bias(product, beta)
         gradient = self._columns @ residual.astype(np.float32)
         objective = loss + penalty.value(at[None])
         gap, best = np.inf, np.inf
@@ -111,17 +100,17 @@ class ActiveSet:
                 break
             if model is None or not np.array_equal(model.columns, chosen):
                 model = self._model(chosen, curvature, penalty.l2)
-            start = at[chosen]
-            slope = gradient[chosen] + np.float32(penalty.l2) * start
-            move = _lasso(model.hessian, slope, start, penalty.l1) - start
+            here = at[chosen]
+            slope = gradient[chosen] + np.float32(penalty.l2) * here
+            move = _lasso(model.hessian, slope, here, penalty.l1) - here
             change: Float64 = (move @ model.rows).astype(np.float64)
             drift = -float(model.side @ move)
             step = 1.0
             while True:
-                trial: Float32 = start + np.float32(step) * move
+                trial: Float32 = here + np.float32(step) * move
                 moved = at.copy()
                 moved[chosen] = trial
-                beta_now, loss, residual, curvature = self._settle_bias(product + step * change, beta + step * drift)
+                beta_now, loss, residual, curvature = self._optimize_bias(product + step * change, beta + step * drift)
                 reached = loss + penalty.value(moved[None])
                 if reached <= objective + 1e-9 * abs(objective) or step < 1e-3:
                     break
@@ -139,7 +128,7 @@ class ActiveSet:
         else:
             gap = relative_gap(prepared, state, penalty)
         self._points = [*self._points, (penalty.l1, at, beta)][-2:]
-        return state, gap, gap <= tolerance
+        return Fit(state, gap, gap <= tolerance)
 
     def _begin(self, weight: Float32, bias: float, l1: float) -> tuple[Float32, float, Float64]:
         """Return weights, bias and product to start at: on the line through the last two points of a path.
@@ -173,7 +162,7 @@ class ActiveSet:
 
     def _state(self, at: Float32, beta: float, loss: float, residual: Float64, gradient: Float32) -> State:
         bias: Float32 = np.array([beta], dtype=np.float32)
-        return State.of(at[None], bias, loss, gradient[None], residual.sum(keepdims=True))
+        return State(at[None], bias, loss, gradient[None], residual.sum(keepdims=True))
 
 
 def _lasso(hessian: Float32, slope: Float32, start: Float32, l1: float) -> Float32:
@@ -184,27 +173,21 @@ def _lasso(hessian: Float32, slope: Float32, start: Float32, l1: float) -> Float
     result = start
     for _ in range(ROUNDS):
         inside = np.flatnonzero(signs)
-        found = np.zeros_like(start)
+        candidate = np.zeros_like(start)
         if len(inside):
             solved = np.linalg.solve(hessian[np.ix_(inside, inside)], linear[inside] - cut * signs[inside])
             turned = solved * signs[inside] <= 0
             if turned.any():
                 signs[inside[turned]] = 0
                 solved[turned] = 0
-                found[inside] = solved
-                result = found
+                candidate[inside] = solved
+                result = candidate
                 continue
-            found[inside] = solved
-        result = found
-        left = hessian @ found - linear
+            candidate[inside] = solved
+        result = candidate
+        left = hessian @ candidate - linear
         broken = (signs == 0) & (np.abs(left) > np.float32(1.0001) * cut)
         if not broken.any():
             break
         signs[broken] = -np.sign(left[broken])
     return result
-
-
-def fits(prepared: Prepared) -> bool:
-    """Return whether `ActiveSet` can solve this problem: one output, rows in memory."""
-    size = prepared.rows.n_rows * prepared.n_features
-    return prepared.n_outputs == 1 and prepared.rows.matrix is not None and size <= MOST_NUMBERS

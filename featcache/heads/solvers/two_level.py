@@ -7,45 +7,23 @@ scores, with the logits of T as an offset: nothing is approximated. T descends o
 is the rest of the full gradient (the envelope theorem) and whose curvature is close to the ridge alone, so that few
 full passes do. It is multigrid's idea (Nash 2000, for optimisation) with a spectral coarse space (Halko, Martinsson
 and Tropp 2011 for finding it). What is returned is certified on all features, so the split affects time only.
-
-Measured on 10,000 x 1280 with 200 classes, penalties around the one that validation chooses: 8 to 12 passes' worth of
-work against 18 to 27 on one level and 40 to 60 iterations of scikit-learn's lbfgs. The softmax is a third of a coarse
-pass: the limit.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from featcache.heads.solvers.certificate import Penalty
-from featcache.heads.solvers.rows import BLOCK_ROWS, Float32, Float64, pull_back
-from featcache.heads.solvers.smooth import (
-    ROUNDING,
-    History,
-    State,
-    dot,
-    relative_gap,
-    typical_curvature,
-)
+from featcache.heads.solvers.certificate import relative_gap
+from featcache.heads.solvers.history import History
+from featcache.heads.solvers.interface import Fit, Solver, Start
+from featcache.heads.solvers.penalty import Penalty
+from featcache.heads.solvers.prepared import Prepared
+from featcache.heads.solvers.rows import BLOCK_ROWS, Float32, Float64, dot, pull_back
+from featcache.heads.solvers.state import ROUNDING, State
 
-if TYPE_CHECKING:
-    from featcache.heads.solvers.prepared import Prepared
-
-MOST_LOGITS = 1 << 27  # n_rows * n_outputs above which two sets of logits would take over a GiB
-LEAST_WORK = 1 << 28  # n_rows * n_features * n_outputs below which finding the components costs more than it saves
 RETREATS = 12
 FAILURES = 8  # certificates that may fail before rounding is taken to be the limit
 LOOSE = 3e-5  # a relative gap that logits updated in float32 can certify; below it they are computed afresh
-
-
-def pays(prepared: Prepared) -> bool:
-    """Return whether the two-level solver is expected to be the faster one for this problem."""
-    n, d, k = prepared.rows.n_rows, prepared.n_features, prepared.n_outputs
-    in_memory = prepared.rows.matrix is not None
-    return in_memory and d >= 256 and n >= 2 * d and n * k <= MOST_LOGITS and n * d * k >= LEAST_WORK
 
 
 def _orthonormal(columns: Float32) -> Float32:
@@ -53,13 +31,12 @@ def _orthonormal(columns: Float32) -> Float32:
     return np.asarray(np.linalg.qr(columns.astype(np.float64))[0], dtype=np.float32)
 
 
-class TwoLevel:
+class TwoLevel(Solver):
     """The coarse space of one prepared problem, and the logits of the point where the descent stands."""
 
     def __init__(self, prepared: Prepared) -> None:
         """Find the leading principal components (block power iteration from fixed noise) and the scores on them."""
         matrix = prepared.rows.matrix
-        assert matrix is not None
         self._prepared, self._matrix = prepared, matrix
         n, d = matrix.shape
         rank = 32 * max(2, round(d / 7 / 32))
@@ -76,7 +53,7 @@ class TwoLevel:
         self._buffer: Float32 = np.empty((BLOCK_ROWS, prepared.n_outputs), dtype=np.float32)
         self._learnt: tuple[float, History, History] | None = None
         self._cost = rank / d  # of a coarse pass, in passes
-        self._curvature = typical_curvature(prepared)
+        self._curvature = prepared.loss.typical_curvature
         prepared.passes += 0.5 * self._cost
 
     def _coarse(self, move: Float32, bias: Float32) -> tuple[float, Float32, Float32]:
@@ -145,7 +122,7 @@ class TwoLevel:
             bias_gradient += logits.sum(axis=0, dtype=np.float64)
             gradient += pull_back(logits, block)
         self._prepared.passes += 0.5
-        return State.of(weight, bias, total, gradient, bias_gradient)
+        return State(weight, bias, total, gradient, bias_gradient)
 
     def _apply(self, weight: Float32) -> Float32:
         self._prepared.passes += 0.5
@@ -171,13 +148,11 @@ class TwoLevel:
         self._learnt = (l2, coarse, rest)
         return coarse, rest
 
-    def minimise(
-        self, weight: Float32, bias: NDArray[Any], *, l2: float, tolerance: float, max_passes: float
-    ) -> tuple[State, float, bool]:
-        """Return ``(state, relative gap, converged)`` as `minimise_l2` does."""
-        prepared, penalty = self._prepared, Penalty(l2=l2)
+    def minimise(self, start: Start, *, penalty: Penalty, tolerance: float, max_passes: float) -> Fit:
+        """Return the minimum of data term + l2/2 |W|^2, l2 above 0; certified with `exact` logits where passes end."""
+        prepared, l2 = self._prepared, penalty.l2
         limit = prepared.passes + max_passes
-        bias = bias.astype(np.float32)
+        weight, bias = start.weight, start.bias
         coarse_history, rest_history = self._histories(l2)
         nothing = np.zeros(0, dtype=np.float32)
         self._offset = self._apply(weight) if weight.any() else np.zeros_like(self._offset)
@@ -207,22 +182,22 @@ class TwoLevel:
                 continue
             objective = reached
             weight = weight + move @ self._basis.T
-            for start in range(0, len(self._scores), BLOCK_ROWS):
-                stop = start + BLOCK_ROWS
-                self._offset[start:stop] += self._scores[start:stop] @ move.T
+            for first in range(0, len(self._scores), BLOCK_ROWS):
+                stop = first + BLOCK_ROWS
+                self._offset[first:stop] += self._scores[first:stop] @ move.T
             state = self._full_state(weight, bias)
             total = state.gradient + np.float32(l2) * weight
             square = dot(total, total)
             if square <= 1.8 * l2 * tolerance * abs(objective):
                 gap = relative_gap(prepared, state, penalty)
                 if gap <= tolerance and tolerance >= LOOSE:
-                    return state, gap, True
+                    return Fit(state, gap, True)
                 # float32 logits leave a bias gradient that, where the objective is small, no certificate can bear
                 state = State.certified(prepared, weight, bias, exact=failed > 0)
                 gap = relative_gap(prepared, state, penalty)
                 failed += 1
                 if gap <= tolerance or failed > FAILURES:
-                    return state, gap, gap <= tolerance
+                    return Fit(state, gap, gap <= tolerance)
                 bias = state.bias
             rest = self._rest(total)
             rest_square = dot(rest, rest)
@@ -234,4 +209,4 @@ class TwoLevel:
             self._offset += self._apply(step)
         state = State.certified(prepared, weight, bias, exact=True)
         gap = relative_gap(prepared, state, penalty)
-        return state, gap, gap <= tolerance
+        return Fit(state, gap, gap <= tolerance)
