@@ -8,7 +8,7 @@ product of the rows that count with themselves and a few small systems replace h
 The columns that may count are those of the sequential strong rule (Tibshirani et al. 2012); every gap and every
 condition is computed on all of them. Zeros are exact: a column that is out is never written to.
 
-What limits it: a solution with thousands of non-zeros, whose systems cost their cube; those are left to `sparse`.
+What limits it: a solution with thousands of non-zeros, whose systems cost their cube; those are left to `proximal`.
 """
 
 from __future__ import annotations

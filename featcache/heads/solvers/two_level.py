@@ -182,9 +182,9 @@ class TwoLevel(Solver):
                 continue
             objective = reached
             weight = weight + move @ self._basis.T
-            for first in range(0, len(self._scores), BLOCK_ROWS):
-                stop = first + BLOCK_ROWS
-                self._offset[first:stop] += self._scores[first:stop] @ move.T
+            for row in range(0, len(self._scores), BLOCK_ROWS):
+                block = slice(row, row + BLOCK_ROWS)
+                self._offset[block] += self._scores[block] @ move.T
             state = self._full_state(weight, bias)
             total = state.gradient + np.float32(l2) * weight
             square = dot(total, total)
