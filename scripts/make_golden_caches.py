@@ -44,12 +44,12 @@ def make(out: Path, kind: str) -> None:
     from fake import fake_recipe
 
     from featcache.cache import open_cache
+    from featcache.cache.cache import create_cache
     from featcache.cache.manifest import CACHE_VERSION
     from featcache.extract.build import Extractor, build_cache
-    from featcache.store import _record
+    from featcache.extract.request import Request, resolved_under
+    from featcache.store import StoreSettings
 
-    _record._SMALL_ARRAY_BLOCK_ROWS = 8  # small files with several blocks; the format leaves the size open
-    _record._choose_block_rows = lambda row_bytes: 8
     place = out / f"{kind}-v{CACHE_VERSION}"
     if place.exists():
         raise SystemExit(f"{place} exists; a golden cache is never replaced: raise the version of the format first")
@@ -60,6 +60,12 @@ def make(out: Path, kind: str) -> None:
             write_photo(photos / ["cat", "dog"][number % 2] / f"{number:02}.jpg", seed=number, hue=number % 2)
         shutil.copy(photos / "cat" / "00.jpg", os.fsdecode(bytes(photos / "dog") + b"/caf\xe9.jpg"))
         (photos / "cat" / "torn.jpg").write_bytes(b"\xff\xd8\xff")
+        settings = StoreSettings(block_rows=8, key_block_rows=8)  # small files with several blocks
+        request, shapes = Request(backbone="mobilenetv2_100"), dict(TwoOutputs.columns)
+        with create_cache(
+            cache, recipe, shapes=shapes, store=kind, request=request.to_json(), store_settings=settings
+        ) as empty:
+            empty.remember_request(resolved_under(request, recipe))
         for name in ("photos", "more photos"):
             build_cache(photos, cache, dataset=name, store=kind, extractor=Extractor(TwoOutputs(), recipe))  # type: ignore[arg-type]
             shutil.rmtree(photos / "dog", ignore_errors=True)

@@ -194,11 +194,9 @@ def _test_images(
         return labelled_images(images, classes=model.classes, task=task, carve=True)
     if cache is None:
         return None
-    if not isinstance(cache, (str, os.PathLike)):
-        return cached_images(cache.samples(dataset), classes=model.classes, task=task)
-    from featcache.cache import open_cache
+    from featcache.cache import borrow_cache
 
-    with open_cache(Path(cache)) as opened:
+    with borrow_cache(cache) as opened:
         return cached_images(opened.samples(dataset), classes=model.classes, task=task)
 
 

@@ -11,10 +11,12 @@ Nothing here knows what an input is: an extractor of another kind brings its own
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,15 +26,15 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.manifest import check_manifest, read_manifest, write_manifest
+from featcache.cache.manifest import UNCHECKED_VERSION, check_manifest, read_manifest, write_manifest
 from featcache.datasets.listing import printable
 from featcache.datasets.samples import Samples, load_samples, save_samples
 from featcache.datasets.splits import SPLITS, split_code
 from featcache.errors import CorruptError, FormatError, InputError
 from featcache.recipe import Recipe
-from featcache.store import Column, FeatureStore, StoreReader, create_store, open_store
+from featcache.store import DEFAULT_SETTINGS, Column, FeatureStore, StoreReader, StoreSettings, create_store, open_store
 from featcache.system.files import new_directory, safe_name, write_atomically
-from featcache.system.json import DocumentKind, read_document, with_checksum
+from featcache.system.json import DocumentKind, parse_json, read_document, with_checksum
 
 _DIGEST_BLOCK_ROWS = 4096
 _REQUESTS = DocumentKind(
@@ -42,6 +44,7 @@ _REQUESTS = DocumentKind(
     keys=("requests",),
     checksum=True,
 )
+_REMEMBERED_REQUESTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +84,27 @@ def recipe_columns(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> tup
 
 
 class FeatureCache:
-    """An open cache. Close it, or use it as a context manager; several processes may read it while one builds."""
+    """An open cache. Close it, or use it as a context manager; several processes may read it while one builds.
+
+    `open_cache` makes it of a directory. `path`: that directory. `recipe`: what determines a row besides the image's
+    bytes. `request`: what the build was asked for. `store`: the rows. `store_kind`: ``lmdb`` or ``zarr``.
+
+    Examples
+    --------
+    >>> from featcache.cache import open_cache
+    >>> with open_cache("cache") as cache:                  # as: featcache build photos --cache cache
+    ...     features, labels = cache.numpy(split="val")     # copies: (n, d) float32 and (n,) int64
+    ...     with cache.reader() as reader:                  # views of what is on disk, valid inside
+    ...         for start, block in reader.blocks(cache.columns[0].name):
+    ...             total = float(block.sum())
+    """
 
     def __init__(self, path: Path, *, manifest: Mapping[str, Any], store: FeatureStore) -> None:
         self.path = path
         self.recipe = Recipe.from_json(manifest["recipe"])
         self.request: Mapping[str, Any] = manifest["request"]
         self.store_kind: str = manifest["store"]
+        self.format_version: int = manifest["version"]
         self.store = store
         self._samples: dict[str, tuple[int, Samples]] = {}
 
@@ -118,7 +135,10 @@ class FeatureCache:
         return sorted(file for file in (self.path / "samples").glob("*.safetensors") if not file.name.startswith("."))
 
     def samples(self, dataset: str | None = None) -> Samples:
-        """Return the samples of `dataset`, which may be left out where the cache holds only one."""
+        """Return the samples of `dataset`, which may be left out where the cache holds only one.
+
+        Raises `InputError` where there is no such data set, `FormatError` and `CorruptError` where its list is damaged.
+        """
         name = self._dataset(dataset)
         file = self._samples_file(name)
         stamp = file.stat().st_mtime_ns
@@ -340,12 +360,19 @@ class FeatureCache:
 
     def _read_requests(self) -> list[Any]:
         path = self.path / "requests.json"
-        return list(read_document(path, _REQUESTS)["requests"]) if path.exists() else []
+        if not path.exists():
+            return []
+        if self.format_version == UNCHECKED_VERSION:  # which wrote a bare list
+            with contextlib.suppress(ValueError):  # `read_document` says what is wrong with it
+                requests = parse_json(path.read_bytes())
+                if isinstance(requests, list):
+                    return requests
+        return list(read_document(path, _REQUESTS)["requests"])
 
     def remember_request(self, request: Mapping[str, Any]) -> None:
         """Note that `request` leads to this Recipe; the latest eight are kept."""
-        known = [entry for entry in self.known_requests() if entry != request]
-        values = with_checksum({"requests": [*known[-7:], request]})
+        others = [known for known in self.known_requests() if known != request]
+        values = with_checksum({"requests": [*others, request][-_REMEMBERED_REQUESTS:]})
         write_atomically(self.path / "requests.json", json.dumps(values, indent=1).encode())
 
     def referenced(self) -> npt.NDArray[np.uint8]:
@@ -369,26 +396,66 @@ class FeatureCache:
         return f"FeatureCache({str(self.path)!r}, {self.recipe.model!r}, {self.fingerprint[:12]})"
 
 
-def open_cache(path: str | Path) -> FeatureCache:
-    """Return the cache at `path`.
+def open_cache(path: str | os.PathLike[str]) -> FeatureCache:
+    """Return the cache in a directory, open.
 
-    Raises `MissingError` where there is nothing, `FormatError` where it is no cache or one of a newer format,
-    `CorruptError` where its manifest was changed.
+    Parameters
+    ----------
+    path
+        The directory that a build made.
+
+    Returns
+    -------
+    FeatureCache
+        Close it, or use it as a context manager.
+
+    Raises
+    ------
+    MissingError
+        Where there is nothing.
+    FormatError
+        Where it is no cache, or one of a newer format.
+    CorruptError
+        Where its manifest was changed.
+
+    Examples
+    --------
+    >>> with open_cache("cache") as cache:                  # as: featcache build photos --cache cache
+    ...     features, labels = cache.numpy(split="train")
+    >>> features.shape == (len(labels), cache.num_features)
+    True
     """
     place = Path(path)
     manifest = read_manifest(place)
     return FeatureCache(place, manifest=manifest, store=open_store(place / "store"))
 
 
+@contextlib.contextmanager
+def borrow_cache(cache: FeatureCache | str | os.PathLike[str]) -> Iterator[FeatureCache]:
+    """Give `cache` itself, and leave it open; or the cache at that path, closed at the end. Raises as `open_cache`."""
+    if isinstance(cache, FeatureCache):
+        yield cache
+        return
+    with open_cache(cache) as opened:
+        yield opened
+
+
 def create_cache(
-    path: Path, recipe: Recipe, *, shapes: Mapping[str, tuple[int, ...]], store: str, request: Mapping[str, Any]
+    path: Path,
+    recipe: Recipe,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    store: str,
+    request: Mapping[str, Any],
+    store_settings: StoreSettings = DEFAULT_SETTINGS,
 ) -> FeatureCache:
     """Return a new, empty cache at `path`, which must not exist; it appears whole or not at all.
 
     `shapes`: the shape of one row of each output. `store`: ``lmdb`` or ``zarr``. `request`: what was asked, as JSON.
     """
     with new_directory(path) as place:
-        create_store(place / "store", kind=store, columns=recipe_columns(recipe, shapes)).close()
+        columns = recipe_columns(recipe, shapes)
+        create_store(place / "store", kind=store, columns=columns, settings=store_settings).close()
         (place / "samples").mkdir()
         write_manifest(place, recipe, store=store, request=request)
     return open_cache(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from featcache.cache import FeatureCache, open_cache
+from featcache.cache.cache import FeatureCache, borrow_cache, open_cache
 from featcache.cache.manifest import write_manifest
 from featcache.errors import VerificationError
-from featcache.store import create_store
+from featcache.store import FeatureStore, create_store
 from featcache.system.files import new_directory
 
 
@@ -32,18 +33,44 @@ class ConvertReport:
         return dataclasses.asdict(self)
 
 
-def convert(cache: FeatureCache | str | Path, *, out: str | Path, store: str, overwrite: bool = False) -> ConvertReport:
-    """Write a copy of `cache` at `out` with its rows in a `store` of kind ``lmdb`` or ``zarr``; return what was made.
+def convert(
+    cache: FeatureCache | str | os.PathLike[str], *, out: str | os.PathLike[str], store: str, overwrite: bool = False
+) -> ConvertReport:
+    """Write a copy of a cache with its rows in the other kind of store; return what was made.
 
-    Recipe, samples and rows are the same, so both caches serve and extend alike. Raises `ExistsError` where `out`
-    exists and `overwrite` is false, `VerificationError` where the copy's content is not the original's.
+    Recipe, samples and rows are the same, so both caches serve and extend alike.
+
+    Parameters
+    ----------
+    cache
+        An open cache, or its directory.
+    out
+        The new directory.
+    store
+        ``lmdb`` or ``zarr``.
+    overwrite
+        Replace what is at `out`.
+
+    Raises
+    ------
+    ExistsError
+        Where `out` exists and `overwrite` is false.
+    VerificationError
+        Where the copy's content is not the original's.
+
+    Examples
+    --------
+    >>> report = convert("cache", out="as-zarr", store="zarr", overwrite=True)
+    >>> from featcache.cache import open_cache
+    >>> with open_cache("cache") as cache:
+    ...     report.content_digest == cache.content_digest()
+    True
     """
-    source = cache if isinstance(cache, FeatureCache) else open_cache(cache)
-    try:
+    with borrow_cache(cache) as source:
         with new_directory(Path(out), overwrite=overwrite) as place:
             write_manifest(place, source.recipe, store=store, request=source.request)
-            with create_store(place / "store", kind=store, columns=source.columns) as target:
-                _copy_rows(source, target)
+            with create_store(place / "store", kind=store, columns=source.columns) as copied:
+                _copy_rows(source, copied)
             shutil.copytree(source.path / "samples", place / "samples")
             with open_cache(place) as copy:
                 digest = copy.content_digest()
@@ -55,14 +82,11 @@ def convert(cache: FeatureCache | str | Path, *, out: str | Path, store: str, ov
                     rows = len(reader)
                 size = copy.store.nbytes()
         return ConvertReport(str(out), store, rows, size, digest)
-    finally:
-        if source is not cache:
-            source.close()
 
 
-def _copy_rows(source: FeatureCache, target: Any) -> None:
+def _copy_rows(source: FeatureCache, copied: FeatureStore) -> None:
     first = source.columns[0].name
-    with source.reader() as reader, target.writer() as writer:
+    with source.reader() as reader, copied.writer() as writer:
         keys = reader.keys()
         with tqdm(total=len(reader), desc="convert", unit="row", disable=None) as bar:
             for start, block in reader.blocks(first):

@@ -13,7 +13,7 @@ from featcache.system.files import write_atomically
 from featcache.system.json import DocumentKind, read_document, with_checksum
 
 CACHE_VERSION = 2
-_UNCHECKED_VERSION = 1  # as version 2, without checksum and copy: still read
+UNCHECKED_VERSION = 1  # as version 2, without checksums and copy: still read
 _FORMAT = "featcache-cache"
 _MAIN, _COPY = "manifest.json", "manifest-copy.json"
 _MEND = "featcache verify --repair restores it from its copy"
@@ -22,10 +22,10 @@ _DOCUMENT = DocumentKind(
     make="make one with 'featcache build'",
     renew=_MEND,
     format=_FORMAT,
-    versions=(_UNCHECKED_VERSION, CACHE_VERSION),
+    versions=(UNCHECKED_VERSION, CACHE_VERSION),
     keys=("fingerprint", "store", "recipe", "request"),
     checksum=True,
-    unchecked=(_UNCHECKED_VERSION,),
+    unchecked=(UNCHECKED_VERSION,),
 )
 
 
@@ -80,7 +80,7 @@ def check_manifest(path: Path, *, repair: bool = False) -> list[str]:
         if repair:
             write_atomically(main, copy.read_bytes())
         return [str(error)]
-    if manifest["version"] == _UNCHECKED_VERSION or (copy.is_file() and copy.read_bytes() == main.read_bytes()):
+    if manifest["version"] == UNCHECKED_VERSION or (copy.is_file() and copy.read_bytes() == main.read_bytes()):
         return []
     if repair:
         write_atomically(copy, main.read_bytes())

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from featcache.cache import FeatureCache
+from featcache.cache.cache import FeatureCache
 from featcache.datasets.listing import printable
 from featcache.datasets.samples import Samples
 from featcache.datasets.splits import NO_SPLIT, SPLITS

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from featcache.cache import FeatureCache, open_cache
-from featcache.cache.cache import column_name
+from featcache.cache.cache import FeatureCache, borrow_cache, column_name, open_cache
 from featcache.store import StoreReader
 
 
@@ -21,28 +20,52 @@ class CachedFeatures(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     Items come view after view. A data set holds only paths and row numbers until its first item is asked for, so it may
     be pickled to spawned workers or inherited by forked ones: each process opens the store for itself.
+
+    Parameters
+    ----------
+    cache
+        An open cache, or its directory.
+    split
+        ``train``, ``val`` or ``test``; None: all samples.
+    dataset
+        Which data set, where the cache holds several.
+    output
+        One stored output, or several, each flattened and laid side by side; None: the first.
+    views
+        The views of each sample, one after another.
+
+    Raises
+    ------
+    InputError
+        Where the cache has no such data set, split, output or view.
+
+    Examples
+    --------
+    >>> from torch.utils.data import DataLoader
+    >>> data = CachedFeatures("cache", split="train")       # as: featcache build photos --cache cache
+    >>> features, labels = next(iter(DataLoader(data, batch_size=4)))
+    >>> features.dtype, tuple(labels.shape)
+    (torch.float32, (4,))
     """
 
     def __init__(
         self,
-        cache: FeatureCache | str | Path,
+        cache: FeatureCache | str | os.PathLike[str],
         *,
         split: str | None = None,
         dataset: str | None = None,
         output: str | Sequence[str] | None = None,
         views: Sequence[int] = (0,),
     ) -> None:
-        opened = cache if isinstance(cache, FeatureCache) else open_cache(cache)
-        self.path = opened.path
-        self.outputs = opened.outputs(output)
-        shapes = {column.name: column.shape for column in opened.columns}
-        self.widths = [math.prod(shapes[name]) for name in self.outputs]
-        self.views = tuple(opened.checked_views(views))
-        selection = opened.select(split=split, dataset=dataset)
+        with borrow_cache(cache) as opened:
+            self.path = opened.path
+            self.outputs = opened.outputs(output)
+            shapes = {column.name: column.shape for column in opened.columns}
+            self.widths = [math.prod(shapes[name]) for name in self.outputs]
+            self.views = tuple(opened.checked_views(views))
+            selection = opened.select(split=split, dataset=dataset)
         self.rows = selection.rows
         self.labels = selection.labels
-        if opened is not cache:
-            opened.close()
         self._cache: FeatureCache | None = None
         self._reader: StoreReader | None = None
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from featcache.cache import FeatureCache, open_cache
+from featcache.cache import FeatureCache, borrow_cache
 from featcache.compress.channels import MACS_TOLERANCE, remove_channels
 from featcache.compress.measurement import graph_macs, latencies_ms, zero_share
 from featcache.compress.refitting import Features, Source, compare, extract_and_refit, float_features, open_source
@@ -54,14 +54,10 @@ def prune(
     if not 0 < amount < 1:
         raise InputError(f"--amount must be above 0 and below 1, the share to remove, got {amount!r}")
     refuse_existing(Path(out), overwrite=overwrite)
-    opened = cache if isinstance(cache, FeatureCache) else open_cache(Path(cache))
-    try:
+    with borrow_cache(cache) as opened:
         source = open_source(model, opened, dataset=dataset)
         with tempfile.TemporaryDirectory() as folder:
             return _prune(source, Path(folder), out, method, amount, overwrite)
-    finally:
-        if opened is not cache:
-            opened.close()
 
 
 def _prune(

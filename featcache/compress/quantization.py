@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from featcache.cache import FeatureCache, open_cache
+from featcache.cache import FeatureCache, borrow_cache
 from featcache.compress.layerwise import calibrate
 from featcache.compress.measurement import latencies_ms, node_macs, zero_share
 from featcache.compress.refitting import Features, Source, compare, extract_and_refit, float_features, open_source
@@ -72,16 +72,12 @@ def quantize(
             f"{calibration_images!r} and {float_share!r}"
         )
     refuse_existing(Path(out), overwrite=overwrite)
-    opened = cache if isinstance(cache, FeatureCache) else open_cache(Path(cache))
-    try:
+    with borrow_cache(cache) as opened:
         source = open_source(model, opened, dataset=dataset)
         before = float_features(source)
         pixels = calibration_pixels(source, calibration_images)
         with tempfile.TemporaryDirectory() as folder:
             return _quantize(source, before, pixels, Path(folder), out, head_precision, float_share, overwrite)
-    finally:
-        if opened is not cache:
-            opened.close()
 
 
 def _quantize(

@@ -14,7 +14,7 @@ import torch
 
 from featcache.backbone.backbone import Backbone
 from featcache.backbone.load import load_backbone
-from featcache.cache import FeatureCache, open_cache
+from featcache.cache import FeatureCache, borrow_cache
 from featcache.errors import InputError, VerificationError, WeightsError
 from featcache.heads import Head, load_head
 from featcache.images.batches import first_decoded
@@ -73,8 +73,7 @@ def merge(
     """
     refuse_existing(Path(out), overwrite=overwrite)
     fitted = head if isinstance(head, Head) else load_head(head)
-    opened = cache if isinstance(cache, FeatureCache) else open_cache(Path(cache))
-    try:
+    with borrow_cache(cache) as opened:
         model = merged_model(fitted, opened, dataset=dataset)
         difference = _difference_to_halves(model)
         cached, agreement, compared = _difference_to_cache(model, opened, dataset)
@@ -84,9 +83,6 @@ def merge(
             str(path), model.parameter_count(), model_bytes(path), difference, cached, agreement, compared,
             opened.recipe.weights, opened.recipe.random_weights,
         )  # fmt: skip
-    finally:
-        if opened is not cache:
-            opened.close()
 
 
 def merged_model(head: Head, cache: FeatureCache, *, dataset: str | None = None) -> MergedModel:

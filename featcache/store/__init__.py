@@ -16,8 +16,9 @@ from featcache.store.interface import (
     VerifyReport,
 )  # fmt: skip
 from featcache.store.opening import create_store, open_store
+from featcache.store.settings import DEFAULT_SETTINGS, StoreSettings
 
 __all__ = [
-    "KEY_BYTES", "Column", "FeatureStore", "Keys", "Rows", "StoreReader", "StoreWriter", "Values", "VerifyReport",
-    "create_store", "open_store",
+    "DEFAULT_SETTINGS", "KEY_BYTES", "Column", "FeatureStore", "Keys", "Rows", "StoreReader", "StoreSettings",
+    "StoreWriter", "Values", "VerifyReport", "create_store", "open_store",
 ]  # fmt: skip

@@ -8,8 +8,9 @@ from featcache.errors import InputError
 from featcache.store._generation import Generation
 from featcache.store._lmdb import LmdbGeneration
 from featcache.store._zarr import ZarrGeneration
+from featcache.store.settings import StoreSettings
 
-BACKENDS: dict[str, type[LmdbGeneration] | type[ZarrGeneration]] = {"lmdb": LmdbGeneration, "zarr": ZarrGeneration}
+BACKENDS: dict[str, type[Generation]] = {"lmdb": LmdbGeneration, "zarr": ZarrGeneration}
 
 
 def check_kind(kind: str) -> str:
@@ -19,6 +20,6 @@ def check_kind(kind: str) -> str:
     return kind
 
 
-def open_generation(path: Path) -> Generation:
+def open_generation(path: Path, settings: StoreSettings) -> Generation:
     """Return the generation in the file or directory `path`."""
-    return BACKENDS[path.suffix[1:]](path)
+    return BACKENDS[path.suffix[1:]](path, settings)

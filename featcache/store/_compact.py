@@ -24,7 +24,7 @@ def write_next_generation(path: Path, mapping: Mapping, everything: Committed, k
     """Make rows `keep` (rising) of `everything` the store at `path`; the old generation goes when nobody reads it."""
     record = everything.record
     # Rows never committed may be among them: mapped apart, so that no reader meets them if this fails.
-    apart = Mapping(open_generation(mapping.generation.path))
+    apart = Mapping(open_generation(mapping.generation.path, mapping.generation.settings))
     arrays = {layout.name: apart.array(layout.name, everything, record.rows) for layout in record.arrays}
     row_bytes = sum(layout.row_bytes for layout in record.arrays)
     step = max(1, _BATCH_BYTES // row_bytes)
@@ -43,11 +43,10 @@ def write_next_generation(path: Path, mapping: Mapping, everything: Committed, k
 
 def replace_rows(path: Path, mapping: Mapping, record: Record, batches: Iterable[Batch]) -> None:
     """Make the rows of `batches` the store at `path`, in the arrays of `record`."""
-    number, kind = mapping.generation.number + 1, mapping.generation.kind
-    empty = record.with_rows(0)
-    with new_generation(path, number, kind) as place:
-        BACKENDS[kind].create(place, empty)
-        generation = open_generation(place)
+    present, empty = mapping.generation, record.with_rows(0)
+    with new_generation(path, present.number + 1, present.kind) as place:
+        BACKENDS[present.kind].create(place, empty, present.settings)
+        generation = open_generation(place, present.settings)
         try:
             cutter = BlockCutter(Committed(empty, {}))
             for batch in batches:

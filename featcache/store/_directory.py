@@ -7,15 +7,17 @@ from pathlib import Path
 
 from featcache.errors import FeatcacheError, StorageError
 from featcache.store._backends import open_generation
-from featcache.store._generation import list_generations
+from featcache.store._generation import Generation, list_generations
 from featcache.store._mapping import Mapping
+from featcache.store.settings import StoreSettings
 
 
 class StoreDirectory:
     """A directory that holds generations. Threads may share it: all get the same mapping of the newest one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: StoreSettings) -> None:
         self.path = path
+        self.settings = settings
         self._mapping: Mapping | None = None
         self._lock = threading.Lock()
 
@@ -27,6 +29,10 @@ class StoreDirectory:
                 mapping = self._mapping = self._open_newest()
             return mapping
 
+    def open_again(self) -> Generation:
+        """Return the newest generation opened once more, sharing nothing that was read or checked before."""
+        return open_generation(self.newest().generation.path, self.settings)
+
     def let_go(self) -> None:
         """Drop the mapping: the generation's space is free once the last reader and view are gone too."""
         with self._lock:
@@ -36,7 +42,7 @@ class StoreDirectory:
         for _ in range(100):
             newest = list_generations(self.path)[-1][1]
             try:
-                return Mapping(open_generation(newest))
+                return Mapping(open_generation(newest, self.settings))
             except (FileNotFoundError, BlockingIOError):
                 continue  # replaced and removed since it was listed
             except OSError as error:

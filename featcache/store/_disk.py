@@ -15,19 +15,20 @@ from featcache.store._record import new_record
 from featcache.store._verify import repair_store, verify_generation
 from featcache.store._writer import DiskWriter
 from featcache.store.interface import Column, FeatureStore, StoreReader, StoreWriter, VerifyReport
+from featcache.store.settings import StoreSettings
 from featcache.system.files import sync_directory
 
 
 class DiskStore(FeatureStore):
     """A store in the directory `path`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: StoreSettings) -> None:
         self.path = path
-        self._directory = StoreDirectory(path)
+        self._directory = StoreDirectory(path, settings)
         self._columns = self._directory.newest().generation.record().columns
 
     @classmethod
-    def create(cls, path: Path, kind: str, columns: tuple[Column, ...]) -> DiskStore:
+    def create(cls, path: Path, kind: str, columns: tuple[Column, ...], settings: StoreSettings) -> DiskStore:
         """Return a new, empty store in the directory `path`, which is made where it is missing.
 
         Raises `ExistsError` where `path` is anything but an empty or missing directory, `StorageError` where nothing
@@ -44,8 +45,8 @@ class DiskStore(FeatureStore):
         if taken:
             raise ExistsError(f"{str(path)!r} must be empty to become a store, it is not: name another place")
         with new_generation(path, 1, kind) as place:
-            BACKENDS[kind].create(place, new_record(columns))
-        return cls(path)
+            BACKENDS[kind].create(place, new_record(columns, settings), settings)
+        return cls(path, settings)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -72,10 +73,11 @@ class DiskStore(FeatureStore):
                 return repair_store(self._directory)
             finally:
                 lock.release()
-        return verify_generation(open_generation(self._directory.newest().generation.path)).report()
+        return verify_generation(self._directory.open_again()).report()
 
     def nbytes(self) -> int:
-        return sum(open_generation(path).nbytes() for _, path in list_generations(self.path))
+        generations = [open_generation(path, self._directory.settings) for _, path in list_generations(self.path)]
+        return sum(generation.nbytes() for generation in generations)
 
     def close(self) -> None:
         """Let go of the generation: its space is free once the last reader and view are gone too."""

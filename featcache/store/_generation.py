@@ -20,6 +20,7 @@ from pathlib import Path
 
 from featcache.errors import FeatcacheError, FormatError, MissingError, StorageError
 from featcache.store._record import Layout, Record
+from featcache.store.settings import StoreSettings
 from featcache.system.files import sync_directory
 
 _NAME = re.compile(r"rows-(\d{6,})\.(lmdb|zarr)")
@@ -57,8 +58,9 @@ class Generation(ABC):
 
     _hold = -1
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: StoreSettings) -> None:
         self.path = path
+        self.settings = settings
         self._hold = _hold_shared(path)
 
     @property
@@ -70,6 +72,11 @@ class Generation(ABC):
     def kind(self) -> str:
         """The kind of store it is, ``lmdb`` or ``zarr``."""
         return self.path.suffix[1:]
+
+    @classmethod
+    @abstractmethod
+    def create(cls, path: Path, record: Record, settings: StoreSettings) -> None:
+        """Make a generation at `path`, holding `record` and no rows."""
 
     @abstractmethod
     def stamp(self) -> bytes:
@@ -145,7 +152,10 @@ def generation_path(path: Path, number: int, kind: str) -> Path:
 
 @contextlib.contextmanager
 def new_generation(path: Path, number: int, kind: str) -> Iterator[Path]:
-    """Yield a hidden place for generation `number`; when the block ends well it is renamed into its own, durably."""
+    """Yield a hidden place for generation `number`; when the block ends well it is renamed into its own, durably.
+
+    Raises `StorageError` where the directory cannot be written to.
+    """
     final = generation_path(path, number, kind)
     temporary = path / f".{final.name}"
     remove(temporary)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import InputError
-from featcache.store.interface import KEY_BYTES, Keys, Rows
+from featcache.store.checks import check_keys
+from featcache.store.interface import Keys, Rows
 
 _PREFIX_BYTES = 4
 Prefixes = npt.NDArray[np.uint32]
@@ -74,21 +74,6 @@ class KeyIndex:
 def key_prefixes(keys: Keys) -> Prefixes:
     """Return the first 4 bytes of keys (m, 32) as numbers (m,) uint32 that sort as the keys do."""
     return np.ascontiguousarray(keys[:, :_PREFIX_BYTES]).view(">u4").ravel().astype(np.uint32)
-
-
-def check_keys(keys: Keys) -> Keys:
-    """Return `keys` if they are (m, 32) uint8."""
-    if keys.ndim != 2 or keys.shape[1] != KEY_BYTES or keys.dtype != np.uint8:
-        raise InputError(f"keys must be (m, {KEY_BYTES}) uint8, got {keys.shape!r} {keys.dtype!s}")
-    return keys
-
-
-def first_occurrences(keys: Keys) -> npt.NDArray[np.bool_]:
-    """Return (m,) bool: whether a key (m, 32) did not occur before in the same array."""
-    _, first = np.unique(np.ascontiguousarray(keys).view(f"V{KEY_BYTES}").ravel(), return_index=True)
-    mask = np.zeros(len(keys), dtype=bool)
-    mask[first] = True
-    return mask
 
 
 def _merge(left: _Run, right: _Run) -> _Run:

@@ -30,11 +30,11 @@ from featcache.store._generation import Block, Committed, Extent, Generation
 from featcache.store._lmdb_check import BLOCK_MARK, find_blocks, find_record, tree_problems
 from featcache.store._lmdb_pages import META_BYTES, PAGE_HEADER_BYTES, LmdbPages, Meta, Place
 from featcache.store._record import Layout, Record
+from featcache.store.settings import StoreSettings
 from featcache.system.files import sync_directory
 from featcache.system.json import canonical_json
 
 _COMMIT, _COMMIT_COPY = b"commit", b"commit-copy"
-_SPARE_BYTES = 64 << 20
 _TRANSACTION_BYTES = 4 << 20  # LMDB keeps what a transaction writes in memory until its end
 _FORMAT_0_9 = 0
 
@@ -51,8 +51,8 @@ class LmdbGeneration(Generation):
 
     _file = -1
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, settings: StoreSettings) -> None:
+        super().__init__(path, settings)
         self._file = os.open(path, os.O_RDONLY)
         self._name = repr(str(path))
         self._places: dict[tuple[str, int], Place] = {}
@@ -61,9 +61,11 @@ class LmdbGeneration(Generation):
             self._page = LmdbPages(self._file, self._name).page_bytes
 
     @classmethod
-    def create(cls, path: Path, record: Record) -> None:
-        """Make the file `path`, holding `record`."""
-        with _environment(path, incoming=0, write=True) as env, env.begin(write=True) as transaction:
+    def create(cls, path: Path, record: Record, settings: StoreSettings) -> None:
+        with (
+            _environment(path, incoming=0, growth=settings.map_growth_bytes, write=True) as env,
+            env.begin(write=True) as transaction,
+        ):
             _put_record(transaction, record)
         sync_directory(path.parent)
 
@@ -118,7 +120,11 @@ class LmdbGeneration(Generation):
         self._put(values, record or self.record(), incoming=size)
 
     def _put(self, values: list[tuple[bytes, bytes]], record: Record, *, incoming: int) -> None:
-        with _environment(self.path, incoming=incoming, write=True) as env, env.begin(write=True) as transaction:
+        growth = self.settings.map_growth_bytes
+        with (
+            _environment(self.path, incoming=incoming, growth=growth, write=True) as env,
+            env.begin(write=True) as transaction,
+        ):
             for key, value in values:
                 transaction.put(key, value)
             _put_record(transaction, record)
@@ -184,7 +190,8 @@ class LmdbGeneration(Generation):
     def _snapshot(self) -> Iterator[tuple[LmdbPages, list[Meta]]]:
         """Give the pages and meta pages inside a read transaction, which keeps what they lead to from being reused."""
         LmdbPages(self._file, self._name).metas()  # before LMDB sees them
-        with _environment(self.path, incoming=0, write=False) as env, env.begin():
+        growth = self.settings.map_growth_bytes
+        with _environment(self.path, incoming=0, growth=growth, write=False) as env, env.begin():
             pages = LmdbPages(self._file, self._name)
             yield pages, pages.metas()
 
@@ -239,12 +246,16 @@ def _put_record(transaction: lmdb.Transaction[bytes], record: Record) -> None:
 
 
 @contextlib.contextmanager
-def _environment(path: Path, *, incoming: int, write: bool) -> Iterator[lmdb.Environment]:
-    """Open the environment for a moment; errors of LMDB and of the disk become the package's own."""
+def _environment(path: Path, *, incoming: int, growth: int, write: bool) -> Iterator[lmdb.Environment]:
+    """Open the environment for a moment; errors of LMDB and of the disk become the package's own.
+
+    Its map has room for `incoming` bytes to be written, twice over, and for `growth` more, which another process
+    may commit between the look at the file's size and LMDB's own.
+    """
     with _one_environment:
         used = path.stat().st_size if path.exists() else 0
         try:
-            env = _open(path, map_size=used + 2 * incoming + _SPARE_BYTES, write=write)
+            env = _open(path, map_size=used + 2 * incoming + growth, write=write)
             try:
                 if write:
                     env.reader_check()  # slots of readers that were killed

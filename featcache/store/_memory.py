@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from featcache.errors import InputError, LockedError
+from featcache.errors import LockedError
+from featcache.store.checks import (
+    cast_values,
+    check_column,
+    check_keys,
+    check_rows,
+    check_values,
+    first_occurrences,
+    output_array,
+)  # fmt: skip
 from featcache.store.interface import (
     KEY_BYTES,
     Column,
@@ -23,17 +32,30 @@ from featcache.store.interface import (
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    keys: tuple[bytes, ...]
-    rows: tuple[dict[str, Values], ...]
+    """The rows at one instant: `keys` (n, 32), the `values` of each column, and each key's row."""
+
+    keys: Keys
+    values: dict[str, Values]
+    row_of: dict[bytes, int]
+
+    def find(self, keys: Keys) -> Rows:
+        return np.array([self.row_of.get(key.tobytes(), -1) for key in check_keys(keys)], dtype=np.int64)
+
+
+def _content(keys: Keys, values: dict[str, Values]) -> _Content:
+    for array in (keys, *values.values()):
+        array.flags.writeable = False
+    return _Content(keys, values, {key.tobytes(): row for row, key in enumerate(keys)})
 
 
 class MemoryStore(FeatureStore):
-    """Rows in a tuple."""
+    """Rows in arrays of this process."""
 
     def __init__(self, columns: tuple[Column, ...]) -> None:
         self._columns = columns
-        self.content = _Content((), ())
-        self.writing = False
+        empty = {column.name: np.empty((0, *column.shape), column.dtype) for column in columns}
+        self.content = _content(np.empty((0, KEY_BYTES), np.uint8), empty)
+        self.has_writer = False
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -43,7 +65,8 @@ class MemoryStore(FeatureStore):
         return _MemoryReader(self._columns, self.content)
 
     def writer(self, *, wait_seconds: float = 0) -> StoreWriter:
-        if self.writing:
+        """Return the writer; raises `LockedError` at once where there is one: it could only be of this thread."""
+        if self.has_writer:
             raise LockedError("a store must have one writer at a time, this process is writing to it")
         return _MemoryWriter(self)
 
@@ -51,10 +74,7 @@ class MemoryStore(FeatureStore):
         return VerifyReport(len(self.content.keys), (), np.empty((0, KEY_BYTES), np.uint8))
 
     def nbytes(self) -> int:
-        return sum(KEY_BYTES + sum(c.row_bytes for c in self._columns) for _ in self.content.keys)
-
-    def close(self) -> None:
-        """Nothing is held."""
+        return self.content.keys.nbytes + sum(values.nbytes for values in self.content.values.values())
 
 
 class _MemoryReader(StoreReader):
@@ -70,68 +90,58 @@ class _MemoryReader(StoreReader):
         return self._columns
 
     def keys(self) -> Keys:
-        return np.frombuffer(b"".join(self._content.keys), dtype=np.uint8).reshape(-1, KEY_BYTES)
+        return self._content.keys
 
     def find(self, keys: Keys) -> Rows:
-        return _find(list(self._content.keys), keys)
-
-    def blocks(self, column: str) -> Iterator[tuple[int, Values]]:
-        yield from ((first, self.read(column, first, first + 1)) for first in range(len(self)))
-
-    def read(self, column: str, start: int, stop: int, *, out: Values | None = None) -> Values:
-        if not 0 <= start <= stop <= len(self):
-            raise InputError(f"start and stop must lie within {len(self)} rows, got {start!r} and {stop!r}")
-        return self.gather(column, np.arange(start, stop), out=out)
+        return self._content.find(keys)
 
     def gather(self, column: str, rows: Rows, *, out: Values | None = None) -> Values:
-        found = [c for c in self._columns if c.name == column]
-        if not found:
-            raise InputError(f"column must be one of {[c.name for c in self._columns]!r}, got {column!r}")
-        if any(not 0 <= row < len(self) for row in rows):
-            raise InputError(f"rows must be from 0 to {len(self) - 1}")
-        if out is None:
-            out = np.empty((len(rows), *found[0].shape), dtype=found[0].dtype)
-        for position, row in enumerate(rows):
-            out[position] = self._content.rows[row][column]
+        rows = check_rows(rows, len(self))
+        out = output_array(check_column(self._columns, column), len(rows), out)
+        out[...] = self._content.values[column][rows]
         return out
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 class _MemoryWriter(StoreWriter):
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
-        self._keys = list(store.content.keys)
-        self._rows = list(store.content.rows)
-        store.writing = True
+        self._content = store.content
+        self._open = True
+        store.has_writer = True
 
     def append(self, keys: Keys, columns: Mapping[str, Values]) -> int:
-        before = len(self._keys)
-        for position, key in enumerate(map(bytes, keys)):
-            if key not in self._keys:
-                self._keys.append(key)
-                self._rows.append({c.name: columns[c.name][position].astype(c.dtype) for c in self._store.columns})
-        return len(self._keys) - before
+        self._check_open()
+        values = check_values(self._store.columns, columns, len(check_keys(keys)))
+        fresh = (self.find(keys) < 0) & first_occurrences(keys)
+        old = self._content
+        added = {c.name: cast_values(c, values[c.name][fresh]) for c in self._store.columns}
+        joined = {name: np.concatenate([old.values[name], array]) for name, array in added.items()}
+        self._content = _content(np.concatenate([old.keys, keys[fresh]]), joined)
+        return int(fresh.sum())
 
     def drop(self, keys: Keys) -> int:
-        dropped = {bytes(key) for key in keys} & set(self._keys)
-        left = [(key, row) for key, row in zip(self._keys, self._rows, strict=True) if key not in dropped]
-        self._keys, self._rows = [key for key, _ in left], [row for _, row in left]
-        return len(dropped)
+        self._check_open()
+        rows = self.find(keys)
+        keep = np.ones(len(self), dtype=bool)
+        keep[rows[rows >= 0]] = False
+        old = self._content
+        self._content = _content(old.keys[keep], {name: values[keep] for name, values in old.values.items()})
+        return int((~keep).sum())
 
     def find(self, keys: Keys) -> Rows:
-        return _find(self._keys, keys)
+        return self._content.find(keys)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._content.keys)
 
     def commit(self) -> None:
-        self._store.content = _Content(tuple(self._keys), tuple(self._rows))
+        self._check_open()
+        self._store.content = self._content
 
     def close(self) -> None:
-        self._store.writing = False
+        if self._open:
+            self._open = self._store.has_writer = False
 
-
-def _find(present: list[bytes], keys: Keys) -> Rows:
-    return np.array([present.index(key) if key in present else -1 for key in map(bytes, keys)], dtype=np.int64)
+    def _check_open(self) -> None:
+        if not self._open:
+            raise LockedError("a writer must be open, this one was closed: make another")

@@ -12,7 +12,9 @@ from featcache.store._backends import open_generation
 from featcache.store._generation import Committed
 from featcache.store._mapping import MappedArray, Mapping
 from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, row_checksums
+from featcache.store.checks import check_column, check_rows, check_span, output_array
 from featcache.store.interface import Column, Keys, Rows, StoreReader, Values
+from featcache.store.settings import DEFAULT_SETTINGS
 
 _BATCH_BYTES = 8 << 20
 
@@ -37,8 +39,11 @@ class DiskReader(StoreReader):
         array = self._array(KEYS)
         for block in range(array.layout.blocks(array.rows)):
             array.prepare(block)
-        view = array.view()
-        return view if view is not None else array.gather(np.arange(array.rows), None)
+        keys = array.view()
+        if keys is None:  # blocks are not whole pages
+            keys = array.gather(np.arange(array.rows), None)
+            keys.flags.writeable = False
+        return keys
 
     def find(self, keys: Keys) -> Rows:
         return self._open()[0].find(keys, self._array(KEYS))
@@ -47,10 +52,9 @@ class DiskReader(StoreReader):
         return self._column(column).blocks()
 
     def read(self, column: str, start: int, stop: int, *, out: Values | None = None) -> Values:
-        if not 0 <= start <= stop <= len(self):
-            raise InputError(f"start and stop must lie within {len(self)} rows, got {start!r} and {stop!r}")
+        check_span(start, stop, len(self))
         array = self._column(column)
-        out = self._output(array, stop - start, out)
+        out = output_array(check_column(self._columns, column), stop - start, out)
         size = array.layout.block_rows
         for block in range(start // size, array.layout.blocks(stop)):
             low, high = max(start, block * size), min(stop, (block + 1) * size)
@@ -58,14 +62,9 @@ class DiskReader(StoreReader):
         return out
 
     def gather(self, column: str, rows: Rows, *, out: Values | None = None) -> Values:
-        rows = np.asarray(rows)
-        if rows.ndim != 1 or rows.dtype.kind not in "iu":
-            raise InputError(f"rows must be (m,) whole numbers, got {rows.shape!r} {rows.dtype!s}")
-        rows = rows.astype(np.int64, copy=False)
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
-            raise InputError(f"rows must be from 0 to {len(self) - 1}, got {int(rows.min())} to {int(rows.max())}")
+        rows = check_rows(rows, len(self))
         array = self._column(column)
-        out = self._output(array, len(rows), out)
+        out = output_array(check_column(self._columns, column), len(rows), out)
         alone = array.unchecked(rows)
         array.copy(rows, out)
         if alone.any():
@@ -91,9 +90,7 @@ class DiskReader(StoreReader):
         return self._arrays[name]
 
     def _column(self, column: str) -> MappedArray:
-        if column not in {known.name for known in self.columns}:
-            raise InputError(f"column must be one of {[known.name for known in self.columns]!r}, got {column!r}")
-        return self._array(COLUMN_PREFIX + column)
+        return self._array(COLUMN_PREFIX + check_column(self._columns, column).name)
 
     def _check_rows(self, column: str, rows: Rows) -> None:
         """Check rows one by one: of a huge store, a few rows are read without reading the blocks around them."""
@@ -114,19 +111,11 @@ class DiskReader(StoreReader):
                     "its checksum, it does not: featcache verify --repair drops it"
                 )
 
-    def _output(self, array: MappedArray, rows: int, out: Values | None) -> Values:
-        shape = (rows, *array.layout.shape)
-        if out is None:
-            return np.empty(shape, dtype=array.layout.dtype)
-        if out.shape != shape:
-            raise InputError(f"out must have the shape {shape!r}, got {out.shape!r}")
-        return out
-
 
 def _reopen(path: str, rows: int) -> DiskReader:
     """Return the reader of the same rows in another process; `StorageError` where they were replaced meanwhile."""
     try:
-        mapping = Mapping(open_generation(Path(path)))
+        mapping = Mapping(open_generation(Path(path), DEFAULT_SETTINGS))
     except FileNotFoundError as error:
         raise StorageError(
             f"the rows a reader was made for must still be there, {path!r} was replaced: make a new reader"

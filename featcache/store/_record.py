@@ -18,6 +18,7 @@ from crc32c import crc32c
 
 from featcache.errors import CorruptError, FormatError
 from featcache.store.interface import KEY_BYTES, Column, Keys, Values
+from featcache.store.settings import StoreSettings
 from featcache.system.json import canonical_json, has_checksum, parse_json, with_checksum
 
 FORMAT = "featcache-store"
@@ -29,7 +30,6 @@ COLUMN_PREFIX = "columns/"
 _BLOCK_BYTES = 4 << 20
 _LARGEST_BLOCK_BYTES = 16 << 20
 _BLOCK_ROWS = 1 << 16
-_SMALL_ARRAY_BLOCK_ROWS = 8192
 _PAGE_BYTES = 4096
 
 
@@ -131,12 +131,15 @@ class Record:
         return canonical_json(self.to_json(**more)).encode()
 
 
-def new_record(columns: tuple[Column, ...]) -> Record:
+def new_record(columns: tuple[Column, ...], settings: StoreSettings) -> Record:
     """Return the record of an empty store of `columns`."""
     arrays = (
-        Layout(KEYS, (KEY_BYTES,), "uint8", _SMALL_ARRAY_BLOCK_ROWS),
-        Layout(CHECKSUMS, (len(columns),), "uint32", _SMALL_ARRAY_BLOCK_ROWS),
-        *(Layout(COLUMN_PREFIX + c.name, c.shape, c.dtype, _choose_block_rows(c.row_bytes)) for c in columns),
+        Layout(KEYS, (KEY_BYTES,), "uint8", settings.key_block_rows),
+        Layout(CHECKSUMS, (len(columns),), "uint32", settings.key_block_rows),
+        *(
+            Layout(COLUMN_PREFIX + c.name, c.shape, c.dtype, settings.block_rows or _choose_block_rows(c.row_bytes))
+            for c in columns
+        ),
     )
     return Record(arrays, 0)
 

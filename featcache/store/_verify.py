@@ -11,7 +11,6 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from featcache.errors import CorruptError
-from featcache.store._backends import open_generation
 from featcache.store._compact import replace_rows
 from featcache.store._directory import StoreDirectory
 from featcache.store._generation import Generation, remove_outdated
@@ -93,8 +92,8 @@ class Verification:
         return VerifyReport(self.record.rows - len(rows), tuple(self.problems), self._keys(rows))
 
     def _keys(self, rows: Rows) -> Keys:
-        found = [self.raw[KEYS].read(range(int(row), int(row) + 1)) for row in rows]
-        return np.concatenate([k for k in found if k is not None] or [np.empty((0, KEY_BYTES), dtype=np.uint8)])
+        keys = [self.raw[KEYS].read(range(int(row), int(row) + 1)) for row in rows]
+        return np.concatenate([key for key in keys if key is not None] or [np.empty((0, KEY_BYTES), dtype=np.uint8)])
 
 
 def verify_generation(generation: Generation) -> Verification:
@@ -133,27 +132,27 @@ def _mark_damaged(damaged: npt.NDArray[np.bool_], rows: range, name: str, raw: d
 def repair_store(directory: StoreDirectory) -> VerifyReport:
     """Make a new generation of the intact rows, if anything is wrong; the caller holds the writer's lock."""
     mapping = directory.newest()
-    found = verify_generation(open_generation(mapping.generation.path))
-    report = found.report()
-    if found.problems:
-        replace_rows(directory.path, mapping, found.record, _intact(found))
+    verification = verify_generation(directory.open_again())
+    report = verification.report()
+    if verification.problems:
+        replace_rows(directory.path, mapping, verification.record, _intact(verification))
         directory.newest()  # the new one, so that the old one can go
-        del mapping, found
+        del mapping, verification
         remove_outdated(directory.path)
     return report
 
 
-def _intact(found: Verification) -> Iterator[dict[str, npt.NDArray[Any]]]:
+def _intact(verification: Verification) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """Yield the intact rows in batches, their checksums computed afresh."""
-    row_bytes = sum(array.layout.row_bytes for array in found.raw.values())
+    row_bytes = sum(array.layout.row_bytes for array in verification.raw.values())
     step = max(1, _BATCH_BYTES // row_bytes)
-    for start in range(0, found.record.rows, step):
-        part = range(start, min(start + step, found.record.rows))
-        keep = ~found.damaged[part.start : part.stop]
+    for start in range(0, verification.record.rows, step):
+        part = range(start, min(start + step, verification.record.rows))
+        keep = ~verification.damaged[part.start : part.stop]
         if not keep.any():
             continue
         batch = {}
-        for name, array in found.raw.items():
+        for name, array in verification.raw.items():
             if name != CHECKSUMS:
                 batch[name] = _kept(array, part, keep)
         batch[CHECKSUMS] = row_checksums(batch[KEYS], [v for name, v in batch.items() if name != KEYS])
@@ -165,5 +164,5 @@ def _kept(array: _Raw, rows: range, keep: npt.NDArray[np.bool_]) -> npt.NDArray[
     values = array.read(rows)
     if values is not None:
         return values[keep]
-    found = [array.read(range(row, row + 1)) for row in rows[0] + np.flatnonzero(keep)]
-    return np.concatenate([value for value in found if value is not None])
+    single = [array.read(range(row, row + 1)) for row in rows[0] + np.flatnonzero(keep)]
+    return np.concatenate([value for value in single if value is not None])

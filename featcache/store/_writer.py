@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import InputError, LockedError, StorageError
+from featcache.errors import LockedError, StorageError
 from featcache.store._blocks import BlockCutter
 from featcache.store._compact import write_next_generation
 from featcache.store._directory import StoreDirectory
 from featcache.store._generation import Committed, remove_outdated
-from featcache.store._index import KeyIndex, check_keys, first_occurrences
+from featcache.store._index import KeyIndex
 from featcache.store._lock import WriteLock
 from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, row_checksums
+from featcache.store.checks import cast_values, check_keys, check_values, first_occurrences
 from featcache.store.interface import KEY_BYTES, Column, Keys, Rows, StoreWriter, Values
 
-_PENDING_BYTES = 4 << 20
 _TOLERATED_SPARE = 0.03
 
 
 class DiskWriter(StoreWriter):
-    """The writer of a store on disk. Blocks beyond 4 MiB go to disk before a commit, unseen by readers."""
+    """The writer of a store on disk. What is more than its buffer goes to disk before a commit, unseen by readers."""
 
     def __init__(self, directory: StoreDirectory, columns: tuple[Column, ...], lock: WriteLock) -> None:
         self._directory = directory
@@ -50,35 +50,33 @@ class DiskWriter(StoreWriter):
 
     def append(self, keys: Keys, columns: Mapping[str, Values]) -> int:
         self._check_open()
-        keys = check_keys(np.asarray(keys))
-        values = {c.name: _check_values(c, columns.get(c.name), len(keys)) for c in self._columns}
-        if len(columns) != len(values):
-            raise InputError(f"columns must be exactly {sorted(values)!r}, got {sorted(columns)!r}")
+        keys = check_keys(keys)
+        values = check_values(self._columns, columns, len(keys))
         fresh = self._find(keys) < 0
         fresh &= first_occurrences(keys)
         if not fresh.any():
             return 0
         keys = keys[fresh]  # a copy, as are the values: the caller may use its buffers again
-        new = {COLUMN_PREFIX + c.name: _convert(c, values[c.name][fresh]) for c in self._columns}
+        new = {COLUMN_PREFIX + c.name: cast_values(c, values[c.name][fresh]) for c in self._columns}
         new[KEYS] = keys
         new[CHECKSUMS] = row_checksums(keys, [new[COLUMN_PREFIX + c.name] for c in self._columns])
         self._remember(keys)
         self._pending.append(new)
         self._pending_bytes += sum(array.nbytes for array in new.values())
-        if self._pending_bytes > _PENDING_BYTES:
+        if self._pending_bytes > self._directory.settings.buffer_bytes:
             self._write_pending(publish=False)
         return len(keys)
 
     def drop(self, keys: Keys) -> int:
         self._check_open()
-        rows = np.unique(self._find(check_keys(np.asarray(keys))))
+        rows = np.unique(self._find(check_keys(keys)))
         rows = rows[rows >= 0]
         self._dropped = _grown(self._dropped, self._base + len(self._new_index))
         self._dropped[rows] = True
         return len(rows)
 
     def find(self, keys: Keys) -> Rows:
-        rows = self._find(check_keys(np.asarray(keys)))
+        rows = self._find(check_keys(keys))
         if self._dropped.any():  # rows after dropped ones move up
             moved = np.cumsum(_grown(self._dropped, self._base + len(self._new_index)))
             rows[rows >= 0] -= moved[rows[rows >= 0]]
@@ -156,25 +154,6 @@ class DiskWriter(StoreWriter):
         everything = Committed(self._committed.record.with_rows(self._cutter.rows), self._cutter.tails())
         keep = np.flatnonzero(~_grown(self._dropped, self._cutter.rows))
         write_next_generation(self._directory.path, self._mapping, everything, keep)
-
-
-def _check_values(column: Column, values: Values | None, rows: int) -> Values:
-    if values is None:
-        raise InputError(f"columns must hold {column.name!r}, it is missing")
-    values = np.asarray(values)
-    if values.shape != (rows, *column.shape):
-        raise InputError(f"{column.name!r} must have the shape {(rows, *column.shape)!r}, got {values.shape!r}")
-    return values
-
-
-def _convert(column: Column, values: Values) -> Values:
-    try:
-        with np.errstate(over="raise"):
-            return values.astype(np.dtype(column.dtype).newbyteorder("<"), copy=False)
-    except FloatingPointError as error:
-        raise InputError(
-            f"{column.name!r} must fit into {column.dtype}, it holds larger values: use float32"
-        ) from error
 
 
 def _grown(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:

@@ -24,6 +24,7 @@ from crc32c import crc32c
 from featcache.errors import CorruptError, FormatError, StorageError
 from featcache.store._generation import Block, Committed, Extent, Generation
 from featcache.store._record import COLUMN_PREFIX, KEYS, Layout, Record
+from featcache.store.settings import StoreSettings
 from featcache.system.files import sync_directory
 from featcache.system.json import parse_json
 
@@ -36,8 +37,7 @@ class ZarrGeneration(Generation):
     """One directory that is a Zarr group."""
 
     @classmethod
-    def create(cls, path: Path, record: Record) -> None:
-        """Make the directory `path`, holding `record`."""
+    def create(cls, path: Path, record: Record, settings: StoreSettings) -> None:
         with _storage_errors(path):
             path.mkdir()
             (path / COLUMN_PREFIX).mkdir()

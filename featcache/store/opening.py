@@ -5,29 +5,80 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from featcache.errors import InputError
 from featcache.store._backends import check_kind
 from featcache.store._disk import DiskStore
 from featcache.store._memory import MemoryStore
+from featcache.store.checks import check_columns
 from featcache.store.interface import Column, FeatureStore
+from featcache.store.settings import DEFAULT_SETTINGS, StoreSettings
 
 
-def create_store(path: str | Path, *, kind: str, columns: Sequence[Column]) -> FeatureStore:
-    """Return a new, empty store in the directory `path`, which must not exist or be empty.
+def create_store(
+    path: str | Path, *, kind: str, columns: Sequence[Column], settings: StoreSettings = DEFAULT_SETTINGS
+) -> FeatureStore:
+    """Return a new, empty store.
 
-    `kind`: ``lmdb`` or ``zarr``; ``memory`` keeps nothing on disk and is for tests.
+    Parameters
+    ----------
+    path
+        A directory that does not exist yet or is empty.
+    kind
+        ``lmdb``: one file. ``zarr``: a group of uncompressed chunks. ``memory``: nothing on disk, for tests.
+    columns
+        What a row holds besides its key: one or more columns of different names.
+    settings
+        Sizes that the format leaves open.
+
+    Returns
+    -------
+    FeatureStore
+        Open: close it, or use it as a context manager.
+
+    Raises
+    ------
+    InputError
+        Where there is no such kind, or the columns are not distinct.
+    ExistsError
+        Where `path` is a file or holds something.
+    StorageError
+        Where nothing can be written there.
+
+    Examples
+    --------
+    >>> store = create_store("rows", kind="zarr", columns=[Column("features", (1280,), "float16")])
+    >>> store.verify()
+    VerifyReport(rows=0, problems=(), damaged=array([], shape=(0, 32), dtype=uint8))
     """
-    if not columns or len({column.name for column in columns}) != len(columns):
-        raise InputError(f"columns must be one or more with distinct names, got {[c.name for c in columns]!r}")
+    columns = check_columns(columns)
     if kind == "memory":
-        return MemoryStore(tuple(columns))
-    return DiskStore.create(Path(path), check_kind(kind), tuple(columns))
+        return MemoryStore(columns)
+    return DiskStore.create(Path(path), check_kind(kind), columns, settings)
 
 
-def open_store(path: str | Path) -> FeatureStore:
-    """Return the store in the directory `path`, whichever its kind.
+def open_store(path: str | Path, *, settings: StoreSettings = DEFAULT_SETTINGS) -> FeatureStore:
+    """Return the store in a directory, whichever its kind.
 
-    Raises `MissingError` where there is nothing, `FormatError` where it is no store or one of a newer format, and
-    `CorruptError` where what describes it was damaged.
+    Parameters
+    ----------
+    path
+        The directory that `create_store` made.
+    settings
+        Sizes of its writers' buffers; the rows of its blocks stay as they were made.
+
+    Raises
+    ------
+    MissingError
+        Where there is nothing.
+    FormatError
+        Where it is no store, or one of a newer format.
+    CorruptError
+        Where what describes it was damaged.
+
+    Examples
+    --------
+    >>> create_store("scores", kind="lmdb", columns=[Column("score", (), "float32")]).close()
+    >>> with open_store("scores") as store:
+    ...     store.columns
+    (Column(name='score', shape=(), dtype='float32'),)
     """
-    return DiskStore(Path(path))
+    return DiskStore(Path(path), settings)

@@ -12,37 +12,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import refusal, result
-from fake import fake_extractor, fake_recipe
+from fake import fake_extractor
 
 from featcache.cache import open_cache
-from featcache.cache.manifest import CACHE_VERSION
+from featcache.cache.manifest import CACHE_VERSION, UNCHECKED_VERSION
 from featcache.cache.table import COLUMNS, write_sample_table
 from featcache.datasets.scan import scan
 from featcache.errors import CorruptError, DependencyError, ExistsError, FormatError, InputError
 from featcache.extract.build import build_cache
+from featcache.store import StoreSettings, create_store, open_store
+from featcache.system.json import with_checksum
 from featcache.verification import verify
 
 GOLDEN = Path(__file__).parent / "golden_caches"
 README = Path(__file__).parent.parent.parent / "cache_store" / "README.md"
 
 
-@pytest.mark.parametrize("kind", ["lmdb", "zarr"])
-def test_this_version_has_its_golden_caches(kind: str) -> None:
-    assert (GOLDEN / f"{kind}-v{CACHE_VERSION}" / "manifest.json").exists()
+@pytest.mark.parametrize("name", [f"lmdb-v{CACHE_VERSION}", f"zarr-v{CACHE_VERSION}", f"zarr-v{UNCHECKED_VERSION}"])
+def test_every_version_that_is_read_has_its_golden_cache(name: str) -> None:
+    """This version's of both stores, and one that a program of the first version wrote."""
+    manifest = json.loads((GOLDEN / name / "manifest.json").read_text())
+    assert f"-v{manifest['version']}" in name
     assert sum(file.stat().st_size for file in GOLDEN.rglob("*") if file.is_file()) < 200_000
 
 
 @pytest.mark.parametrize("name", sorted(place.name for place in GOLDEN.iterdir() if place.is_dir()))
-def test_a_golden_cache_is_read_or_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_a_golden_cache_of_any_version_is_read_and_extended(name: str, tmp_path: Path) -> None:
+    """Rows, samples and remembered requests; and its rows can be dropped, which writes the store anew."""
     expected = json.loads((GOLDEN / f"{name}.json").read_text())
     shutil.copytree(GOLDEN / name, tmp_path / name)
-    try:
-        cache = open_cache(tmp_path / name)
-    except FormatError as error:
-        assert f"got {name.partition('-v')[2]}" in str(error)
-        return
-    with cache:
-        assert cache.verify().ok
+    with open_cache(tmp_path / name) as cache:
+        assert cache.verify().problems == ()
+        assert [known["request"]["backbone"] for known in cache.known_requests()] == ["mobilenetv2_100"]
+        cache.remember_request({"request": {"backbone": "fake"}})
+        assert len(cache.known_requests()) == 2
+        assert cache.verify().problems == ()
         assert cache.content_digest() == expected["content_digest"]
         assert {name: len(cache.samples(name)) for name in cache.datasets} == expected["samples"]
         assert {name: len(cache.samples(name).failures) for name in cache.datasets} == expected["failures"]
@@ -53,6 +57,25 @@ def test_a_golden_cache_is_read_or_refused_by_name(name: str, tmp_path: Path) ->
         with cache.store.writer() as writer:
             assert writer.drop(keys) == 3
             writer.commit()
+
+
+@pytest.mark.parametrize("kind", ["lmdb", "zarr"])
+def test_rows_of_a_golden_cache_written_again_are_the_same_bytes(kind: str, tmp_path: Path) -> None:
+    """What is written today is what was written when the golden cache was made."""
+    golden = GOLDEN / f"{kind}-v{CACHE_VERSION}" / "store"
+    shutil.copytree(golden, tmp_path / "golden")
+    with open_store(tmp_path / "golden") as old, old.reader() as reader:
+        keys, columns = np.array(reader.keys()), old.columns
+        values = {column.name: reader.read(column.name, 0, len(keys)) for column in columns}
+    settings = StoreSettings(block_rows=8, key_block_rows=8)
+    new = create_store(tmp_path / "new", kind=kind, columns=columns, settings=settings)
+    with new.writer() as writer:
+        writer.append(keys, values)
+        writer.commit()
+    files = [file.relative_to(golden) for file in golden.rglob("*") if file.is_file()]
+    assert len(files) == {"lmdb": 1, "zarr": 20}[kind]
+    for file in files:
+        assert (tmp_path / "new" / file).read_bytes() == (golden / file).read_bytes(), file
 
 
 @pytest.fixture(params=["lmdb", "zarr"])
@@ -109,27 +132,24 @@ def test_both_manifests_damaged_is_said(cache: Path) -> None:
         open_cache(cache)
 
 
-def test_a_newer_format_is_refused_by_name(cache: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from featcache.cache import manifest
-
-    values = manifest.read_manifest(cache)
-    monkeypatch.setattr(manifest, "CACHE_VERSION", 9)
-    manifest.write_manifest(cache, fake_recipe(), store=values["store"], request={})
-    monkeypatch.undo()
+def test_a_newer_format_is_refused_by_name(cache: Path, photos: Path) -> None:
+    """A file that is intact and says version 9."""
+    values = json.loads((cache / "manifest.json").read_text())
+    del values["crc32c"]
+    text = json.dumps(with_checksum({**values, "version": 9}))
+    for name in ("manifest.json", "manifest-copy.json"):
+        (cache / name).write_text(text)
     for refused in (lambda: open_cache(cache), lambda: build_cache(photos, cache), lambda: verify(cache)):
         with pytest.raises(FormatError, match="version 2, got 9"):
             refused()
 
 
-def test_the_first_version_is_still_read(cache: Path) -> None:
-    """Version 1 had neither the manifest's checksum nor its copy."""
+def test_a_manifest_without_checksum_is_damaged(cache: Path) -> None:
+    """Only the first version had none."""
     file = cache / "manifest.json"
     values = json.loads(file.read_text())
     del values["crc32c"]
-    (cache / "manifest-copy.json").unlink()
-    file.write_text(json.dumps({**values, "version": 1}))
-    assert verify(cache).problems == ()
-    file.write_text(json.dumps({**values, "version": 2}))
+    file.write_text(json.dumps(values))
     with pytest.raises(CorruptError, match="checksum"):
         open_cache(cache)
 

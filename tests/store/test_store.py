@@ -1,48 +1,62 @@
-"""The contract of a store: LMDB and Zarr answer as the plain in-memory one does, whatever is done to them."""
+"""LMDB, Zarr and the store in memory keep the contract of stores; and what only stores on disk must do."""
 
 from __future__ import annotations
 
 import itertools
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from featcache.errors import ExistsError, FormatError, InputError, LockedError, MissingError
-from featcache.store import Column, FeatureStore, create_store, open_store
+from featcache.errors import ExistsError, FormatError, InputError, MissingError
+from featcache.store import Column, FeatureStore, StoreSettings, create_store, open_store
+from featcache.testing.store import COLUMNS, StoreContract, make_keys, make_values
 
-COLUMNS = (
-    Column("features", (6,), "float16"),
-    Column("features@1", (6,), "float16"),
-    Column("tokens", (3, 2), "float32"),
-    Column("score", (), "float32"),
-)
+SMALL = StoreSettings(block_rows=64, key_block_rows=128, buffer_bytes=6000)
 
 
-def make_keys(count: int, *, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng([seed, count]).integers(0, 256, (count, 32), dtype=np.uint8)
+class TestMemory(StoreContract):
+    """The plain one: what the others are compared with is itself a store."""
+
+    def create(self, place: Path, columns: tuple[Column, ...]) -> FeatureStore:
+        return create_store(place, kind="memory", columns=columns)
 
 
-def make_values(keys: np.ndarray, columns: tuple[Column, ...] = COLUMNS) -> dict[str, np.ndarray]:
-    """Return rows that are a function of their keys."""
-    values = {}
-    for position, column in enumerate(columns):
-        size = int(np.prod(column.shape, dtype=int))
-        sources = keys.astype(np.float32)[:, (np.arange(size) + position) % 32] - 128
-        values[column.name] = sources.reshape(len(keys), *column.shape).astype(column.dtype)
-    return values
+class DiskContract(StoreContract):
+    """A kind of store on disk, as users have it."""
+
+    kind: str
+    settings = StoreSettings()
+    sequences = 3
+
+    def create(self, place: Path, columns: tuple[Column, ...]) -> FeatureStore:
+        return create_store(place, kind=self.kind, columns=columns, settings=self.settings)
+
+    def reopen(self, store: FeatureStore, place: Path) -> FeatureStore:
+        return open_store(place, settings=self.settings)
 
 
-@pytest.fixture(params=["memory", "lmdb", "zarr"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FeatureStore]:
-    with create_store(tmp_path / "store", kind=request.param, columns=COLUMNS) as opened:
-        yield opened
+class TestLmdb(DiskContract):
+    kind = "lmdb"
+
+
+class TestZarr(DiskContract):
+    kind = "zarr"
+
+
+class TestLmdbInSmallBlocks(DiskContract):
+    """Blocks so small that a few hundred rows meet all their edges."""
+
+    kind, settings, sequences = "lmdb", SMALL, 15
+
+
+class TestZarrInSmallBlocks(DiskContract):
+    """Blocks so small that a few hundred rows meet all their edges."""
+
+    kind, settings, sequences = "zarr", SMALL, 15
+
+
+# --- stores on disk ---
 
 
 @pytest.fixture(params=["lmdb", "zarr"])
@@ -50,168 +64,13 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def append(store: FeatureStore, keys: np.ndarray) -> None:
-    with store.writer() as writer:
-        writer.append(keys, make_values(keys))
-        writer.commit()
-
-
-def assert_holds(store: FeatureStore, keys: np.ndarray) -> None:
-    with store.reader() as reader:
-        assert np.array_equal(reader.keys(), keys)
-        for column, values in make_values(keys).items():
-            assert np.array_equal(reader.read(column, 0, len(keys)), values)
-            parts = list(reader.blocks(column))
-            assert [first for first, _ in parts] == list(itertools.accumulate([0] + [len(p) for _, p in parts]))[:-1]
-            assert sum(len(part) for _, part in parts) == len(keys)
-            for first, part in parts:
-                assert np.array_equal(part, values[first : first + len(part)])
-
-
-def test_what_is_appended_comes_back_in_every_way(store: FeatureStore) -> None:
-    keys = make_keys(300)
-    values = make_values(keys)
-    append(store, keys)
-    assert_holds(store, keys)
-    rows = np.random.default_rng(0).integers(0, 300, 1000)
-    with store.reader() as reader:
-        assert len(reader) == 300
-        assert reader.columns == COLUMNS
-        for column in COLUMNS:
-            gathered = reader.gather(column.name, rows)
-            assert gathered.dtype == column.dtype
-            assert np.array_equal(gathered, values[column.name][rows])
-            out = np.empty_like(gathered)
-            assert reader.gather(column.name, rows, out=out) is out
-            assert np.array_equal(out, gathered)
-            wide = np.empty(gathered.shape, dtype=np.float32)
-            assert np.array_equal(reader.gather(column.name, rows, out=wide), gathered)
-            assert np.array_equal(reader.read(column.name, 17, 203), values[column.name][17:203])
-        assert np.array_equal(reader.find(keys[rows]), rows)
-        assert (reader.find(make_keys(50, seed=9)) == -1).all()
-
-
-def test_an_empty_store_answers(store: FeatureStore) -> None:
-    with store.reader() as reader:
-        assert len(reader) == 0
-        assert reader.keys().shape == (0, 32)
-        assert list(reader.blocks("tokens")) == []
-        assert reader.read("tokens", 0, 0).shape == (0, 3, 2)
-        assert reader.gather("score", np.empty(0, dtype=np.int64)).shape == (0,)
-        assert (reader.find(make_keys(3)) == -1).all()
-    assert store.verify().ok
-
-
-def test_nothing_is_visible_before_the_commit(store: FeatureStore) -> None:
-    keys = make_keys(40)
-    append(store, keys[:10])
-    with store.writer() as writer:
-        writer.append(keys[10:], make_values(keys[10:]))
-        assert len(writer) == 40
-        with store.reader() as reader:
-            assert len(reader) == 10
-    assert_holds(store, keys[:10])
-
-
-def test_a_reader_is_a_snapshot(store: FeatureStore) -> None:
-    keys = make_keys(60)
-    append(store, keys[:20])
-    with store.reader() as before:
-        append(store, keys[20:])
-        assert len(before) == 20
-        assert (before.find(keys[20:]) == -1).all()
-        assert np.array_equal(before.read("tokens", 0, 20), make_values(keys[:20])["tokens"])
-    assert_holds(store, keys)
-
-
-def test_a_key_keeps_its_first_row(store: FeatureStore) -> None:
-    keys = make_keys(10)
-    append(store, keys)
-    again = np.concatenate([keys[3:7], make_keys(2, seed=1), make_keys(2, seed=1)])
-    other = {name: values + 1 for name, values in make_values(again).items()}
-    with store.writer() as writer:
-        assert writer.append(again, other) == 2
-        writer.commit()
-    with store.reader() as reader:
-        assert len(reader) == 12
-        assert np.array_equal(reader.read("score", 0, 10), make_values(keys)["score"])
-
-
-def test_dropped_rows_are_gone_and_may_come_back(store: FeatureStore) -> None:
-    keys = make_keys(100)
-    append(store, keys)
-    with store.writer() as writer:
-        assert writer.drop(np.concatenate([keys[10:30], keys[10:12], make_keys(5, seed=3)])) == 20
-        assert bytes(keys[10]) not in writer
-        assert bytes(keys[40]) in writer
-        assert len(writer) == 80
-        assert_holds(store, keys)  # not before the commit
-        writer.append(keys[20:25], make_values(keys[20:25]))
-        assert writer.find(keys[20:22]).tolist() == [80, 81]
-        assert writer.find(keys[30:31]).tolist() == [10]
-        assert writer.drop(keys[20:21]) == 1
-        writer.commit()
-        expected = np.concatenate([keys[:10], keys[30:], keys[21:25]])
-        assert_holds(store, expected)
-        assert np.array_equal(writer.find(expected), np.arange(len(expected)))
-    assert_holds(store, expected)
-
-
-def test_dropping_all_rows_leaves_a_store(store: FeatureStore) -> None:
-    keys = make_keys(30)
-    append(store, keys)
-    with store.writer() as writer:
-        writer.drop(keys)
-        writer.commit()
-    assert_holds(store, keys[:0])
-    append(store, keys)
-    assert_holds(store, keys)
-
-
-def test_views_cannot_be_written_to(store: FeatureStore) -> None:
-    append(store, make_keys(5))
-    with store.reader() as reader:
-        for _, block in reader.blocks("features"):
-            if block.base is not None and not block.flags.owndata and not block.flags.writeable:
-                with pytest.raises(ValueError, match="read-only"):
-                    block[0, 0] = 1
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"features": np.zeros((2, 7), np.float16)},
-        {},
-        {"more": np.zeros((2,), np.float32)},
-        {"score": np.array([1e39, 0])},
-    ],
-)
-def test_wrong_rows_are_refused(kind: str, tmp_path: Path, wrong: dict[str, np.ndarray]) -> None:
-    store = create_store(tmp_path / "store", kind=kind, columns=COLUMNS)
-    keys = make_keys(2)
-    columns = {**make_values(keys), **wrong} if wrong else {"features": make_values(keys)["features"]}
-    with store.writer() as writer, pytest.raises(InputError):
-        writer.append(keys, columns)
-    assert_holds(store, keys[:0])
-
-
-def test_wrong_requests_are_refused(kind: str, tmp_path: Path) -> None:
-    store = create_store(tmp_path / "store", kind=kind, columns=COLUMNS)
-    append(store, make_keys(10))
-    with store.reader() as reader:
-        for rows in (np.array([10]), np.array([-1]), np.array([0.5]), np.zeros((2, 2), np.int64)):
-            with pytest.raises(InputError):
-                reader.gather("features", rows)
-        with pytest.raises(InputError, match="column must be one of"):
-            reader.gather("nothing", np.array([0]))
-        with pytest.raises(InputError):
-            reader.read("features", 5, 11)
-        with pytest.raises(InputError, match="shape"):
-            reader.gather("features", np.array([0]), out=np.empty((2, 6), np.float16))
-        with pytest.raises(InputError, match="keys must be"):
-            reader.find(np.zeros((2, 31), np.uint8))
+@pytest.mark.parametrize("kind", ["memory", "lmdb", "zarr"])
+def test_columns_that_cannot_be_are_refused(kind: str, tmp_path: Path) -> None:
+    """Two of one name, none, names that are no file names, other dtypes, kinds that there are none of."""
     with pytest.raises(InputError, match="distinct"):
         create_store(tmp_path / "other", kind=kind, columns=[COLUMNS[0], COLUMNS[0]])
+    with pytest.raises(InputError, match="one or more"):
+        create_store(tmp_path / "other", kind=kind, columns=[])
     for name in ("", "../x", "a/b", "é"):
         with pytest.raises(InputError):
             Column(name, (2,), "float16")
@@ -221,14 +80,31 @@ def test_wrong_requests_are_refused(kind: str, tmp_path: Path) -> None:
         create_store(tmp_path / "other", kind="sqlite", columns=COLUMNS)
 
 
-def test_a_closed_writer_refuses_and_lets_the_next_one_in(store: FeatureStore) -> None:
-    with store.writer() as writer:
-        with pytest.raises(LockedError):
-            store.writer()
-        writer.append(make_keys(3), make_values(make_keys(3)))
-        writer.commit()
-    append(store, make_keys(4))
-    assert_holds(store, np.concatenate([make_keys(3), make_keys(4)]))
+@pytest.mark.parametrize("wrong", [{"block_rows": 0}, {"block_rows": 48}, {"key_block_rows": -8}, {"buffer_bytes": -1}])
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+    """Blocks are a power of two rows: the format says so."""
+    with pytest.raises(InputError, match="must be"):
+        StoreSettings(**wrong)
+
+
+def test_views_of_whole_pages_cannot_be_made_writable(kind: str, tmp_path: Path) -> None:
+    """Full blocks are mapped from the file and the last one is a copy: neither lets itself be unlocked."""
+    wide = (Column("wide", (1024,), "float32"),)
+    settings = StoreSettings(block_rows=64)
+    with create_store(tmp_path / "store", kind=kind, columns=wide, settings=settings) as store:
+        keys = make_keys(150)
+        with store.writer() as writer:
+            writer.append(keys, make_values(keys, wide))
+            writer.commit()
+        with store.reader() as reader:
+            blocks = [block for _, block in reader.blocks("wide")]
+            assert [len(block) for block in blocks] == [64, 64, 22]
+            for view in (*blocks, reader.keys()):
+                assert not view.flags.writeable
+                with pytest.raises(ValueError, match="read-only"):
+                    view[0, 0] = 1
+                with pytest.raises(ValueError, match="WRITEABLE"):
+                    view.flags.writeable = True
 
 
 def test_places_that_are_no_store_are_named(kind: str, tmp_path: Path) -> None:
@@ -290,116 +166,6 @@ def test_many_blocks_and_growth_of_the_map(kind: str, tmp_path: Path) -> None:
         assert np.array_equal(reader.read("wide", 0, 2000), expected["wide"][:2000])
 
 
-def test_more_than_the_buffer_in_one_commit(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featcache.store._writer._PENDING_BYTES", 10_000)
-    store = create_store(tmp_path / "store", kind=kind, columns=COLUMNS)
-    keys = make_keys(5000)
-    append(store, keys[:100])
-    with store.writer() as writer:
-        for start in range(100, 5000, 700):
-            writer.append(keys[start : start + 700], make_values(keys[start : start + 700]))
-        with store.reader() as reader:
-            assert len(reader) == 100
-        assert len(writer) == 5000
-    assert_holds(store, keys[:100])  # never committed
-    with store.writer() as writer:
-        for start in range(100, 5000, 700):
-            writer.append(keys[start : start + 700], make_values(keys[start : start + 700]))
-        writer.drop(keys[50:150])
-        writer.commit()
-    assert_holds(store, np.concatenate([keys[:50], keys[150:]]))
-    assert store.verify().ok
-
-
-def test_keys_that_share_their_first_bytes_are_told_apart(kind: str, tmp_path: Path) -> None:
-    keys = make_keys(64)
-    keys[:, :31] = keys[0, :31]
-    keys[:, 31] = np.arange(64)
-    store = create_store(tmp_path / "store", kind=kind, columns=COLUMNS)
-    append(store, keys[::2])
-    with store.reader() as reader:
-        assert reader.find(keys).tolist() == [row // 2 if row % 2 == 0 else -1 for row in range(64)]
-
-
-class AgainstMemory(RuleBasedStateMachine):
-    """Does the same to both stores on disk and to the one in memory; small blocks, so that rules meet their edges."""
-
-    @initialize()
-    def start(self) -> None:
-        self.folder = Path(tempfile.mkdtemp())
-        self.kinds = ("memory", "lmdb", "zarr")
-        self.stores = {k: create_store(self.folder / k, kind=k, columns=COLUMNS) for k in self.kinds}
-        self.writers = {k: store.writer() for k, store in self.stores.items()}
-        self.snapshots: list[tuple[np.ndarray, dict[str, object]]] = []
-        self.pool = make_keys(400, seed=5)
-
-    def teardown(self) -> None:
-        if hasattr(self, "folder"):
-            for writer in self.writers.values():
-                writer.close()
-            shutil.rmtree(self.folder)
-
-    @rule(start=st.integers(0, 399), count=st.integers(0, 150))
-    def append(self, start: int, count: int) -> None:
-        keys = self.pool[start : start + count]
-        assert len({writer.append(keys, make_values(keys)) for writer in self.writers.values()}) == 1
-
-    @rule(start=st.integers(0, 399), count=st.integers(0, 60))
-    def drop(self, start: int, count: int) -> None:
-        assert len({writer.drop(self.pool[start : start + count]) for writer in self.writers.values()}) == 1
-
-    @rule()
-    def commit(self) -> None:
-        for writer in self.writers.values():
-            writer.commit()
-
-    @rule()
-    def abandon(self) -> None:
-        for name, store in self.stores.items():
-            self.writers[name].close()
-            self.writers[name] = store.writer()
-
-    @rule()
-    def reopen(self) -> None:
-        for name in ("lmdb", "zarr"):
-            self.stores[name].close()
-            self.stores[name] = open_store(self.folder / name)
-
-    @rule()
-    def look(self) -> None:
-        readers = {name: store.reader() for name, store in self.stores.items()}
-        self.snapshots = [*self.snapshots[-2:], (readers["memory"].keys(), dict(readers))]
-
-    @rule()
-    def verify(self) -> None:
-        assert [store.verify().problems for store in self.stores.values()] == [(), (), ()]
-
-    @invariant()
-    def all_answer_alike(self) -> None:
-        if not hasattr(self, "stores"):
-            return
-        assert len({len(writer) for writer in self.writers.values()}) == 1
-        found = [writer.find(self.pool) for writer in self.writers.values()]
-        assert np.array_equal(found[0], found[1])
-        assert np.array_equal(found[0], found[2])
-        now = {name: store.reader() for name, store in self.stores.items()}
-        for keys, readers in [*self.snapshots, (now["memory"].keys(), dict(now))]:
-            for reader in readers.values():
-                assert np.array_equal(reader.keys(), keys)  # type: ignore[attr-defined]
-                for column, values in make_values(keys).items():
-                    assert np.array_equal(reader.read(column, 0, len(keys)), values)  # type: ignore[attr-defined]
-
-
-AgainstMemory.TestCase.settings = settings(
-    max_examples=15,
-    stateful_step_count=20,
-    deadline=None,
-    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # each step is printed; shrinking would take minutes
-    suppress_health_check=list(HealthCheck),
-)
-test_any_sequence_answers_as_memory_does = AgainstMemory.TestCase
-
-
 def test_many_keys_are_found_before_any_of_them_was_read(kind: str, tmp_path: Path) -> None:
     """Nine full blocks of keys, none mapped yet: they are mapped and checked by another thread meanwhile."""
     keys = make_keys(9 * 8192 + 5)
@@ -410,25 +176,6 @@ def test_many_keys_are_found_before_any_of_them_was_read(kind: str, tmp_path: Pa
         assert writer.append(keys[-9:], {"score": np.zeros(9)}) == 0
     with open_store(tmp_path / "store") as again, again.reader() as reader:
         assert np.array_equal(reader.find(keys[::7]), np.arange(len(keys))[::7])
-
-
-def test_verify_between_commits_disturbs_no_reader(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featcache.store._record._SMALL_ARRAY_BLOCK_ROWS", 128)
-    store = create_store(tmp_path / "store", kind=kind, columns=COLUMNS)
-    keys = make_keys(128)
-    append(store, keys[:98])
-    assert store.verify().ok
-    append(store, keys[98:])
-    assert_holds(store, keys)
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut the sequences' arrays into blocks of 64 rows, so that a few hundred rows make several."""
-    if "AgainstMemory" in request.node.nodeid or "any_sequence" in request.node.nodeid:
-        monkeypatch.setattr("featcache.store._record._SMALL_ARRAY_BLOCK_ROWS", 128)
-        monkeypatch.setattr("featcache.store._record._choose_block_rows", lambda row_bytes: 64)
-        monkeypatch.setattr("featcache.store._writer._PENDING_BYTES", 6000)
 
 
 def resident(name: str) -> int:

@@ -13,10 +13,10 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import pytest
-from test_store import COLUMNS, append, assert_holds, make_keys, make_values
 
 from featcache.errors import CorruptError, FeatcacheError, FormatError, StorageError
-from featcache.store import FeatureStore, create_store, open_store
+from featcache.store import FeatureStore, StoreSettings, create_store, open_store
+from featcache.testing.store import COLUMNS, append, assert_holds, make_keys, make_values
 
 FLIPS = 260
 
@@ -27,12 +27,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def place(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(kind: str, tmp_path: Path) -> Path:
     """Make a store of 1000 rows in several blocks and commits."""
-    monkeypatch.setattr("featcache.store._record._SMALL_ARRAY_BLOCK_ROWS", 512)
-    monkeypatch.setattr("featcache.store._record._choose_block_rows", lambda row_bytes: 256)
-    path = tmp_path / "store"
-    with create_store(path, kind=kind, columns=COLUMNS) as store:
+    path, settings = tmp_path / "store", StoreSettings(block_rows=256, key_block_rows=512)
+    with create_store(path, kind=kind, columns=COLUMNS, settings=settings) as store:
         keys = make_keys(1000)
         for start in (0, 300, 301, 800):
             append(store, keys[start : start + 500][: {0: 300, 300: 1, 301: 499, 800: 200}[start]])
@@ -240,8 +238,7 @@ def test_a_newer_format_is_refused_by_name(place: Path, kind: str) -> None:
 
 LIMITED = """
 import resource, signal, sys, numpy as np
-sys.path.insert(0, {tests!r})
-from test_store import append, make_keys, make_values
+from featcache.testing.store import append, make_keys, make_values
 from featcache.errors import StorageError
 from featcache.store import open_store
 store = open_store({path!r})
@@ -256,7 +253,7 @@ except StorageError as error:
 
 def test_a_disk_that_refuses_leaves_what_was_committed(place: Path, kind: str) -> None:
     limit = 200_000 if kind == "lmdb" else 6000
-    script = LIMITED.format(tests=str(Path(__file__).parent), path=str(place), limit=limit)
+    script = LIMITED.format(path=str(place), limit=limit)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "refused:" in done.stdout
@@ -315,7 +312,7 @@ def give_up_writing_everywhere() -> None:
 READ_ONLY = """
 import os, sys
 sys.path.insert(0, {tests!r})
-from test_store import assert_holds, make_keys
+from featcache.testing.store import assert_holds, make_keys
 from test_store_damage import give_up_writing_everywhere
 from featcache.errors import StorageError
 from featcache.store import open_store

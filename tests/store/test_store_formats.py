@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_store import COLUMNS, append, make_keys, make_values
 
-from featcache.store import Column, create_store
+from featcache.store import Column, StoreSettings, create_store
+from featcache.testing.store import COLUMNS, append, make_keys, make_values
 
 README = Path(__file__).resolve().parent.parent.parent / "cache_store" / "README.md"
 
@@ -24,10 +24,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def place(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("featcache.store._record._SMALL_ARRAY_BLOCK_ROWS", 512)
-    monkeypatch.setattr("featcache.store._record._choose_block_rows", lambda row_bytes: 256)
-    with create_store(tmp_path / "store", kind=kind, columns=COLUMNS) as store:
+def place(kind: str, tmp_path: Path) -> Path:
+    settings = StoreSettings(block_rows=256, key_block_rows=512)
+    with create_store(tmp_path / "store", kind=kind, columns=COLUMNS, settings=settings) as store:
         append(store, make_keys(1000)[:700])
         append(store, make_keys(1000)[700:])
         with store.writer() as writer:

@@ -16,12 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_store import COLUMNS, append, assert_holds, make_keys, make_values
 
 from featcache.errors import LockedError, StorageError
-from featcache.store import Column, StoreReader, create_store, open_store
-
-TESTS = str(Path(__file__).parent)
+from featcache.store import Column, StoreReader, StoreSettings, create_store, open_store
+from featcache.testing.store import COLUMNS, append, assert_holds, make_keys, make_values
 
 
 @pytest.fixture(params=["lmdb", "zarr"])
@@ -32,17 +30,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 # The child prints the number of rows after each commit; what it printed must never be lost. Every row is a function of
 # its place in one endless sequence of keys, so that any prefix is known. Now and then it drops and appends again.
 WRITE = """
-import sys
-sys.path.insert(0, {tests!r})
-import featcache.store._lmdb, featcache.store._record as record, featcache.store._writer as writing
-record._SMALL_ARRAY_BLOCK_ROWS = 512
-record._choose_block_rows = lambda row_bytes: 256
-featcache.store._lmdb._SPARE_BYTES = 1 << 16
-writing._PENDING_BYTES = 40_000
-from test_store import make_keys, make_values
-from featcache.store import open_store
+from featcache.store import StoreSettings, open_store
+from featcache.testing.store import make_keys, make_values
 keys = make_keys(40_000, seed=3)
-store = open_store({path!r})
+store = open_store({path!r}, settings=StoreSettings(buffer_bytes=40_000, map_growth_bytes=1 << 16))
 with store.writer(wait_seconds=20) as writer:
     step = 0
     while True:
@@ -60,12 +51,12 @@ with store.writer(wait_seconds=20) as writer:
 @pytest.mark.parametrize("seed", range(2))
 def test_a_killed_writer_loses_nothing_and_leaves_nothing_half(kind: str, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
-    path = tmp_path / "store"
-    create_store(path, kind=kind, columns=COLUMNS).close()
+    path, settings = tmp_path / "store", StoreSettings(block_rows=256, key_block_rows=512)
+    create_store(path, kind=kind, columns=COLUMNS, settings=settings).close()
     keys = make_keys(40_000, seed=3)
     committed = 0
     for _ in range(4):
-        script = WRITE.format(tests=TESTS, path=str(path))
+        script = WRITE.format(path=str(path))
         with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
             child.stdout.readline()  # the clock starts at the first commit
@@ -180,11 +171,10 @@ def test_a_reader_travels_by_pickle_or_says_why_not(kind: str, tmp_path: Path) -
 
 
 READ = """
-import sys, time
-sys.path.insert(0, {tests!r})
+import time
 import numpy as np
-from test_store import make_keys, make_values
 from featcache.store import open_store
+from featcache.testing.store import make_keys, make_values
 keys = make_keys(40_000, seed=3)
 store = open_store({path!r})
 seen, deadline = set(), time.monotonic() + {seconds}
@@ -204,7 +194,7 @@ def test_readers_elsewhere_keep_working_while_a_writer_appends_and_drops(kind: s
     path = tmp_path / "store"
     store = create_store(path, kind=kind, columns=COLUMNS)
     keys = make_keys(40_000, seed=3)
-    script = READ.format(tests=TESTS, path=str(path), seconds=3)
+    script = READ.format(path=str(path), seconds=3)
     with contextlib.ExitStack() as stack, store.writer() as writer:
         command = [sys.executable, "-c", script]
         children = [stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) for _ in range(2)]
