@@ -114,7 +114,7 @@ class MemoryCache:
                 raise InputError(f"output must be one of {list(self.recipe.outputs)!r}, got {name!r}")
         return list(output)
 
-    def checked_views(self, views: Sequence[int]) -> Sequence[int]:
+    def check_views(self, views: Sequence[int]) -> Sequence[int]:
         for view in views:
             if not 0 <= view < self.recipe.views:
                 raise InputError(f"view must be 0 to {self.recipe.views - 1}, got {view!r}")

@@ -209,7 +209,7 @@ class FeatureCache:
     ) -> npt.NDArray[np.float32]:
         """Return the features (len(views) · n, d) float32 of store rows (n,), outputs side by side, view after view."""
         outputs = self.outputs(output)
-        self.checked_views(views)
+        self.check_views(views)
         by_name = {column.name: column for column in self.columns}
         widths = [math.prod(by_name[name].shape) for name in outputs]
         features = np.empty((len(views) * len(rows), sum(widths)), dtype=np.float32)
@@ -223,7 +223,7 @@ class FeatureCache:
                     left += width
         return features
 
-    def checked_views(self, views: Sequence[int]) -> Sequence[int]:
+    def check_views(self, views: Sequence[int]) -> Sequence[int]:
         """Return `views`; `InputError` where one is not stored."""
         for view in views:
             if not 0 <= view < self.recipe.views:
@@ -263,12 +263,12 @@ class FeatureCache:
 
     def info(self) -> dict[str, Any]:
         """Return what `featcache info` prints: Recipe, data sets, counts, bytes, digest, conflicts, failures."""
-        described, conflicts, failures = [], [], []
+        datasets, conflicts, failures = [], [], []
         total = 0
         for name in self.datasets:
             samples = self.samples(name)
             total += len(samples)
-            described.append(self._describe(samples))
+            datasets.append(self._describe(samples))
             for kind, groups in (("labels", samples.label_conflicts()), ("splits", samples.split_leaks())):
                 conflicts += [{"dataset": name, "kind": kind, "paths": [printable(p) for p in g]} for g in groups]
             failures += [
@@ -286,7 +286,7 @@ class FeatureCache:
             "random_weights": self.recipe.random_weights,
             "store": self.store_kind,
             "columns": [{"name": c.name, "shape": list(c.shape), "dtype": c.dtype} for c in self.columns],
-            "datasets": described,
+            "datasets": datasets,
             "rows": rows,
             "samples": total,
             "bytes": self.store.nbytes(),

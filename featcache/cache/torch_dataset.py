@@ -62,7 +62,7 @@ class CachedFeatures(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             self.outputs = opened.outputs(output)
             shapes = {column.name: column.shape for column in opened.columns}
             self.widths = [math.prod(shapes[name]) for name in self.outputs]
-            self.views = tuple(opened.checked_views(views))
+            self.views = tuple(opened.check_views(views))
             selection = opened.select(split=split, dataset=dataset)
         self.rows = selection.rows
         self.labels = selection.labels

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from featcache.store._backends import BACKENDS, open_generation
 from featcache.store._blocks import BlockCutter
 from featcache.store._generation import Committed, new_generation
-from featcache.store._mapping import Mapping
+from featcache.store._mapping import MappedGeneration
 from featcache.store._record import Record
 from featcache.store.interface import Rows
 
@@ -20,12 +20,12 @@ _BATCH_BYTES = 4 << 20  # a batch is in memory several times over: gathered, cut
 Batch = dict[str, npt.NDArray[Any]]
 
 
-def write_next_generation(path: Path, mapping: Mapping, everything: Committed, keep: Rows) -> None:
+def write_next_generation(path: Path, mapping: MappedGeneration, everything: Committed, keep: Rows) -> None:
     """Make rows `keep` (rising) of `everything` the store at `path`; the old generation goes when nobody reads it."""
     record = everything.record
-    # Rows never committed may be among them: mapped apart, so that no reader meets them if this fails.
-    apart = Mapping(open_generation(mapping.generation.path, mapping.generation.settings))
-    arrays = {layout.name: apart.array(layout.name, everything, record.rows) for layout in record.arrays}
+    # Rows never committed may be among them: mapped once more, so that no reader meets them if this fails.
+    unpublished = MappedGeneration(open_generation(mapping.generation.path, mapping.generation.settings))
+    arrays = {layout.name: unpublished.array(layout.name, everything, record.rows) for layout in record.arrays}
     row_bytes = sum(layout.row_bytes for layout in record.arrays)
     step = max(1, _BATCH_BYTES // row_bytes)
 
@@ -41,7 +41,7 @@ def write_next_generation(path: Path, mapping: Mapping, everything: Committed, k
     replace_rows(path, mapping, record, batches())
 
 
-def replace_rows(path: Path, mapping: Mapping, record: Record, batches: Iterable[Batch]) -> None:
+def replace_rows(path: Path, mapping: MappedGeneration, record: Record, batches: Iterable[Batch]) -> None:
     """Make the rows of `batches` the store at `path`, in the arrays of `record`."""
     present, empty = mapping.generation, record.with_rows(0)
     with new_generation(path, present.number + 1, present.kind) as place:

@@ -8,7 +8,7 @@ from pathlib import Path
 from featcache.errors import FeatcacheError, StorageError
 from featcache.store._backends import open_generation
 from featcache.store._generation import Generation, list_generations
-from featcache.store._mapping import Mapping
+from featcache.store._mapping import MappedGeneration
 from featcache.store.settings import StoreSettings
 
 
@@ -18,10 +18,10 @@ class StoreDirectory:
     def __init__(self, path: Path, settings: StoreSettings) -> None:
         self.path = path
         self.settings = settings
-        self._mapping: Mapping | None = None
+        self._mapping: MappedGeneration | None = None
         self._lock = threading.Lock()
 
-    def newest(self) -> Mapping:
+    def newest(self) -> MappedGeneration:
         """Return the newest generation, mapped once; raises `MissingError`, `FormatError`, `StorageError`."""
         with self._lock:
             mapping = self._mapping
@@ -38,11 +38,11 @@ class StoreDirectory:
         with self._lock:
             self._mapping = None
 
-    def _open_newest(self) -> Mapping:
+    def _open_newest(self) -> MappedGeneration:
         for _ in range(100):
             newest = list_generations(self.path)[-1][1]
             try:
-                return Mapping(open_generation(newest, self.settings))
+                return MappedGeneration(open_generation(newest, self.settings))
             except (FileNotFoundError, BlockingIOError):
                 continue  # replaced and removed since it was listed
             except OSError as error:

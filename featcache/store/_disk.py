@@ -12,7 +12,7 @@ from featcache.store._generation import list_generations, new_generation, remove
 from featcache.store._lock import WriteLock
 from featcache.store._reader import DiskReader
 from featcache.store._record import new_record
-from featcache.store._verify import repair_store, verify_generation
+from featcache.store._verify import diagnose, repair_store
 from featcache.store._writer import DiskWriter
 from featcache.store.interface import Column, FeatureStore, StoreReader, StoreWriter, VerifyReport
 from featcache.store.settings import StoreSettings
@@ -73,7 +73,7 @@ class DiskStore(FeatureStore):
                 return repair_store(self._directory)
             finally:
                 lock.release()
-        return verify_generation(self._directory.open_again()).report()
+        return diagnose(self._directory.open_again()).report()
 
     def nbytes(self) -> int:
         generations = [open_generation(path, self._directory.settings) for _, path in list_generations(self.path)]

@@ -139,10 +139,10 @@ def list_generations(path: Path) -> list[tuple[int, Path]]:
         raise MissingError(f"a store must be an existing directory, {str(path)!r} is not") from error
     except NotADirectoryError as error:
         raise FormatError(f"a store must be a directory, {str(path)!r} is a file") from error
-    found = sorted((int(match[1]), path / name) for name in names if (match := _NAME.fullmatch(name)))
-    if not found:
+    generations = sorted((int(match[1]), path / name) for name in names if (match := _NAME.fullmatch(name)))
+    if not generations:
         raise FormatError(f"a store must hold a file or directory rows-NUMBER.lmdb or .zarr, {str(path)!r} does not")
-    return found
+    return generations
 
 
 def generation_path(path: Path, number: int, kind: str) -> Path:

@@ -51,24 +51,24 @@ class KeyIndex:
         `fetch(rows (k,) int64)` must return the keys (k, 32) of candidates. Rows marked in `skip` are passed over.
         """
         keys = check_keys(keys)
-        found = np.full(len(keys), -1, dtype=np.int64)
+        matches = np.full(len(keys), -1, dtype=np.int64)
         wanted = key_prefixes(keys)
         for run in self._runs:
-            place = np.searchsorted(run.prefixes, wanted)
-            open_ = np.flatnonzero((found < 0) & (place < len(run.rows)))
-            while len(open_):
-                at = place[open_]
-                open_ = open_[run.prefixes[at] == wanted[open_]]
-                candidates = run.rows[place[open_]].astype(np.int64)
+            positions = np.searchsorted(run.prefixes, wanted)
+            undecided = np.flatnonzero((matches < 0) & (positions < len(run.rows)))
+            while len(undecided):
+                here = positions[undecided]
+                undecided = undecided[run.prefixes[here] == wanted[undecided]]
+                candidates = run.rows[positions[undecided]].astype(np.int64)
                 equal = candidates < rows
-                equal[equal] = (fetch(candidates[equal]) == keys[open_[equal]]).all(axis=1)
+                equal[equal] = (fetch(candidates[equal]) == keys[undecided[equal]]).all(axis=1)
                 if skip is not None:
                     equal[equal] = ~skip[candidates[equal]]
-                found[open_[equal]] = candidates[equal]
-                open_ = open_[~equal]  # another key with the same 4 bytes: look at the next one
-                place[open_] += 1
-                open_ = open_[place[open_] < len(run.rows)]
-        return found
+                matches[undecided[equal]] = candidates[equal]
+                undecided = undecided[~equal]  # another key with the same 4 bytes: look at the next one
+                positions[undecided] += 1
+                undecided = undecided[positions[undecided] < len(run.rows)]
+        return matches
 
 
 def key_prefixes(keys: Keys) -> Prefixes:

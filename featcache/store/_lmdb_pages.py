@@ -3,7 +3,7 @@
 LMDB itself follows the numbers in its pages unchecked, so a flipped bit could end the process; and it does not tell
 where in the file a value lies, which is what is mapped. The format (data version 1, LMDB 0.9) is that of Chu, "MDB: A
 Memory-Mapped Database and Backend for OpenLDAP", 2011: pages 0 and 1 are meta pages, of which the one with the higher
-transaction number counts; each names the root of a B+ tree; a large value has pages of its own.
+transaction number counts; each names the root of a B+ tree; a large value has pages of its label.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class LmdbPages:
                 if isinstance(target, Place):
                     if name == key:
                         return target
-                elif child is None or name <= key:  # the first child has no key of its own
+                elif child is None or name <= key:  # the first child has no key of its label
                     child = target
             number, depth = child, depth + 1
         return None
@@ -121,8 +121,8 @@ class LmdbPages:
         if not 2 <= number < meta.pages or depth >= _DEEPEST:
             self._fail(f"its tree leads to page {number}")
         page = os.pread(self._file, self.page_bytes, number * self.page_bytes)
-        own, flags, lower, upper = struct.unpack_from("<Q2xHHH", page)
-        if own != number or flags & _KIND not in (_BRANCH, _LEAF) or not 16 <= lower <= upper <= self.page_bytes:
+        label, flags, lower, upper = struct.unpack_from("<Q2xHHH", page)
+        if label != number or flags & _KIND not in (_BRANCH, _LEAF) or not 16 <= lower <= upper <= self.page_bytes:
             self._fail(f"page {number} is damaged")
         for (start,) in struct.iter_unpack("<H", page[PAGE_HEADER_BYTES : lower & ~1]):
             if not upper <= start <= self.page_bytes - 8:
@@ -147,8 +147,8 @@ class LmdbPages:
         needed = -(-(PAGE_HEADER_BYTES + size) // self.page_bytes)
         if not 2 <= number <= meta.pages - needed:
             self._fail(f"its tree leads to page {number}")
-        own, flags, pages = struct.unpack("<Q2xHI", os.pread(self._file, PAGE_HEADER_BYTES, number * self.page_bytes))
-        if (own, flags & _KIND, pages) != (number, _OVERFLOW, needed):
+        label, flags, pages = struct.unpack("<Q2xHI", os.pread(self._file, PAGE_HEADER_BYTES, number * self.page_bytes))
+        if (label, flags & _KIND, pages) != (number, _OVERFLOW, needed):
             self._fail(f"page {number} is damaged")
         return Place(number * self.page_bytes + PAGE_HEADER_BYTES, size)
 

@@ -31,7 +31,7 @@ _WORTH_THREADS_BYTES = 8 << 20
 _MOST_THREADS = 4
 
 
-class Mapping:
+class MappedGeneration:
     """The mapped arrays of one generation, and what was committed when it was last asked."""
 
     def __init__(self, generation: Generation) -> None:
@@ -93,7 +93,9 @@ class Mapping:
 class MappedArray:
     """The first `rows` rows of one array of a generation: a snapshot, for later commits only add."""
 
-    def __init__(self, mapping: Mapping, layout: Layout, rows: int, region: Region, *, full_blocks: int) -> None:
+    def __init__(
+        self, mapping: MappedGeneration, layout: Layout, rows: int, region: Region, *, full_blocks: int
+    ) -> None:
         self.layout = layout
         self.rows = rows
         self._mapping = mapping
@@ -238,5 +240,5 @@ def _renew_locks() -> None:
         mapping.renew_locks()
 
 
-_open_mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()
+_open_mappings: weakref.WeakSet[MappedGeneration] = weakref.WeakSet()
 os.register_at_fork(after_in_child=_renew_locks)

@@ -10,7 +10,7 @@ import numpy as np
 from featcache.errors import CorruptError, InputError, StorageError
 from featcache.store._backends import open_generation
 from featcache.store._generation import Committed
-from featcache.store._mapping import MappedArray, Mapping
+from featcache.store._mapping import MappedArray, MappedGeneration
 from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, row_checksums
 from featcache.store.checks import check_column, check_rows, check_span, output_array
 from featcache.store.interface import Column, Keys, Rows, StoreReader, Values
@@ -22,8 +22,8 @@ _BATCH_BYTES = 8 << 20
 class DiskReader(StoreReader):
     """The first rows of one generation. Its views need nothing but memory: they stay right even after `close`."""
 
-    def __init__(self, mapping: Mapping, committed: Committed, rows: int) -> None:
-        self._source: tuple[Mapping, Committed] | None = (mapping, committed)
+    def __init__(self, mapping: MappedGeneration, committed: Committed, rows: int) -> None:
+        self._source: tuple[MappedGeneration, Committed] | None = (mapping, committed)
         self._rows = rows
         self._columns = committed.record.columns
         self._arrays: dict[str, MappedArray] = {}
@@ -65,10 +65,10 @@ class DiskReader(StoreReader):
         rows = check_rows(rows, len(self))
         array = self._column(column)
         out = output_array(check_column(self._columns, column), len(rows), out)
-        alone = array.unchecked(rows)
+        sparse = array.unchecked(rows)
         array.copy(rows, out)
-        if alone.any():
-            self._check_rows(column, rows[alone])
+        if sparse.any():
+            self._check_rows(column, rows[sparse])
         return out
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class DiskReader(StoreReader):
     def __reduce__(self) -> tuple[Callable[[str, int], DiskReader], tuple[str, int]]:
         return _reopen, (str(self._open()[0].generation.path), self._rows)
 
-    def _open(self) -> tuple[Mapping, Committed]:
+    def _open(self) -> tuple[MappedGeneration, Committed]:
         if self._source is None:
             raise InputError("a reader must be open, this one was closed: use it inside its with block")
         return self._source
@@ -115,7 +115,7 @@ class DiskReader(StoreReader):
 def _reopen(path: str, rows: int) -> DiskReader:
     """Return the reader of the same rows in another process; `StorageError` where they were replaced meanwhile."""
     try:
-        mapping = Mapping(open_generation(Path(path), DEFAULT_SETTINGS))
+        mapping = MappedGeneration(open_generation(Path(path), DEFAULT_SETTINGS))
     except FileNotFoundError as error:
         raise StorageError(
             f"the rows a reader was made for must still be there, {path!r} was replaced: make a new reader"

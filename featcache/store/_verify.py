@@ -21,7 +21,7 @@ _BATCH_BYTES = 32 << 20
 _SHOW_BAR_BYTES = 1 << 30
 
 
-class _Raw:
+class _RawArray:
     """Reads an array's rows as they lie on disk, intact or not; a missing block reads as None."""
 
     def __init__(self, generation: Generation, layout: Layout, rows: int) -> None:
@@ -78,11 +78,11 @@ class _Raw:
 
 
 @dataclass(frozen=True, slots=True)
-class Verification:
+class Diagnosis:
     """What is wrong with a generation: `damaged` (n,) bool marks the rows that cannot be restored."""
 
     record: Record
-    raw: dict[str, _Raw]
+    raw: dict[str, _RawArray]
     problems: list[str]
     damaged: npt.NDArray[np.bool_]
 
@@ -96,14 +96,14 @@ class Verification:
         return np.concatenate([key for key in keys if key is not None] or [np.empty((0, KEY_BYTES), dtype=np.uint8)])
 
 
-def verify_generation(generation: Generation) -> Verification:
+def diagnose(generation: Generation) -> Diagnosis:
     """Return what is wrong with `generation`, which is opened for this alone.
 
     Raises `CorruptError` where not even its commit record can be found.
     """
     record = generation.record()
     problems = generation.check_structure(record)
-    raw = {layout.name: _Raw(generation, layout, record.rows) for layout in record.arrays}
+    raw = {layout.name: _RawArray(generation, layout, record.rows) for layout in record.arrays}
     for array in raw.values():
         array.check()
         problems += array.problems
@@ -112,10 +112,10 @@ def verify_generation(generation: Generation) -> Verification:
         if name != CHECKSUMS:
             for block in array.bad:
                 _mark_damaged(damaged, array.rows_of(block), name, raw)
-    return Verification(record, raw, problems, damaged)
+    return Diagnosis(record, raw, problems, damaged)
 
 
-def _mark_damaged(damaged: npt.NDArray[np.bool_], rows: range, name: str, raw: dict[str, _Raw]) -> None:
+def _mark_damaged(damaged: npt.NDArray[np.bool_], rows: range, name: str, raw: dict[str, _RawArray]) -> None:
     """Mark the rows of a bad block that do not match their own checksums (which cover key and values)."""
     columns = [array for column, array in raw.items() if column.startswith(COLUMN_PREFIX)]
     position = 0 if name == KEYS else [array.layout.name for array in columns].index(name)
@@ -132,34 +132,34 @@ def _mark_damaged(damaged: npt.NDArray[np.bool_], rows: range, name: str, raw: d
 def repair_store(directory: StoreDirectory) -> VerifyReport:
     """Make a new generation of the intact rows, if anything is wrong; the caller holds the writer's lock."""
     mapping = directory.newest()
-    verification = verify_generation(directory.open_again())
-    report = verification.report()
-    if verification.problems:
-        replace_rows(directory.path, mapping, verification.record, _intact(verification))
+    diagnosis = diagnose(directory.open_again())
+    report = diagnosis.report()
+    if diagnosis.problems:
+        replace_rows(directory.path, mapping, diagnosis.record, _intact(diagnosis))
         directory.newest()  # the new one, so that the old one can go
-        del mapping, verification
+        del mapping, diagnosis
         remove_outdated(directory.path)
     return report
 
 
-def _intact(verification: Verification) -> Iterator[dict[str, npt.NDArray[Any]]]:
+def _intact(diagnosis: Diagnosis) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """Yield the intact rows in batches, their checksums computed afresh."""
-    row_bytes = sum(array.layout.row_bytes for array in verification.raw.values())
+    row_bytes = sum(array.layout.row_bytes for array in diagnosis.raw.values())
     step = max(1, _BATCH_BYTES // row_bytes)
-    for start in range(0, verification.record.rows, step):
-        part = range(start, min(start + step, verification.record.rows))
-        keep = ~verification.damaged[part.start : part.stop]
+    for start in range(0, diagnosis.record.rows, step):
+        part = range(start, min(start + step, diagnosis.record.rows))
+        keep = ~diagnosis.damaged[part.start : part.stop]
         if not keep.any():
             continue
         batch = {}
-        for name, array in verification.raw.items():
+        for name, array in diagnosis.raw.items():
             if name != CHECKSUMS:
                 batch[name] = _kept(array, part, keep)
         batch[CHECKSUMS] = row_checksums(batch[KEYS], [v for name, v in batch.items() if name != KEYS])
         yield batch
 
 
-def _kept(array: _Raw, rows: range, keep: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+def _kept(array: _RawArray, rows: range, keep: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
     """Return the rows of a range to keep; a missing block holds none of them."""
     values = array.read(rows)
     if values is not None:

@@ -107,7 +107,7 @@ def load_training_data(
     train_targets = train.labels[kept]
     _check_targets(samples, train_targets, cache)
     cache.outputs(names)
-    cache.checked_views(views)
+    cache.check_views(views)
     shapes = {column.name: math.prod(column.shape) for column in cache.columns}
     width = sum(shapes[name] for name in names)
 
