@@ -52,19 +52,22 @@ class SmallNetwork:
 
 def build(photos: Path, cache: Path, store: str, *, prune_missing: bool = False) -> object:
     import featcache.extract.extraction
+    from featcache.cache.cache import create_cache
     from featcache.extract.build import Extractor, build_cache
     from featcache.recipe import Preprocessing, Recipe
-    from featcache.store import _record
+    from featcache.store import StoreSettings
 
     featcache.extract.extraction.COMMIT_ROWS, featcache.extract.extraction.COMMIT_SECONDS = 16, 0.05
-    _record._SMALL_ARRAY_BLOCK_ROWS = 64
-    _record._choose_block_rows = lambda row_bytes: 32
     size = Preprocessing(16, 16, 16, "bicubic", "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     recipe = Recipe(
         model="small", model_kwargs={}, model_digest=None, weights_sha256="0" * 64, outputs=("features",),
         preprocessing=size, decoder="pillow", dct_scaling=False, orientation="exif", views=1, view_seed=0,
         engine="torch", engine_version="2", precision="fp32", dtype="float16", weights="small",
     )  # fmt: skip
+    if not cache.exists():
+        settings = StoreSettings(block_rows=32, key_block_rows=64)
+        shapes = dict(SmallNetwork.columns)
+        create_cache(cache, recipe, shapes=shapes, store=store, request={}, store_settings=settings).close()
     extractor = Extractor(SmallNetwork(), recipe)  # type: ignore[arg-type]
     return build_cache(
         photos, cache, store=store, dataset="photos", extractor=extractor, prune_missing=prune_missing, workers=2

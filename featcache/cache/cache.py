@@ -168,15 +168,16 @@ class FeatureCache:
     def select(self, *, split: str | None = None, dataset: str | None = None, labelled: bool = True) -> Selection:
         """Return which rows the samples of a split (None for all) refer to; samples without a row are left out.
 
-        `labelled`: leave out samples without a label.
+        `dataset` may be left out where the cache holds only one. `labelled`: leave out samples without a label. Raises
+        `InputError` where there is no such split or data set.
         """
         samples = self.samples(dataset)
-        wanted = samples.decoded
+        selected = samples.decoded
         if split is not None:
-            wanted &= samples.splits == split_code(split)
+            selected &= samples.splits == split_code(split)
         if labelled:
-            wanted &= samples.labels >= 0
-        indices = np.flatnonzero(wanted)
+            selected &= samples.labels >= 0
+        indices = np.flatnonzero(selected)
         with self.reader() as reader:
             rows = reader.find(samples.digests[indices])
         present = rows >= 0
@@ -193,10 +194,32 @@ class FeatureCache:
         view: int | Sequence[int] = 0,
         labelled: bool = True,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-        """Return copies: features (n, d) float32 and labels (n,) int64 (or (n, n_targets) float32 targets).
+        """Return copies of the features and labels of some samples.
 
-        `output`: one stored output, or several, each flattened and laid side by side; None for the first. `view`: one
-        view, or several: the samples are then repeated view after view, n = n_samples · n_views.
+        Parameters
+        ----------
+        split
+            ``train``, ``val`` or ``test``; None: all samples.
+        dataset
+            Which data set, where the cache holds several.
+        output
+            One stored output, or several, each flattened and laid side by side; None: the first.
+        view
+            One view, or several: the samples are then repeated view after view.
+        labelled
+            Leave out samples without a label.
+
+        Returns
+        -------
+        features
+            (n, d) float32, n = n_samples · n_views.
+        labels
+            (n,) int64, or (n, n_targets) float32 for several labels and for regression.
+
+        Raises
+        ------
+        InputError
+            Where the cache has no such split, data set, output or view.
         """
         selection = self.select(split=split, dataset=dataset, labelled=labelled)
         views = [view] if isinstance(view, int) else list(view)
