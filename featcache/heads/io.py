@@ -165,9 +165,9 @@ def load_head(path: str | os.PathLike[str]) -> Head:
         )
     try:
         arrays = load(data)
-        found = {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in arrays.items()}
-        if found != document["arrays"]:
-            raise CorruptError(f"{os.fspath(path)!r} must hold the arrays {document['arrays']!r}, got {found!r}")
+        present = {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in arrays.items()}
+        if present != document["arrays"]:
+            raise CorruptError(f"{os.fspath(path)!r} must hold the arrays {document['arrays']!r}, got {present!r}")
         calibration, unknown = document["calibration"], document["unknown"]
         common = {
             "classes": tuple(document["classes"]),

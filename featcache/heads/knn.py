@@ -58,11 +58,11 @@ class NeighborsHead(Head):
     def predict_logits(self, features: npt.NDArray[Any]) -> Floats:
         """Return the logits (n, n_classes) float32 of raw features (n, n_features)."""
         matrix = self.checked(features)
-        known = self.rows.astype(np.float32)
+        rows = self.rows.astype(np.float32)
         logits = np.empty((len(matrix), len(self.classes)), dtype=np.float32)
         for start in range(0, len(matrix), BLOCK_ROWS):
             block = unit_rows(matrix[start : start + BLOCK_ROWS], self.center)
-            nearest, similarity = nearest_rows(block @ known.T, self.n_neighbors)
+            nearest, similarity = nearest_rows(block @ rows.T, self.n_neighbors)
             votes = np.exp(self.sharpness * (similarity - similarity[:, :1]))
             shares = np.zeros((len(block), len(self.classes)))
             at = np.repeat(np.arange(len(block)), self.n_neighbors)

@@ -108,14 +108,14 @@ class ActiveSet(Solver):
             step = 1.0
             while True:
                 trial: Float32 = here + np.float32(step) * move
-                moved = at.copy()
-                moved[chosen] = trial
+                weight_there = at.copy()
+                weight_there[chosen] = trial
                 beta_now, loss, residual, curvature = self._optimize_bias(product + step * change, beta + step * drift)
-                reached = loss + penalty.value(moved[None])
-                if reached <= objective + 1e-9 * abs(objective) or step < 1e-3:
+                objective_there = loss + penalty.value(weight_there[None])
+                if objective_there <= objective + 1e-9 * abs(objective) or step < 1e-3:
                     break
                 step *= 0.4
-            at, beta, product, objective = moved, beta_now, product + step * change, reached
+            at, beta, product, objective = weight_there, beta_now, product + step * change, objective_there
             gradient = self._columns @ residual.astype(np.float32)
             prepared.passes += 1.0
             state = self._state(at, beta, loss, residual, gradient)
@@ -147,9 +147,9 @@ class ActiveSet(Solver):
     def _model(self, chosen: NDArray[np.int64], curvature: Float64, l2: float) -> _Model:
         """Return the quadratic model of the loss in some columns, the bias already at its best for each move."""
         rows = self._columns[chosen]
-        bent = rows * curvature.astype(np.float32)
-        hessian = bent @ rows.T
-        side = bent.sum(axis=1)
+        weighted_rows = rows * curvature.astype(np.float32)
+        hessian = weighted_rows @ rows.T
+        side = weighted_rows.sum(axis=1)
         share = side / np.float32(max(float(curvature.sum()), 1e-12))
         hessian -= np.outer(side, share)
         hessian[np.diag_indices(len(chosen))] += np.float32(l2 + 1e-6 * float(np.trace(hessian)) / len(chosen))
@@ -176,10 +176,10 @@ def _lasso(hessian: Float32, slope: Float32, start: Float32, l1: float) -> Float
         candidate = np.zeros_like(start)
         if len(inside):
             solved = np.linalg.solve(hessian[np.ix_(inside, inside)], linear[inside] - cut * signs[inside])
-            turned = solved * signs[inside] <= 0
-            if turned.any():
-                signs[inside[turned]] = 0
-                solved[turned] = 0
+            opposite = solved * signs[inside] <= 0
+            if opposite.any():
+                signs[inside[opposite]] = 0
+                solved[opposite] = 0
                 candidate[inside] = solved
                 result = candidate
                 continue

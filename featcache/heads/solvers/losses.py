@@ -74,7 +74,7 @@ class Loss:
     def _summarise(self) -> None:
         """Add up the constants of the dual: mean targets, mean negative entropies, the share of labelled rows."""
         k = self.n_outputs
-        total, entropy, squares, known = np.zeros(k), 0.0, 0.0, 0.0
+        total, entropy, squares = np.zeros(k), 0.0, 0.0
         teacher_mean, teacher_entropy = np.zeros(k), 0.0
         for start in range(0, len(self.weights), CHUNK_ROWS):
             stop = min(start + CHUNK_ROWS, len(self.weights))
@@ -96,10 +96,9 @@ class Loss:
                 teacher_mean += weights @ t
                 teacher_entropy -= float(weights @ negative_entropy(t).sum(axis=1))
         self.mean_target: Float64 = total
-        known = float(total.sum()) if self.kind == "softmax" else 1.0
         self._teacher_mean, self._teacher_entropy = teacher_mean, teacher_entropy
         self._squares = squares
-        self.known_share = known
+        self._labelled_share = float(total.sum()) if self.kind == "softmax" else 1.0
         # l*(0) is minus the least value of the loss of a row: the negative entropy of a soft target, else zero
         self.conjugate_at_zero = entropy
         if self.kind == "softmax" and self._teacher is None:
@@ -130,8 +129,8 @@ class Loss:
         assert self._labels is not None
         labels = self._labels[start:stop]
         result = np.zeros((len(labels), self.n_outputs), dtype=np.float32)
-        known = np.flatnonzero(labels >= 0)
-        result[known, labels[known]] = 1.0
+        labelled = np.flatnonzero(labels >= 0)
+        result[labelled, labels[labelled]] = 1.0
         return result
 
     def residual(self, logits: NDArray[Any], first_row: int) -> float:
@@ -206,20 +205,20 @@ class Loss:
         assert self._distillation is not None and self._teacher is not None and self._labels is not None
         alpha, temperature = self._distillation.alpha, self._distillation.temperature
         teacher, labels = self._opinion(a, b, u.dtype.type), self._labels[a:b]
-        known = np.flatnonzero(labels >= 0)
+        labelled = np.flatnonzero(labels >= 0)
         soft = u / u.dtype.type(temperature)
         inner = np.einsum("ij,ij->i", soft, teacher, dtype=np.float64)
         entropy = -np.einsum(
             "ij,ij->i", teacher, np.log(np.maximum(teacher, np.finfo(np.float32).tiny)), dtype=np.float64
         )
         divergence = softmax_in_place(soft) - inner - entropy
-        chosen = u[known, labels[known]].astype(np.float64)
+        chosen = u[labelled, labels[labelled]].astype(np.float64)
         losses: Float64 = alpha * temperature**2 * divergence
         cross = softmax_in_place(u)
-        losses[known] += (1.0 - alpha) * (cross[known] - chosen)
-        u[known, labels[known]] -= 1.0
+        losses[labelled] += (1.0 - alpha) * (cross[labelled] - chosen)
+        u[labelled, labels[labelled]] -= 1.0
         hard = np.zeros(len(labels), dtype=u.dtype)
-        hard[known] = 1.0 - alpha
+        hard[labelled] = 1.0 - alpha
         u *= hard[:, None]
         soft -= teacher
         soft *= u.dtype.type(alpha * temperature)
@@ -245,8 +244,8 @@ class Loss:
         factor = alpha * temperature
         share = self._share(np.maximum(bias_gradient, 0.0) / np.maximum(factor * self._teacher_mean, 1e-30))
         soft = np.maximum(self._teacher_mean - (1.0 - share) / (share * factor) * bias_gradient, 0.0)
-        q = self.mean_target / max(self.known_share, 1e-30)
-        hard_term = (1.0 - alpha) * self.known_share * float(negative_entropy(q).sum())
+        q = self.mean_target / max(self._labelled_share, 1e-30)
+        hard_term = (1.0 - alpha) * self._labelled_share * float(negative_entropy(q).sum())
         return (
             share,
             (1.0 - alpha) * q,
@@ -272,8 +271,8 @@ class Loss:
             alpha, temperature = self._distillation.alpha, self._distillation.temperature
             result += _softmax_curvature(logits / logits.dtype.type(temperature), alpha * weights)
             assert self._labels is not None
-            known = self._labels[first_row : first_row + len(logits)] >= 0
-            weights = weights * ((1.0 - alpha) * known).astype(logits.dtype)
+            labelled = self._labels[first_row : first_row + len(logits)] >= 0
+            weights = weights * ((1.0 - alpha) * labelled).astype(logits.dtype)
         return result + _softmax_curvature(logits, weights)
 
     def softmax_terms(self) -> list[tuple[Float32, float]]:
@@ -283,8 +282,8 @@ class Loss:
             return [(weights, 1.0)]
         assert self._labels is not None
         alpha = np.float32(self._distillation.alpha)
-        known = (self._labels >= 0).astype(np.float32)[:, None]
-        return [(alpha * weights, self._distillation.temperature), ((1 - alpha) * known * weights, 1.0)]
+        labelled = (self._labels >= 0).astype(np.float32)[:, None]
+        return [(alpha * weights, self._distillation.temperature), ((1 - alpha) * labelled * weights, 1.0)]
 
     def initial_bias(self) -> Float32:
         """Return the bias ``(n_outputs,)`` float32 that is best when all weights are zero (near it if distilling)."""

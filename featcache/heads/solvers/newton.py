@@ -54,9 +54,9 @@ class Newton(Solver):
             block = self._matrix[start : start + BLOCK_ROWS]
             part = np.matmul(block, move.T, out=changed[start : start + len(block)])
             part += move_bias
-            bent = curvature.product(part.copy(), start)
-            product += pull_back(bent, block)
-            bias_product += bent.sum(axis=0, dtype=np.float64)
+            residual_change = curvature.product(part.copy(), start)
+            product += pull_back(residual_change, block)
+            bias_product += residual_change.sum(axis=0, dtype=np.float64)
         self._prepared.passes += 1.0
         return changed, product, bias_product.astype(np.float32)
 
@@ -122,10 +122,10 @@ class Newton(Solver):
         for _ in range(MOST_ITERATIONS):
             changed, product, bias_product = self._product(curvature, move, move_bias)
             product += ridge * move
-            bent = dot(move, product) + dot(move_bias, bias_product)
-            if not bent > 0.0:
+            curve = dot(move, product) + dot(move_bias, bias_product)
+            if not curve > 0.0:
                 break
-            length = np.float32(norm / bent)
+            length = np.float32(norm / curve)
             x += length * move
             x_bias += length * move_bias
             logits_change += length * changed
@@ -173,8 +173,8 @@ class Newton(Solver):
         if start.weight.any():
             return forward(prepared, start.weight, start.bias), None
         # the columns are centred: at zero weights their gradient does not depend on the bias, and certificates use it
-        known = None if prepared.problem.distillation is not None else prepared.gradient_at_zero
-        return np.tile(start.bias, (len(self._matrix), 1)), known
+        gradient = None if prepared.problem.distillation is not None else prepared.gradient_at_zero
+        return np.tile(start.bias, (len(self._matrix), 1)), gradient
 
     def minimise(self, start: Start, *, penalty: Penalty, tolerance: float, max_passes: float) -> Fit:
         """Return the minimum of data term + l2/2 |W|^2, l2 above 0."""

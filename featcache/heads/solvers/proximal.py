@@ -45,15 +45,15 @@ def _proximal_step(prepared: Prepared, state: State, penalty: Penalty, step: flo
         weight: Float32 = penalty.proximal(state.weight - np.float32(step) * state.gradient, step)
         bias = (state.bias - step * state.bias_gradient).astype(np.float32)
         trial = State.at(prepared, weight, bias)
-        moved, moved_bias = weight - state.weight, bias - state.bias
-        square = dot(moved, moved) + dot(moved_bias, moved_bias)
-        model = dot(state.gradient, moved) + dot(state.bias_gradient.astype(np.float32), moved_bias)
+        move, bias_move = weight - state.weight, bias - state.bias
+        square = dot(move, move) + dot(bias_move, bias_move)
+        model = dot(state.gradient, move) + dot(state.bias_gradient.astype(np.float32), bias_move)
         bound = square / (2 * step)
         if trial.data_loss <= state.data_loss + model + bound and bound > ROUNDING * abs(state.data_loss):
             return trial, step
         # a move too small for float32 objectives to compare: by the gradients then, for f' - f - <g, m> <= <g' - g, m>
-        bend = dot(trial.gradient - state.gradient, moved)
-        bend += dot((trial.bias_gradient - state.bias_gradient).astype(np.float32), moved_bias)
+        bend = dot(trial.gradient - state.gradient, move)
+        bend += dot((trial.bias_gradient - state.bias_gradient).astype(np.float32), bias_move)
         if bend <= bound:
             return trial, step
         step *= 0.5
@@ -114,11 +114,11 @@ def _minimise_columns(
         step *= 1.3
         for _ in range(SMOOTH_STEPS):
             objective = state.objective(penalty)
-            moved = _smooth_step(prepared, state, penalty, history, objective)
-            if moved is None:
+            smooth = _smooth_step(prepared, state, penalty, history, objective)
+            if smooth is None:
                 history = History(scale=step)
                 break
-            state, value = moved
+            state, value = smooth
             if abs(objective - value) < 1e-3 * tolerance * abs(objective):
                 break
         gap = relative_gap(prepared, state, penalty)

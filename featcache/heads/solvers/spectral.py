@@ -38,12 +38,12 @@ class Spectral(Solver):
         self._values: Float32 = np.maximum(values, np.float32(0))
         self._pairs: list[tuple[Float32, Float32, Float32, Float32, float, float]] = []
         self._points: list[tuple[float, Float32, Float32, Float32]] = []  # l2, weight, bias, logits
-        self._curved_at = np.nan  # no loss is near it: the first is always computed
+        self._loss_at_curvature = np.nan  # no loss is near it: the first is always computed
         self._fits = 0
 
     def _bend(self, logits: Float32, loss: float) -> None:
         """Decompose the curvature in the bias at `logits`, where the loss has moved enough since the last time."""
-        if abs(loss - self._curved_at) <= DRIFT * abs(self._curved_at):
+        if abs(loss - self._loss_at_curvature) <= DRIFT * abs(self._loss_at_curvature):
             return
         curvature = bias_curvature(self._prepared, logits)
         if self._prepared.loss.kind == "softmax":  # moving all logits alike changes nothing: no step may grow along it
@@ -53,7 +53,7 @@ class Spectral(Solver):
         self._bias_inverse: Float64 = (vectors * np.where(useful, 1.0 / np.where(useful, values, 1.0), 0.0)) @ vectors.T
         self._class_values: Float32 = np.maximum(values, 0.0).astype(np.float32)
         self._class_vectors: Float32 = vectors.astype(np.float32)
-        self._curved_at = loss
+        self._loss_at_curvature = loss
 
     def _residual(self, logits: Float32, change: Float32 | None, step: float) -> tuple[Float32, float, Float64, float]:
         """Return the weighted residuals at ``logits - step * change``, the loss, its slope in the bias and along it."""
@@ -93,9 +93,9 @@ class Spectral(Solver):
             d -= np.float32(share) * y
             d -= np.float32(share) * ridge * s
             b -= np.float32(share) * yb
-        turned = (self._class_vectors.T @ d) @ self._vectors
-        turned /= np.outer(self._class_values, self._values) + ridge
-        d = (self._class_vectors @ turned) @ self._vectors.T
+        rotated = (self._class_vectors.T @ d) @ self._vectors
+        rotated /= np.outer(self._class_values, self._values) + ridge
+        d = (self._class_vectors @ rotated) @ self._vectors.T
         b = (self._bias_inverse @ b).astype(np.float32)
         for (s, sb, y, yb, sy, ss), share in zip(self._pairs, reversed(shares), strict=True):
             back = np.float32(share - (dot(y, d) + l2 * dot(s, d) + dot(yb, b)) / (sy + l2 * ss))

@@ -51,7 +51,7 @@ class TwoLevel(Solver):
         self._scores: Float32 = matrix @ self._basis
         self._offset: Float32 = np.zeros((n, prepared.n_outputs), dtype=np.float32)
         self._buffer: Float32 = np.empty((BLOCK_ROWS, prepared.n_outputs), dtype=np.float32)
-        self._learnt: tuple[float, History, History] | None = None
+        self._last_histories: tuple[float, History, History] | None = None
         self._cost = rank / d  # of a coarse pass, in passes
         self._curvature = prepared.loss.typical_curvature
         prepared.passes += 0.5 * self._cost
@@ -79,17 +79,17 @@ class TwoLevel(Solver):
     ) -> tuple[Float32, Float32, float]:
         """Return the coarse move, bias and objective once the squared coarse gradient is below ``stop``."""
         ridge = np.float32(l2)
-        held = weight @ self._basis
-        constant = 0.5 * l2 * (dot(weight, weight) - dot(held, held))
-        move = np.zeros_like(held)
+        coarse_weight = weight @ self._basis
+        constant = 0.5 * l2 * (dot(weight, weight) - dot(coarse_weight, coarse_weight))
+        move = np.zeros_like(coarse_weight)
 
         def value(at: Float32, loss: float) -> float:
-            return loss + constant + 0.5 * l2 * dot(held + at, held + at)
+            return loss + constant + 0.5 * l2 * dot(coarse_weight + at, coarse_weight + at)
 
         loss, gradient, bias_total = self._coarse(move, bias)
         objective = value(move, loss)
         for _ in range(most):
-            total = gradient + ridge * (held + move)
+            total = gradient + ridge * (coarse_weight + move)
             if dot(total, total) + dot(bias_total, bias_total) / self._curvature * l2 <= stop:
                 break
             direction, bias_direction = history.direction(total, bias_total)
@@ -98,20 +98,22 @@ class TwoLevel(Solver):
             for _ in range(RETREATS):
                 at, at_bias = move - step * direction, bias - step * bias_direction
                 loss, gradient, at_bias_gradient = self._coarse(at, at_bias)
-                reached = value(at, loss)
-                if reached <= objective - 1e-4 * float(step) * slope:
+                objective_there = value(at, loss)
+                if objective_there <= objective - 1e-4 * float(step) * slope:
                     break
-                turned = dot(gradient + ridge * (held + at), direction) + dot(at_bias_gradient, bias_direction)
-                if reached <= objective + ROUNDING * abs(objective) and turned >= -0.8 * slope:
+                slope_there = dot(gradient + ridge * (coarse_weight + at), direction) + dot(
+                    at_bias_gradient, bias_direction
+                )
+                if objective_there <= objective + ROUNDING * abs(objective) and slope_there >= -0.8 * slope:
                     break
                 step *= np.float32(0.4)
-            after = gradient + ridge * (held + at)
+            after = gradient + ridge * (coarse_weight + at)
             history.add(at - move, at_bias - bias, after - total, at_bias_gradient - bias_total)
-            move, bias, objective, bias_total = at, at_bias, reached, at_bias_gradient
+            move, bias, objective, bias_total = at, at_bias, objective_there, at_bias_gradient
         return move, bias, objective
 
     def _full_state(self, weight: Float32, bias: Float32) -> State:
-        """Return the state over all features at the logits held, those of `weight`: half a pass."""
+        """Return the state over all features at the logits coarse_weight, those of `weight`: half a pass."""
         gradient: Float32 = np.zeros((self._prepared.n_outputs, self._prepared.n_features), dtype=np.float32)
         total = 0.0
         bias_gradient: Float64 = np.zeros(len(bias))
@@ -136,16 +138,16 @@ class TwoLevel(Solver):
     def _histories(self, l2: float) -> tuple[History, History]:
         """Return what earlier fits learnt of the curvature, with the ridge's part of it exchanged."""
         self._coarse_scale = (1.0 / (self._curvature * self._values + l2)).astype(np.float32)
-        if self._learnt is None:
+        if self._last_histories is None:
             bias_scale = np.float32(1.0 / self._curvature)
             coarse = History(
                 1.0, lambda gradient, slope: (gradient * self._coarse_scale, slope * bias_scale), memory=40
             )
-            self._learnt = (l2, coarse, History(1.0 / (self._curvature * self._rest_value + l2)))
-        old, coarse, rest = self._learnt
+            self._last_histories = (l2, coarse, History(1.0 / (self._curvature * self._rest_value + l2)))
+        old, coarse, rest = self._last_histories
         coarse.exchange_ridge(l2 - old)
         rest.exchange_ridge(l2 - old)
-        self._learnt = (l2, coarse, rest)
+        self._last_histories = (l2, coarse, rest)
         return coarse, rest
 
     def minimise(self, start: Start, *, penalty: Penalty, tolerance: float, max_passes: float) -> Fit:
@@ -164,7 +166,7 @@ class TwoLevel(Solver):
         while prepared.passes < limit:
             goal = 0.2 * l2 * tolerance * abs(objective) if np.isfinite(objective) else 0.0
             first = not np.isfinite(objective)
-            move, bias, reached = self._descend_coarse(
+            move, bias, coarse_objective = self._descend_coarse(
                 weight,
                 bias,
                 coarse_history,
@@ -172,7 +174,9 @@ class TwoLevel(Solver):
                 stop=max(goal, 0.02 * rest_square if not first else 0.0),
                 most=12 if first else 8,
             )
-            if step is not None and reached > objective + ROUNDING * abs(objective):  # the rest went too far: half back
+            if step is not None and coarse_objective > objective + ROUNDING * abs(
+                objective
+            ):  # the rest went too far: half back
                 step = step * np.float32(0.5)
                 weight = weight - step
                 self._offset -= self._apply(step)
@@ -180,7 +184,7 @@ class TwoLevel(Solver):
                 if dot(step, step) < 1e-14 * dot(weight, weight):
                     break
                 continue
-            objective = reached
+            objective = coarse_objective
             weight = weight + move @ self._basis.T
             for row in range(0, len(self._scores), BLOCK_ROWS):
                 block = slice(row, row + BLOCK_ROWS)
