@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.heads.solvers.losses import softmax_in_place
+from featcache.heads.solvers.losses import Loss, softmax_in_place
 from featcache.heads.solvers.rows import CHUNK_ROWS, Float32, Float64, map_chunks
-
-if TYPE_CHECKING:
-    from featcache.heads.solvers.losses import Loss
 
 
 class Curvature:
@@ -69,12 +66,12 @@ class Curvature:
         for position, (weights, p) in enumerate(self._parts):
             part = p[rows]
             mean = np.einsum("ij,ij->i", part, u)[:, None]
-            moved = np.subtract(u, mean, out=u) if position == last else u - mean
-            moved *= part
-            moved *= weights[rows]
+            residual_change = np.subtract(u, mean, out=u) if position == last else u - mean
+            residual_change *= part
+            residual_change *= weights[rows]
             if total is not None:
-                moved += total
-            total = moved
+                residual_change += total
+            total = residual_change
 
     def row_means(self) -> Float32:
         """Return the mean of each row's diagonal over the outputs ``(n,)``: one weight per row for all classes."""
