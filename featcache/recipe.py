@@ -26,9 +26,30 @@ _CROP_MODES = ("center", "squash")
 class Preprocessing:
     """How a decoded RGB image becomes the network's input: resize, crop, normalise.
 
-    `height`, `width`: the network's input in pixels. `resize`: with ``crop_mode="center"`` the short side is scaled to
-    this many pixels before the centre crop; with ``"squash"`` the image is scaled to (height, width), ignoring its
-    aspect. `mean`, `std`: per RGB channel, of values in [0, 1]; they are applied inside the network's graph.
+    Parameters
+    ----------
+    height, width : int
+        The network's input in pixels.
+    resize : int
+        With ``crop_mode="center"`` the short side is scaled to this many pixels before the centre crop.
+    interpolation : {"bilinear", "bicubic", "lanczos", "nearest"}
+        Of the resize, antialiased.
+    crop_mode : {"center", "squash"}
+        With ``"squash"`` the image is scaled to (height, width), ignoring its aspect.
+    mean, std : three floats each
+        Per RGB channel, of values in [0, 1]; they are applied inside the network's graph.
+
+    Raises
+    ------
+    InputError
+        For sizes below 1, a resize below the crop, and unknown names.
+
+    Examples
+    --------
+    >>> from featcache import Preprocessing
+    >>> size = Preprocessing(224, 224, 256, "bicubic", "center", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    >>> Preprocessing.from_json(size.to_json()) == size
+    True
     """
 
     height: int
@@ -65,14 +86,49 @@ class Preprocessing:
 class Recipe:
     """Everything that determines a feature row besides the input's bytes.
 
-    `model`: timm's full name with its tag, or an ``hf-hub:`` id. `model_kwargs`: what ``timm.create_model`` was given.
-    `model_digest`: sha256 of a MODEL's changed backbone (pruned, quantized), None for timm's own.
-    `weights_sha256`: digest of all parameters and buffers, whatever file they came from.
-    `outputs`: names of the stored outputs, in order. `decoder`: ``fast`` (at most 2 grey levels from Pillow) or
-    ``pillow``. `dct_scaling`: whether large JPEGs are decoded at a reduced scale. `orientation`: the EXIF rule.
-    `views`: stored views of each image, view 0 being the plain one; the others are seeded by `view_seed`.
-    `engine`, `engine_version` (major), `precision`: what computed the rows. `dtype`: what they are stored as.
-    `weights`: a label for people (a file name, ``hub``, ``random:SEED``); not part of the identity.
+    Parameters
+    ----------
+    model : str
+        timm's full name with its tag, or an ``hf-hub:`` id.
+    model_kwargs : mapping
+        What ``timm.create_model`` was given.
+    model_digest : str or None
+        sha256 of a MODEL's changed backbone (pruned, quantized), None for timm's own.
+    weights_sha256 : str
+        Digest of all parameters and buffers, whatever file they came from.
+    outputs : tuple of str
+        Names of the stored outputs, in order.
+    preprocessing : Preprocessing
+        From a decoded image to the network's input.
+    decoder : {"fast", "pillow"}
+        ``fast`` is at most 2 grey levels from ``pillow``.
+    dct_scaling : bool
+        Whether large JPEGs are decoded at a reduced scale.
+    orientation : {"exif"}
+        The rule by which images are turned upright.
+    views, view_seed : int
+        Stored views of each image, view 0 being the plain one; the others are drawn with the seed.
+    engine, engine_version, precision : str
+        What computed the rows; the version is the major one.
+    dtype : {"float16", "float32"}
+        What the rows are stored as.
+    weights : str
+        A label for people (a file name, ``hub``, ``random:SEED``); not part of the identity.
+
+    Raises
+    ------
+    InputError
+        For no view, no or doubled outputs, or a digest of another length.
+
+    Examples
+    --------
+    >>> import featcache
+    >>> with featcache.open_cache("cache") as cache:
+    ...     recipe = cache.recipe
+    >>> isinstance(recipe, featcache.Recipe), recipe.outputs, len(recipe.fingerprint)
+    (True, ('features',), 64)
+    >>> featcache.Recipe.from_json(recipe.to_json()) == recipe
+    True
     """
 
     model: str

@@ -26,7 +26,7 @@ from featcache.cache import FeatureCache, open_cache
 from featcache.distillation.join import Images, join_images
 from featcache.distillation.loop import Schedule, Trainer, train
 from featcache.distillation.plan import Plan, plan_targets
-from featcache.distillation.replay import Look, PixelSource, replay_views
+from featcache.distillation.replay import PixelSource, replay_views
 from featcache.distillation.run import has_bf16
 from featcache.distillation.settings import DistillSettings
 from featcache.distillation.student import create_student
@@ -34,6 +34,7 @@ from featcache.distillation.targets import CachedTargets, SoftLabels, largest
 from featcache.extract.request import Request, open_extractor
 from featcache.heads.base import Head, softmax
 from featcache.heads.io import load_head
+from featcache.images.view_spec import ViewSpec
 from featcache.system.machine import describe_machine
 from featcache.train import train_head
 
@@ -87,15 +88,15 @@ class Bench:
         self.train, self.val = pick(joined.train, args.per_class), joined.val
         self.head = load_head(args.teacher_head) if args.teacher_head else train_head(cache, l2=1e-3).head
         self.plan: Plan = plan_targets([cache], self.head, wanted="both", views=2, classes=joined.classes)
-        self.look = self.plan.look(args.input_size)
-        self.pixels = replay_views(scratch / "views.u8", self.train, self.look)
+        self.spec = self.plan.view_spec(args.input_size)
+        self.pixels = replay_views(scratch / "views.u8", self.train, self.spec)
         self.val_pixels = replay_views(
-            scratch / "val.u8", self.val, Look(self.look.preprocessing, (0,), 0, self.look.decoder)
+            scratch / "val.u8", self.val, ViewSpec(self.spec.preprocessing, (0,), 0, self.spec.decoder)
         )
         self.cached = CachedTargets(
             [cache],
             self.train.digests,
-            views=self.look.views,
+            views=self.spec.views,
             features=True,
             soft=self.plan.soft,
             temperature=2.0,
@@ -103,7 +104,7 @@ class Bench:
         )
         self.engine: Any = None
         if args.rounds or "live" in args.kinds.split(","):  # its pixels take 150 kB a view
-            theirs = Look(cache.recipe.preprocessing, self.look.views, self.look.view_seed, self.look.decoder)
+            theirs = ViewSpec(cache.recipe.preprocessing, self.spec.views, self.spec.view_seed, self.spec.decoder)
             teacher_pixels = replay_views(scratch / "teacher.u8", self.train, theirs)
             self.engine = open_extractor(Request.from_json(cache.request), adopt=cache.recipe).engine
             self.live = LiveTargets(self.cached, self.engine, teacher_pixels, self.head, 2.0)
@@ -121,12 +122,12 @@ class Bench:
             hard=len(self.head.classes), shared=bool(soft),
         )  # fmt: skip
         device = torch.device("cpu")
-        preprocessing = self.look.preprocessing
+        preprocessing = self.spec.preprocessing
         trainer = Trainer(
             student, settings, mean=preprocessing.mean, std=preprocessing.std, labels=self.train.labels,
             bf16=has_bf16(device), device=device,
         )  # fmt: skip
-        return trainer, Schedule(len(self.train), views=len(self.look.views), settings=settings)
+        return trainer, Schedule(len(self.train), views=len(self.spec.views), settings=settings)
 
     def accuracy(self, trainer: Trainer) -> float:
         """Return the student's accuracy on the plain views of the val images."""

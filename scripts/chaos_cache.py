@@ -29,35 +29,38 @@ from pathlib import Path
 
 import numpy as np
 
+from featcache.engines import Engine
+
 IMAGES, EXTRA, ROW = 160, 40, 640
 STEPS = {"none": 0, "write": 1, "flush or growth": 2, "publish": 3, "merge": 4}
 MOMENTS = ("random", "write", "random", "flush or growth", "publish", "merge")
 NAMES = {number: name for name, number in STEPS.items()}
 
 
-class SmallNetwork:
+class SmallNetwork(Engine):
     """A fixed function of the pixels that takes a few milliseconds a batch."""
 
     name, version, precision, batch_size = "torch", "2", "fp32", 8
+    height = width = 16
     columns = (("features", (ROW,)),)
+    workers = 1
 
-    def run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
         time.sleep(0.004)
         flat = batch.reshape(len(batch), -1).astype(np.float32) / 255
         return (flat[:, :ROW] - flat.mean(axis=1, keepdims=True),)
 
-    def close(self) -> None:
+    def _release(self) -> None:
         """Nothing is held."""
 
 
 def build(photos: Path, cache: Path, store: str, *, prune_missing: bool = False) -> object:
-    import featcache.extract.extraction
     from featcache.cache.cache import create_cache
     from featcache.extract.build import Extractor, build_cache
+    from featcache.extract.settings import ExtractSettings
     from featcache.recipe import Preprocessing, Recipe
     from featcache.store import StoreSettings
 
-    featcache.extract.extraction.COMMIT_ROWS, featcache.extract.extraction.COMMIT_SECONDS = 16, 0.05
     size = Preprocessing(16, 16, 16, "bicubic", "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     recipe = Recipe(
         model="small", model_kwargs={}, model_digest=None, weights_sha256="0" * 64, outputs=("features",),
@@ -68,9 +71,16 @@ def build(photos: Path, cache: Path, store: str, *, prune_missing: bool = False)
         settings = StoreSettings(block_rows=32, key_block_rows=64)
         shapes = dict(SmallNetwork.columns)
         create_cache(cache, recipe, shapes=shapes, store=store, request={}, store_settings=settings).close()
-    extractor = Extractor(SmallNetwork(), recipe)  # type: ignore[arg-type]
+    extractor = Extractor(SmallNetwork(), recipe)
     return build_cache(
-        photos, cache, store=store, dataset="photos", extractor=extractor, prune_missing=prune_missing, workers=2
+        photos,
+        cache,
+        store=store,
+        dataset="photos",
+        extractor=extractor,
+        prune_missing=prune_missing,
+        workers=2,
+        settings=ExtractSettings(commit_rows=16, commit_seconds=0.05),
     )
 
 

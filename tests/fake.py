@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from featcache.engines import Engine, Features, Images
 from featcache.extract.build import BuildReport, Extractor, build_cache
 from featcache.recipe import Preprocessing, Recipe
 
@@ -37,30 +37,32 @@ def fake_recipe(**changes: object) -> Recipe:
     return Recipe(**{**values, **changes})  # type: ignore[arg-type]
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """Rows are means over 4x4 patches: (48,) per image. `batches` counts the runs."""
 
     name = "torch"
     version = "2"
     precision = "fp32"
     batch_size = 8
-    columns = (("features", (48,)),)
+    height = width = SIZE
+    columns: tuple[tuple[str, tuple[int, ...]], ...] = (("features", (48,)),)
+    workers = 1
 
     def __init__(self) -> None:
         self.batches = 0
 
-    def run(self, batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:
+    def _infer(self, batch: Images) -> tuple[Features, ...]:
         self.batches += 1
         patches = batch.reshape(len(batch), 4, SIZE // 4, 4, SIZE // 4, 3).astype(np.float32)
         return (patches.mean(axis=(2, 4)).reshape(len(batch), -1) / 255.0,)
 
-    def close(self) -> None:
+    def _release(self) -> None:
         """Nothing is held."""
 
 
 def fake_extractor(**changes: object) -> Extractor:
     """Return a fresh fake engine with its Recipe."""
-    return Extractor(FakeEngine(), fake_recipe(**changes))  # type: ignore[arg-type]
+    return Extractor(FakeEngine(), fake_recipe(**changes))
 
 
 def build(photos: Path, cache: Path, **kwargs: object) -> BuildReport:

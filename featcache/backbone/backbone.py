@@ -63,7 +63,10 @@ class Backbone(nn.Module):
 
     @property
     def output_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Return the shape of one row of each output, e.g. ``((1280,),)``, by running the network as it is now."""
+        """Return the shape of one row of each output, e.g. ``((1280,),)``, by running the network as it is now.
+
+        Raises `BackboneError` where an output other than ``tokens`` is no vector.
+        """
         parameter = next(self.network.parameters(), torch.zeros(()))
         image = parameter.new_zeros(1, 3, self.preprocessing.height, self.preprocessing.width)
         with torch.inference_mode():

@@ -54,8 +54,8 @@ def checkpoint_digest(state: Mapping[str, Tensor], metadata: Mapping[str, str]) 
 
     Files written here carry it in their metadata, so that a changed byte is noticed on reading.
     """
-    told = {name: value for name, value in metadata.items() if name != "digest"}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    entries = {name: value for name, value in metadata.items() if name != "digest"}
+    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -79,19 +79,19 @@ def fit_state(network: nn.Module, state: Mapping[str, Tensor], *, optional: Set[
     `optional`: names that the file may hold and that are not needed (those of the dropped classifier).
     Raises `WeightsError` naming missing, unexpected and misshapen keys.
     """
-    own = network.state_dict()
+    current = network.state_dict()
     # Batch norm's step counter takes no part in evaluation; many converters leave it out.
-    missing = sorted(name for name in own.keys() - state.keys() if not name.endswith("num_batches_tracked"))
-    unexpected = sorted(state.keys() - own.keys() - optional)
+    missing = sorted(name for name in current.keys() - state.keys() if not name.endswith("num_batches_tracked"))
+    unexpected = sorted(state.keys() - current.keys() - optional)
     shapes = sorted(
-        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-        for name in own.keys() & state.keys()
-        if state[name].shape != own[name].shape
+        f"{name} {tuple(state[name].shape)} for {tuple(current[name].shape)}"
+        for name in current.keys() & state.keys()
+        if state[name].shape != current[name].shape
     )
     kinds = sorted(
-        f"{name} {state[name].dtype} for {own[name].dtype}"
-        for name in own.keys() & state.keys()
-        if state[name].is_floating_point() != own[name].is_floating_point()
+        f"{name} {state[name].dtype} for {current[name].dtype}"
+        for name in current.keys() & state.keys()
+        if state[name].is_floating_point() != current[name].is_floating_point()
     )
     problems = [
         f"{what}: {_list_keys(names)}"
@@ -104,7 +104,7 @@ def fit_state(network: nn.Module, state: Mapping[str, Tensor], *, optional: Set[
             "name the backbone and model_kwargs they were made for"
         )
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in current.items():
             if name in state:
                 tensor.copy_(state[name])
 

@@ -23,8 +23,8 @@ from featcache.backbone.networks import (
     create_network,
     create_random,
     drop_classifier,
-    own_preprocessing,
     preprocessing_of,
+    preprocessing_of_file,
 )
 from featcache.errors import BackboneError, WeightsError
 from featcache.recipe import Preprocessing
@@ -41,40 +41,69 @@ def load_backbone(
 ) -> Backbone:
     """Return timm's backbone `name`, frozen, with the weights asked for.
 
-    `name`: a timm model (``mobilenetv2_100``, ``vit_small_patch16_224.augreg_in1k``) or ``hf-hub:OWNER/MODEL``; None
-    takes the one a weights file names, ``featcache_nano`` is the one in this package. `weights`: a local
-    ``.safetensors`` file, whose metadata (``timm_model``, ``timm_kwargs``, ``mean``, ``std``, ``preprocessing``, each a
-    JSON string) is honoured where no argument differs; ``random:SEED`` for a network that was never trained; None for
-    the model hub, or the embedded file of ``featcache_nano``. `mean`, `std`: three numbers each, replacing timm's.
-    `outputs`: ``features`` (see the module), ``logits`` of the pretrained classifier, and, in the
-    same pass, ``stage1``... (pooled stages of a convolutional network) or ``cls-1``..., ``mean-1``... (class token and
-    mean of the patch tokens after the final norm; 1 is the last block) and ``tokens`` (the last block's grid,
-    (rows, columns, channels)) of a transformer.
+    Parameters
+    ----------
+    name : str or None
+        A timm model (``mobilenetv2_100``, ``vit_small_patch16_224.augreg_in1k``), ``hf-hub:OWNER/MODEL``, or
+        ``featcache_nano``, the one in this package; None takes the one a weights file names.
+    weights : path or str, optional
+        A local ``.safetensors`` file, whose metadata (``timm_model``, ``timm_kwargs``, ``mean``, ``std``,
+        ``preprocessing``, each a JSON string) is honoured where no argument differs; ``random:SEED`` for a network that
+        was never trained; None for the model hub, or the embedded file of ``featcache_nano``.
+    model_kwargs : mapping, optional
+        For ``timm.create_model``, JSON values.
+    mean, std : three numbers each, optional
+        Per channel, replacing timm's.
+    outputs : sequence of str
+        ``features`` (see the module), ``logits`` of the pretrained classifier, and, in the same pass, ``stage1``...
+        (pooled stages of a convolutional network) or ``cls-1``..., ``mean-1``... (class token and mean of the patch
+        tokens after the final norm; 1 is the last block) and ``tokens`` (the last block's grid, (rows, columns,
+        channels)) of a transformer.
 
-    Raises `BackboneError` for an unknown backbone or output, `WeightsError` for weights that cannot be had or do not
-    fit, `InputError` for settings that make no sense.
+    Returns
+    -------
+    Backbone
+        In eval mode, no gradient.
+
+    Raises
+    ------
+    BackboneError
+        For an unknown backbone or output.
+    WeightsError
+        For weights that cannot be had or do not fit.
+    InputError
+        For settings that make no sense.
+
+    Examples
+    --------
+    >>> from featcache import load_backbone
+    >>> backbone = load_backbone("featcache_nano", outputs=("features", "stage2"))
+    >>> backbone.num_features, backbone.preprocessing.height
+    (192, 64)
+    >>> [len(shape) for shape in backbone.output_shapes]
+    [1, 1]
     """
     outputs = tuple(outputs)
     source = "hub" if weights is None else str(weights)
     kwargs: dict[str, Any] = {}
     state: dict[str, Tensor] | None = None
-    own: Preprocessing | None = None
-    told = None if source == "hub" or source.startswith("random:") else Path(source)
+    file_preprocessing: Preprocessing | None = None
+    weights_file = None if source == "hub" or source.startswith("random:") else Path(source)
     if name == EMBEDDED_BACKBONE:
-        name, told = None, told or embedded_weights()
-        source = str(told) if source == "hub" else source
-        if told == embedded_weights() and not told.is_file():
+        name, weights_file = None, weights_file or embedded_weights()
+        source = str(weights_file) if source == "hub" else source
+        if weights_file == embedded_weights() and not weights_file.is_file():
             raise WeightsError(
-                f"{EMBEDDED_BACKBONE!r} must lie in this installation as {str(told)!r}, it does not: "
+                f"{EMBEDDED_BACKBONE!r} must lie in this installation as {str(weights_file)!r}, it does not: "
                 "name another backbone"
             )
-    if told is not None:
-        state, metadata = read_checkpoint(told)
+    if weights_file is not None:
+        state, metadata = read_checkpoint(weights_file)
         name = name or metadata.get("timm_model")
         kwargs = metadata.get("timm_kwargs", {})
         mean = metadata.get("mean") if mean is None else mean
         std = metadata.get("std") if std is None else std
-        own = own_preprocessing(metadata.get("preprocessing"), source)
+        file_preprocessing = preprocessing_of_file(metadata.get("preprocessing"), source)
     if name is None:
         raise BackboneError(f"a backbone must be named, got None and no timm_model in the metadata of {source!r}")
     kwargs = check_kwargs({**kwargs, **(model_kwargs or {})}, keep_classifier="logits" in outputs)
@@ -92,8 +121,8 @@ def load_backbone(
     if "logits" in outputs and not getattr(network, "num_classes", 0):
         raise BackboneError(f"output 'logits' needs a backbone with a classifier, {name!r} has none; leave it out")
     preprocessing = preprocessing_of(network, name, mean=mean, std=std, side=kwargs.get("img_size"))
-    if own is not None:
-        preprocessing = dataclasses.replace(own, mean=preprocessing.mean, std=preprocessing.std)
+    if file_preprocessing is not None:
+        preprocessing = dataclasses.replace(file_preprocessing, mean=preprocessing.mean, std=preprocessing.std)
     all_keys = set(network.state_dict())
     if "logits" not in outputs:
         drop_classifier(network)

@@ -82,7 +82,7 @@ def create_from_hub(name: str, kwargs: Mapping[str, Any]) -> tuple[nn.Module, st
 
 
 def create_random(name: str, kwargs: Mapping[str, Any], source: str) -> nn.Module:
-    """Return the network that ``random:SEED``, `source`, means."""
+    """Return the network that ``random:SEED``, `source`, means; `WeightsError` where SEED is no whole number."""
     digits = source.removeprefix("random:")
     if not digits.isdecimal():
         raise WeightsError(f"random weights must be 'random:SEED' with a whole number, got {source!r}")
@@ -117,7 +117,10 @@ def preprocessing_of(
     std: Sequence[float] | None,
     side: int | Sequence[int] | None,
 ) -> Preprocessing:
-    """Return timm's evaluation transform of this model, with `mean`, `std` and the input's `side` replaced if given."""
+    """Return timm's evaluation transform of this model, with `mean`, `std` and the input's `side` replaced if given.
+
+    Raises `BackboneError` where it is no centre crop or squash of an image of 3 channels.
+    """
     timm = import_timm()
     wanted = {}
     if side is not None:
@@ -144,8 +147,8 @@ def preprocessing_of(
     )
 
 
-def own_preprocessing(values: Any, source: str) -> Preprocessing | None:
-    """Return the preprocessing a weights file brings along; None where it brings none."""
+def preprocessing_of_file(values: Any, source: str) -> Preprocessing | None:
+    """Return the preprocessing a weights file brings, None where it brings none; `WeightsError` for part of one."""
     if values is None:
         return None
     names = {field.name for field in dataclasses.fields(Preprocessing)}

@@ -34,7 +34,10 @@ def available_outputs(network: nn.Module) -> tuple[str, ...]:
 
 
 def layers_of(network: nn.Module, outputs: tuple[str, ...], model_name: str) -> dict[str, int]:
-    """Return ``{output: index for forward_intermediates}``; refuse what this network does not have."""
+    """Return ``{output: index for forward_intermediates}``.
+
+    Raises `BackboneError` for what this network does not have, `InputError` where `outputs` are none or not distinct.
+    """
     if not outputs or len(set(outputs)) != len(outputs):
         raise InputError(f"outputs must be one or more distinct names, got {outputs!r}")
     layers = {}

@@ -68,12 +68,12 @@ def labelled_images(
     """
     listing = scan(images, task=None if task == "classification" else task)  # type: ignore[arg-type]
     splits = listing.given_splits
-    given = bool((splits != NO_SPLIT).any())
-    wanted = split or ("test" if given or carve else None)
+    has_splits = bool((splits != NO_SPLIT).any())
+    wanted = split or ("test" if has_splits or carve else None)
     if wanted is None:
         chosen = np.arange(len(listing))
     else:
-        if not given and carve:
+        if not has_splits and carve:
             digests = hash_files(listing.absolute_paths(np.arange(len(listing)))).digests
             splits = assign_splits(listing, digests, seed=0)
         chosen = np.flatnonzero(splits == split_code(wanted))

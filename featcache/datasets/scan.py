@@ -28,14 +28,37 @@ _ALIASES = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 
 
 def scan(images: str | os.PathLike[str], *, task: Task | None = None) -> Listing:
-    """List the images of a folder or a CSV file without opening one.
+    """Return the images of a folder or a CSV file, listed without opening one.
 
-    A folder holds class folders, or ``train/ val/ test/`` (``valid``, ``validation``) above class folders, or is flat
-    (unlabelled). A CSV has the columns ``path,label[,split]``; paths are relative to it and cannot leave its folder;
-    ``;`` separates several labels (``multilabel``) or numbers (``task="regression"``). Extensions are matched whatever
-    their case. Symbolic links are followed; a link that leads back to a folder above itself is a recorded failure.
+    Parameters
+    ----------
+    images : path
+        A folder of class folders, of ``train/ val/ test/`` (``valid``, ``validation``) above class folders, or a flat
+        one (unlabelled); or a CSV file with the columns ``path,label[,split]``, whose paths are relative to it and
+        cannot leave its folder, and whose labels ``;`` separates (``multilabel``, or numbers for ``regression``).
+        Extensions are matched whatever their case. Symbolic links are followed.
+    task : {"classification", "multilabel", "regression"}, optional
+        What the labels of a CSV are for; by default read off them.
 
-    Raises `MissingError` where `images` does not exist, `InputError` where it holds no image or is no folder or CSV.
+    Returns
+    -------
+    Listing
+        Sorted by path. What cannot be listed, such as a link that leads back to a folder above itself, is a recorded
+        failure.
+
+    Raises
+    ------
+    MissingError
+        Where `images` does not exist.
+    InputError
+        Where it holds no image, is no folder or CSV, or has labels that the task does not allow.
+
+    Examples
+    --------
+    >>> from featcache.datasets.scan import scan
+    >>> listing = scan("photos")
+    >>> len(listing), listing.classes, listing.paths[0]
+    (24, ('cat', 'dog'), 'cat/00.jpg')
     """
     scanned_ns = time.time_ns()
     source = os.path.abspath(os.fspath(images))
@@ -57,7 +80,7 @@ def scan(images: str | os.PathLike[str], *, task: Task | None = None) -> Listing
     return listing
 
 
-class _Found:
+class _FolderFiles:
     """The image files of a folder, a folder after another, and what else there was."""
 
     def __init__(self) -> None:
@@ -70,41 +93,41 @@ class _Found:
 
 
 def _scan_folder(root: str, scanned_ns: int) -> Listing:
-    found = _Found()
-    _walk(root, "", (), found)
-    order = sorted(range(len(found.paths)), key=found.paths.__getitem__)
-    paths = [found.paths[i] for i in order]
-    stats = np.array(found.numbers, dtype=np.int64).reshape(-1, 4)[order]
-    folder = np.repeat(np.arange(len(found.folders)), found.counts)[order]
-    parts = [name.split("/") if name else [] for name in found.folders]
+    files = _FolderFiles()
+    _walk(root, "", (), files)
+    order = sorted(range(len(files.paths)), key=files.paths.__getitem__)
+    paths = [files.paths[i] for i in order]
+    stats = np.array(files.numbers, dtype=np.int64).reshape(-1, 4)[order]
+    folder = np.repeat(np.arange(len(files.folders)), files.counts)[order]
+    parts = [name.split("/") if name else [] for name in files.folders]
     top = {path[0] for path in parts if path}
     has_splits = bool(top) and all(name.lower() in _ALIASES for name in top)
-    given = [_ALIASES[path[0].lower()] if has_splits and path else NO_SPLIT for path in parts]
+    splits = [_ALIASES[path[0].lower()] if has_splits and path else NO_SPLIT for path in parts]
     names = [path[int(has_splits)] if len(path) > has_splits else None for path in parts]
     classes = tuple(sorted({name for name in names if name is not None}))
     index: dict[str | None, int] = {name: i for i, name in enumerate(classes)}
     labels = np.array([index.get(name, -1) for name in names], dtype=np.int32)
     return Listing(
-        root, "classification", classes, paths, stats, labels[folder], None, np.array(given, dtype=np.uint8)[folder],
-        found.ignored, tuple(found.failures), scanned_ns,
+        root, "classification", classes, paths, stats, labels[folder], None, np.array(splits, dtype=np.uint8)[folder],
+        files.ignored, tuple(files.failures), scanned_ns,
     )  # fmt: skip
 
 
-def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...], found: _Found) -> None:
-    """Add the image files below ``root/prefix`` to `found`."""
+def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...], files: _FolderFiles) -> None:
+    """Add the image files below ``root/prefix`` to `files`."""
     folder = os.path.join(root, prefix) if prefix else root
     try:
-        own = os.stat(folder)
-        here = (own.st_dev, own.st_ino)
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
         if here in above:
-            found.failures.append((prefix, "a symbolic link that leads back to a folder above it"))
+            files.failures.append((prefix, "a symbolic link that leads back to a folder above it"))
             return
         entries = os.scandir(folder)
     except OSError as error:
-        found.failures.append((prefix or ".", f"cannot be listed: {error.strerror}"))
+        files.failures.append((prefix or ".", f"cannot be listed: {error.strerror}"))
         return
-    start, inner, before = f"{prefix}/" if prefix else "", [], len(found.paths)
-    append, extend, extensions = found.paths.append, found.numbers.extend, IMAGE_EXTENSIONS
+    start, inner, before = f"{prefix}/" if prefix else "", [], len(files.paths)
+    append, extend, extensions = files.paths.append, files.numbers.extend, IMAGE_EXTENSIONS
     with entries:
         for entry in entries:  # the loop of a build with nothing to do: every step counts
             name = entry.name
@@ -114,22 +137,22 @@ def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...], found: _Fo
                         inner.append(start + name)
                     continue
                 if name.rpartition(".")[2].lower() not in extensions:
-                    found.ignored += 1
+                    files.ignored += 1
                     continue
                 status = entry.stat()
             except OSError as error:  # a link to itself, or no rights
-                found.failures.append((start + name, f"cannot be read: {error.strerror}"))
+                files.failures.append((start + name, f"cannot be read: {error.strerror}"))
                 continue
             if status.st_mode & _TYPE_BITS == stat_module.S_IFREG:
                 append(start + name)
                 extend((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
             else:
-                found.failures.append((start + name, "not a regular file"))
-    if len(found.paths) > before:
-        found.folders.append(prefix)
-        found.counts.append(len(found.paths) - before)
+                files.failures.append((start + name, "not a regular file"))
+    if len(files.paths) > before:
+        files.folders.append(prefix)
+        files.counts.append(len(files.paths) - before)
     for name in inner:
-        _walk(root, name, (*above, here), found)
+        _walk(root, name, (*above, here), files)
 
 
 def _scan_csv(source: str, task: Task | None, scanned_ns: int) -> Listing:
@@ -164,9 +187,9 @@ def _scan_csv(source: str, task: Task | None, scanned_ns: int) -> Listing:
         kept[inside] = (label, split, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
     paths = sorted(kept)
     stats = np.array([kept[path][2] for path in paths], dtype=np.int64).reshape(len(paths), 4)
-    given = np.array([_given_split(kept[path][1], path) for path in paths], dtype=np.uint8)
+    splits = np.array([_given_split(kept[path][1], path) for path in paths], dtype=np.uint8)
     classes, labels, targets = _csv_labels(task, paths, [kept[path][0] for path in paths])
-    return Listing(root, task, classes, paths, stats, labels, targets, given, ignored, tuple(failures), scanned_ns)
+    return Listing(root, task, classes, paths, stats, labels, targets, splits, ignored, tuple(failures), scanned_ns)
 
 
 def _read_csv(source: str) -> list[tuple[str, str, str]]:

@@ -41,16 +41,16 @@ def assign_splits(listing: Listing, digests: npt.NDArray[np.uint8], *, seed: int
     carved from train where 0.15 ≤ u < 0.30 of the same draw. A class left without a train sample gets its lowest-u
     image into train. Since u depends on the bytes only, adding images never moves others (but for that last rule).
     """
-    given = listing.given_splits
-    splits = given.copy()
-    free = given == NO_SPLIT
-    carve = not free.any() and not (given == 1).any() and (given == 2).any()
+    in_listing = listing.given_splits
+    splits = in_listing.copy()
+    free = in_listing == NO_SPLIT
+    carve = not free.any() and not (in_listing == 1).any() and (in_listing == 2).any()
     if not free.any() and not carve:
         return splits
     u = split_draws(digests, seed=seed)
     is_val = (u >= TEST_SHARE) & (u < TEST_SHARE + VAL_SHARE)
     if carve:
-        movable = given == 0
+        movable = in_listing == 0
         splits[movable & is_val] = 1
     else:
         movable = free

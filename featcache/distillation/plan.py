@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from featcache.cache import FeatureCache
-from featcache.distillation.replay import Look
 from featcache.distillation.settings import Targets
 from featcache.distillation.targets import LOGITS, SoftSource, soft_source
 from featcache.errors import InputError
 from featcache.heads.base import Head
 from featcache.heads.io import load_head
+from featcache.images.view_spec import ViewSpec
 from featcache.recipe import Preprocessing, Recipe
 
 FEATURES = "features"
@@ -38,7 +38,7 @@ class Plan:
     fingerprints: tuple[str, ...]
     head_digest: str | None
 
-    def look(self, input_size: int) -> Look:
+    def view_spec(self, input_size: int) -> ViewSpec:
         """Return how the student sees the teacher's views with an input of `input_size` pixels."""
         theirs = self.recipe.preprocessing
         square = theirs.crop_mode == "center" and theirs.height == theirs.width
@@ -52,7 +52,7 @@ class Plan:
             theirs.mean,
             theirs.std,
         )
-        return Look(preprocessing, self.views, self.recipe.view_seed, self.recipe.decoder)
+        return ViewSpec(preprocessing, self.views, self.recipe.view_seed, self.recipe.decoder)
 
 
 def plan_targets(

@@ -12,7 +12,6 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +23,8 @@ from featcache.distillation.join import Images
 from featcache.errors import ImageError, InputError
 from featcache.images.load import decode, resize_crop
 from featcache.images.read import read_image_bytes
+from featcache.images.view_spec import ViewSpec
 from featcache.images.views import draw_view
-from featcache.recipe import Decoder, Preprocessing
 from featcache.system.files import write_atomically
 from featcache.system.json import canonical_json, parse_json
 from featcache.system.threads import one_torch_thread, processor_count
@@ -41,33 +40,27 @@ class PixelSource(Protocol):
         """Return pixels (b, height, width, 3) uint8 of image `positions[i]` in view `views[i]`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How a view becomes pixels. `views`: the index that each place on the view axis means, 0 being the plain view."""
+def _spec_json(spec: ViewSpec) -> dict[str, Any]:
+    return {
+        "preprocessing": spec.preprocessing.to_json(),
+        "views": list(spec.views),
+        "view_seed": spec.view_seed,
+        "decoder": spec.decoder,
+    }
 
-    preprocessing: Preprocessing
-    views: tuple[int, ...]
-    view_seed: int
-    decoder: Decoder
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return {
-            "preprocessing": self.preprocessing.to_json(),
-            "views": list(self.views),
-            "view_seed": self.view_seed,
-            "decoder": self.decoder,
-        }
+def _render(spec: ViewSpec, path: str, digest: bytes, slots: Sequence[int], out: npt.NDArray[np.uint8]) -> None:
+    """Write the views at positions `slots` of `spec` of the image at `path` into `out` (len(slots), height, width, 3).
 
-    def render(self, path: str, digest: bytes, slots: Sequence[int], out: npt.NDArray[np.uint8]) -> None:
-        """Write the views at positions `slots` of the image at `path` into `out` (len(slots), height, width, 3)."""
-        try:
-            pixels = decode(read_image_bytes(path, digest=digest), decoder=self.decoder, reuse=True)
-            for row, slot in enumerate(slots):
-                drawn = draw_view(self.view_seed, digest, self.views[slot])
-                resize_crop(pixels, self.preprocessing, decoder=self.decoder, view=drawn, out=out[row])
-        except ImageError as error:
-            raise InputError(f"{path!r} must be the image that the teacher saw, got: {error}; run it again") from error
+    Raises `InputError` where the file is no longer the image with that digest.
+    """
+    try:
+        pixels = decode(read_image_bytes(path, digest=digest), decoder=spec.decoder, reuse=True)
+        for row, slot in enumerate(slots):
+            drawn = draw_view(spec.view_seed, digest, spec.views[slot])
+            resize_crop(pixels, spec.preprocessing, decoder=spec.decoder, view=drawn, out=out[row])
+    except ImageError as error:
+        raise InputError(f"{path!r} must be the image that the teacher saw, got: {error}; run it again") from error
 
 
 class RenderedViews:
@@ -84,46 +77,49 @@ class RenderedViews:
 class StreamedViews:
     """Views decoded whenever they are asked for, by as many threads as there are processors."""
 
-    def __init__(self, images: Images, look: Look) -> None:
-        self._images, self._look = images, look
+    def __init__(self, images: Images, spec: ViewSpec) -> None:
+        self._images, self._spec = images, spec
 
     def batch(self, positions: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Return pixels (b, height, width, 3) uint8 of image `positions[i]` in view `views[i]`."""
-        size = self._look.preprocessing
+        size = self._spec.preprocessing
         pixels = np.empty((len(positions), size.height, size.width, 3), dtype=np.uint8)
 
         def render(row: int) -> None:
             at = int(positions[row])
             digest = self._images.digests[at].tobytes()
-            self._look.render(self._images.paths[at], digest, [int(views[row])], pixels[row : row + 1])
+            _render(self._spec, self._images.paths[at], digest, [int(views[row])], pixels[row : row + 1])
 
         with one_torch_thread(), ThreadPoolExecutor(processor_count()) as pool:
             list(pool.map(render, range(len(positions))))
         return pixels
 
 
-def rendered_bytes(n: int, look: Look) -> int:
+def rendered_bytes(n: int, spec: ViewSpec) -> int:
     """Return the bytes of all views of n images."""
-    return n * len(look.views) * look.preprocessing.height * look.preprocessing.width * 3
+    return n * len(spec.views) * spec.preprocessing.height * spec.preprocessing.width * 3
 
 
-def replay_views(place: Path, images: Images, look: Look) -> PixelSource:
+def replay_views(place: Path, images: Images, spec: ViewSpec) -> PixelSource:
     """Return the views of `images`, rendered into the file `place` unless it holds them or the disk has no room."""
-    shape = (len(images), len(look.views), look.preprocessing.height, look.preprocessing.width, 3)
-    identity = {"images": hashlib.sha256(np.ascontiguousarray(images.digests).tobytes()).hexdigest(), **look.to_json()}
+    shape = (len(images), len(spec.views), spec.preprocessing.height, spec.preprocessing.width, 3)
+    identity = {
+        "images": hashlib.sha256(np.ascontiguousarray(images.digests).tobytes()).hexdigest(),
+        **_spec_json(spec),
+    }
     note = place.with_suffix(".json")
-    size = rendered_bytes(len(images), look)
+    size = rendered_bytes(len(images), spec)
     if note.exists() and place.exists() and place.stat().st_size == size and _read(note) == identity:
         return RenderedViews(np.memmap(place, dtype=np.uint8, mode="r", shape=shape))
     note.unlink(missing_ok=True)
     place.unlink(missing_ok=True)
     if size + _SPARE_BYTES > shutil.disk_usage(place.parent).free:
-        return StreamedViews(images, look)
+        return StreamedViews(images, spec)
     pixels = np.memmap(place, dtype=np.uint8, mode="w+", shape=shape)
-    slots = range(len(look.views))
+    slots = range(len(spec.views))
 
     def render(index: int) -> None:
-        look.render(images.paths[index], images.digests[index].tobytes(), slots, pixels[index])
+        _render(spec, images.paths[index], images.digests[index].tobytes(), slots, pixels[index])
 
     with (
         one_torch_thread(),

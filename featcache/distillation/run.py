@@ -29,13 +29,14 @@ from featcache.cache import open_cache
 from featcache.distillation.join import Images, Joined, join_images
 from featcache.distillation.loop import Schedule, Trainer, train
 from featcache.distillation.plan import Plan, plan_targets
-from featcache.distillation.replay import Look, StreamedViews, rendered_bytes, replay_views
+from featcache.distillation.replay import StreamedViews, rendered_bytes, replay_views
 from featcache.distillation.settings import DistillSettings
 from featcache.distillation.state import load_tensors, read_notes, save_state
 from featcache.distillation.student import create_student, write_student
 from featcache.distillation.targets import CachedTargets
 from featcache.errors import InputError, StorageError
 from featcache.heads.base import Head
+from featcache.images.view_spec import ViewSpec
 from featcache.system.files import refuse_existing
 from featcache.system.interrupts import deferred_interrupts
 
@@ -148,7 +149,7 @@ def distill(
         )  # fmt: skip
         hard = len(joined.classes) if plan.targets != "features" and alpha < 1 else 0
         shared = plan.soft is not None and plan.soft.shared
-        look = plan.look(input_size)
+        spec = plan.view_spec(input_size)
         network = create_student(
             settings,
             projections=plan.feature_widths,
@@ -156,7 +157,7 @@ def distill(
             hard=hard,
             shared=shared,
         )
-        run = _Run(work, settings, joined, look, plan, names=joined.classes if classifier and (hard or shared) else ())
+        run = _Run(work, settings, joined, spec, plan, names=joined.classes if classifier and (hard or shared) else ())
         try:
             work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -164,22 +165,22 @@ def distill(
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         bf16 = precision == "bf16" or (precision == "auto" and has_bf16(device))
         trainer = Trainer(
-            network, settings, mean=look.preprocessing.mean, std=look.preprocessing.std, labels=joined.train.labels,
+            network, settings, mean=spec.preprocessing.mean, std=spec.preprocessing.std, labels=joined.train.labels,
             bf16=bf16, device=device,
         )  # fmt: skip
-        schedule = Schedule(len(joined.train), views=len(look.views), settings=settings)
+        schedule = Schedule(len(joined.train), views=len(spec.views), settings=settings)
         run.resume(trainer, schedule, start=None if start is None else Path(start), say=say)
         resumed_from = trainer.number
-        pixels = replay_views(work / "views.u8", joined.train, look)
-        view_bytes = 0 if isinstance(pixels, StreamedViews) else rendered_bytes(len(joined.train), look)
+        pixels = replay_views(work / "views.u8", joined.train, spec)
+        view_bytes = 0 if isinstance(pixels, StreamedViews) else rendered_bytes(len(joined.train), spec)
         source = CachedTargets(
-            caches, joined.train.digests, views=look.views, features=plan.targets != "logits", soft=plan.soft,
+            caches, joined.train.digests, views=spec.views, features=plan.targets != "logits", soft=plan.soft,
             temperature=temperature, seed=seed,
         )  # fmt: skip
         stack.callback(source.close)
         per_view = source.bytes_per_view
         say(
-            f"{len(joined.train)} images, {len(look.views)} views; per view {per_view['features']} bytes of features, "
+            f"{len(joined.train)} images, {len(spec.views)} views; per view {per_view['features']} bytes of features, "
             f"{per_view['soft_labels']} of soft labels; pixels "
             + (f"{view_bytes:,} bytes" if view_bytes else "decoded each time")
         )
@@ -196,7 +197,7 @@ def distill(
         bytes=size,
         num_features=network.num_features,
         images=len(joined.train),
-        views=len(look.views),
+        views=len(spec.views),
         classes=len(run.names),
         steps=schedule.steps,
         steps_now=taken,
@@ -224,12 +225,12 @@ class _Run:
         work: Path,
         settings: DistillSettings,
         joined: Joined,
-        look: Look,
+        spec: ViewSpec,
         plan: Plan,
         *,
         names: Sequence[str],
     ) -> None:
-        self.work, self.settings, self.joined, self.look, self.names = work, settings, joined, look, names
+        self.work, self.settings, self.joined, self.spec, self.names = work, settings, joined, spec, names
         self.losses: dict[str, float] = {}
         told = settings.to_json()
         self._epochs = told.pop("epochs")
@@ -238,7 +239,7 @@ class _Run:
             "images": joined.train.identity,
             "teachers": list(plan.fingerprints),
             "teacher_head": plan.head_digest,
-            "views": list(look.views),
+            "views": list(spec.views),
         }
 
     def resume(self, trainer: Trainer, schedule: Schedule, *, start: Path | None, say: Callable[[str], None]) -> None:
@@ -331,7 +332,7 @@ class _Run:
                 place,
                 student,
                 settings=self.settings,
-                preprocessing=self.look.preprocessing,
+                preprocessing=self.spec.preprocessing,
                 classes=self.names,
                 notes=told,
             )
@@ -341,7 +342,7 @@ class _Run:
         val: Images = self.joined.val
         if trainer.student.label_classifier is None or not len(val):
             return None
-        views = StreamedViews(val, dataclasses.replace(self.look, views=(0,)))
+        views = StreamedViews(val, dataclasses.replace(self.spec, views=(0,)))
         right = 0
         with trainer.averaged_weights() as student:
             for start in range(0, len(val), _EVALUATION_BATCH):

@@ -61,8 +61,11 @@ def load_entry(path: Path) -> tuple[dict[str, Any], bytes] | None:
     return header, payload
 
 
-def save_entry(path: Path, header: Mapping[str, Any], payload: bytes) -> None:
-    """Store a network; where the directory cannot be written to, the next start is slower and nothing else changes."""
+def save_entry(path: Path, header: Mapping[str, Any], payload: bytes, *, max_bytes: int = MAX_BYTES) -> None:
+    """Store a network; where the directory cannot be written to, the next start is slower and nothing else changes.
+
+    The networks that were not used for longest go where all of them together are larger than `max_bytes`.
+    """
     text = json.dumps({**header, "sha256": hashlib.sha256(payload).hexdigest()}).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,12 +78,12 @@ def save_entry(path: Path, header: Mapping[str, Any], payload: bytes) -> None:
         except OSError:
             Path(name).unlink(missing_ok=True)
             raise
-        _remove_oldest(path.parent, keep=path)
+        _remove_oldest(path.parent, keep=path, max_bytes=max_bytes)
     except OSError as error:
         _logger.warning("the compiled network cannot be kept in %s (%s); set FEATCACHE_HOME", path.parent, error)
 
 
-def _remove_oldest(directory: Path, *, keep: Path) -> None:
+def _remove_oldest(directory: Path, *, keep: Path, max_bytes: int) -> None:
     entries = sorted(
         ((status.st_mtime, status.st_size, path) for path in directory.glob("*.network") for status in [path.stat()]),
         reverse=True,
@@ -88,7 +91,7 @@ def _remove_oldest(directory: Path, *, keep: Path) -> None:
     total = 0
     for _, size, path in entries:
         total += size
-        if total > MAX_BYTES and path != keep:
+        if total > max_bytes and path != keep:
             path.unlink(missing_ok=True)
 
 

@@ -110,8 +110,7 @@ class OnnxRuntimeEngine(Engine):
         results = self._session.run(self._outputs, {self._input: values})
         return tuple(np.asarray(result, dtype=np.float32) for result in results)
 
-    def close(self) -> None:
-        """Release the session."""
+    def _release(self) -> None:
         del self._session
 
 
@@ -123,7 +122,11 @@ def open_onnx_file(
     outputs: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> OnnxRuntimeEngine:
-    """Return the ONNX file `path` as an engine, ``int8`` where its graph holds quantized tensors, else ``fp32``."""
+    """Return the ONNX file `path` as an engine, ``int8`` where its graph holds quantized tensors, else ``fp32``.
+
+    Raises `MissingError` where there is no file, `FormatError` where it is no ONNX file, `InputError` for a `precision`
+    other than its own.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -133,12 +136,12 @@ def open_onnx_file(
         nodes = onnx.load(str(path), load_external_data=False).graph.node
     except DecodeError as error:
         raise FormatError(f"the network must be an ONNX file, {str(path)!r} is not one") from error
-    found: Precision = "int8" if any("QuantizeLinear" in node.op_type for node in nodes) else "fp32"
-    if precision not in ("auto", found):
-        raise InputError(f"precision must be that of {str(path)!r}, which is {found!r}, got {precision!r}")
+    file_precision: Precision = "int8" if any("QuantizeLinear" in node.op_type for node in nodes) else "fp32"
+    if precision not in ("auto", file_precision):
+        raise InputError(f"precision must be that of {str(path)!r}, which is {file_precision!r}, got {precision!r}")
     return OnnxRuntimeEngine(
         path,
-        precision=found,
+        precision=file_precision,
         batch_size=batch_size or DEFAULT_BATCH_SIZE,
         outputs=outputs,
         preprocessing=preprocessing,

@@ -11,6 +11,7 @@ import math
 import queue
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -49,7 +50,7 @@ _TYPES: dict[str, openvino.Type] = {
     "bf16": openvino.Type.bf16,
     "int8-dynamic": openvino.Type.bf16,  # what is no product of matrices
 }
-_LEAST_COSINE = {"fp32": 0.0, "bf16": MIN_COSINE, "int8-dynamic": MIN_INT8_COSINE}
+LEAST_COSINE: Mapping[str, float] = {"fp32": 0.0, "bf16": MIN_COSINE, "int8-dynamic": MIN_INT8_COSINE}
 _LEAST_PRODUCT_SHARE = 0.5
 _logger = logging.getLogger(__name__)
 
@@ -85,8 +86,7 @@ class OpenVinoEngine(Engine):
         """Return the compiled network in OpenVINO's own form, bound to its version and the processor."""
         return bytes(self._compiled.export_model().getvalue())
 
-    def close(self) -> None:
-        """Release the network; nothing may be run any more."""
+    def _release(self) -> None:
         self._requests = queue.SimpleQueue()
         del self._compiled
 
@@ -96,20 +96,62 @@ def openvino_version() -> str:
     return str(openvino.get_version()).partition(".")[0]
 
 
-def open_backbone(backbone: Backbone, *, precision: str, batch_size: int | None, cached: bool) -> OpenVinoEngine:
-    """Return `backbone` compiled; see `featcache.engines.open_engine`."""
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """What OpenVINO multiplies natively on a processor: bf16 numbers, INT8 numbers."""
+
+    bf16: bool
+    int8: bool
+
+    @property
+    def dynamic_int8(self) -> bool:
+        """Whether it has both, as ``int8-dynamic`` needs: what is no product of matrices is computed in bf16."""
+        return self.bf16 and self.int8
+
+    @property
+    def fastest_first(self) -> tuple[Precision, ...]:
+        """The precisions it computes fast, the fastest first; fp32 is always among them."""
+        return (
+            *(("int8-dynamic",) if self.dynamic_int8 else ()),
+            *(("bf16",) if self.bf16 else ()),
+            "fp32",
+        )
+
+
+def processor_arithmetic() -> Arithmetic:
+    """Return what this processor has."""
+    capabilities = openvino_core().get_property("CPU", properties.device.capabilities)
+    return Arithmetic(bf16="BF16" in capabilities, int8=processor_has_int8())
+
+
+def open_backbone(
+    backbone: Backbone,
+    *,
+    precision: str,
+    batch_size: int | None,
+    cached: bool,
+    arithmetic: Arithmetic | None = None,
+    least_cosine: Mapping[str, float] = LEAST_COSINE,
+) -> OpenVinoEngine:
+    """Return `backbone` compiled; see `featcache.engines.open_engine`, also for what is raised.
+
+    `arithmetic`: what the processor has, by default this one. `least_cosine`: that the rows of the check images must
+    keep to fp32 for ``auto`` to take a precision.
+    """
     from featcache.backbone.backbone import weights_digest
+
+    has = arithmetic or processor_arithmetic()
 
     if precision == "int8":
         raise refuse_precision(precision, engine="openvino", why="a float backbone is not quantized")
-    if precision == "bf16" and not _has_bf16():
+    if precision == "bf16" and not has.bf16:
         raise refuse_precision(precision, engine="openvino", why="its processor has neither AVX512-BF16 nor AMX")
-    if precision == "int8-dynamic" and not _has_dynamic_int8():
+    if precision == "int8-dynamic" and not has.dynamic_int8:
         raise refuse_precision(precision, engine="openvino", why="its processor has not both VNNI and AVX512-BF16")
     # Surgery changes a network without changing its name: only an untouched one is what its name says.
     cached = cached and backbone.model_digest is None and weights_digest(backbone.network) == backbone.weights_sha256
     auto = precision == "auto"
-    candidates = _fastest_first() if auto else (cast("Precision", precision),)
+    candidates = has.fastest_first if auto else (cast("Precision", precision),)
     paths = {tried: entry_path(_key(identity(backbone), tried, batch_size)) for tried in candidates}
     for path in paths.values() if cached else ():
         entry = load_entry(path)
@@ -121,10 +163,10 @@ def open_backbone(backbone: Backbone, *, precision: str, batch_size: int | None,
             if not auto:
                 raise refuse_precision(tried, engine="openvino", why="few of its multiplications are matrix products")
             continue
-        engine, cosine = graph.compile_checked(tried, backbone)
-        if cosine >= _LEAST_COSINE[tried] or not auto:
+        engine, cosine = graph.compile_checked(tried, backbone, least_cosine=least_cosine[tried])
+        if cosine >= least_cosine[tried] or not auto:
             break
-        _logger.info("%s keeps a cosine of %.5f only, below %s", tried, cosine, _LEAST_COSINE[tried])
+        _logger.info("%s keeps a cosine of %.5f only, below %s", tried, cosine, least_cosine[tried])
         engine.close()
     if cached:
         header = {"columns": engine.columns, "precision": tried, "chosen": auto}
@@ -132,15 +174,9 @@ def open_backbone(backbone: Backbone, *, precision: str, batch_size: int | None,
     return engine
 
 
-def _fastest_first() -> tuple[Precision, ...]:
-    """Return the precisions this processor computes fast, the fastest first; fp32 is always among them."""
-    found: list[Precision] = ["int8-dynamic"] if _has_dynamic_int8() else []
-    return (*found, *(("bf16",) if _has_bf16() else ()), "fp32")
-
-
 def open_recipe(recipe: Recipe) -> OpenVinoEngine | None:
     """Return the engine of `recipe` from the cache of compiled networks, or None."""
-    if recipe.engine_version != openvino_version() or recipe.precision not in _fastest_first():
+    if recipe.engine_version != openvino_version() or recipe.precision not in processor_arithmetic().fastest_first:
         return None
     entry = load_entry(entry_path(_key(identity(recipe), recipe.precision, None)))
     return None if entry is None else _import(*entry)
@@ -172,12 +208,14 @@ class _Graph:
             columns = tuple(zip(backbone.outputs, shapes, strict=True))
             return cls(path.read_bytes(), openvino.Tensor(weights), columns, product_share(model))
 
-    def compile_checked(self, precision: Precision, backbone: Backbone) -> tuple[OpenVinoEngine, float]:
+    def compile_checked(
+        self, precision: Precision, backbone: Backbone, *, least_cosine: float
+    ) -> tuple[OpenVinoEngine, float]:
         """Return the network compiled and the lowest cosine of its rows on the check images to fp32.
 
-        Where bf16 throughout is not good enough, the first convolutions stay in fp32: the channels of a first depthwise
-        convolution can be nearly constant with a huge scale behind them, which turns its rounding into most of the
-        error.
+        Where bf16 throughout does not keep `least_cosine`, the first convolutions stay in fp32: the channels of a first
+        depthwise convolution can be nearly constant with a huge scale behind them, which turns its rounding into most
+        of the error.
         """
         if precision == "fp32":
             return self.compile(precision), 1.0
@@ -188,7 +226,7 @@ class _Graph:
             engine = self.compile(precision, exact_convolutions=exact_convolutions)
             cosine = lowest_cosine(engine.run(images), wanted)
             _logger.info("%s with %d convolutions in fp32: cosine %.6f", precision, exact_convolutions, cosine)
-            if cosine >= _LEAST_COSINE[precision]:
+            if cosine >= least_cosine:
                 break
         return engine, cosine
 
@@ -282,14 +320,6 @@ def _configuration(precision: str) -> dict[str, Any]:
 def _import(header: dict[str, Any], payload: bytes) -> OpenVinoEngine:
     compiled = openvino_core().import_model(payload, "CPU", _configuration(header["precision"]))
     return OpenVinoEngine(compiled, columns=header["columns"], precision=header["precision"], streams=processor_count())
-
-
-def _has_bf16() -> bool:
-    return "BF16" in openvino_core().get_property("CPU", properties.device.capabilities)
-
-
-def _has_dynamic_int8() -> bool:
-    return _has_bf16() and processor_has_int8()
 
 
 def _key(network: dict[str, Any], precision: str, batch_size: int | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import queue
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,7 @@ class TorchEngine(Engine):
             outputs = self._network(torch.from_numpy(batch))
         return tuple(output.float().numpy() for output in outputs)
 
-    def close(self) -> None:
-        """Release the network."""
+    def _release(self) -> None:
         del self._network
 
 
@@ -82,8 +82,7 @@ class CudaEngine(Engine):
         finally:
             self._slots.put(slot)
 
-    def close(self) -> None:
-        """Release the network and its graphs."""
+    def _release(self) -> None:
         self._slots = queue.SimpleQueue()
         del self._network
 
@@ -121,26 +120,53 @@ class _Slot:
 
 
 def open_backbone(backbone: Backbone, *, precision: str, batch_size: int | None) -> Engine:
-    """Return `backbone` on the CUDA device where there is one, else on the processor."""
-    cuda = torch.cuda.is_available()
-    engine_class = CudaEngine if cuda else TorchEngine
-    size = batch_size or (DEFAULT_CUDA_BATCH_SIZE if cuda else DEFAULT_BATCH_SIZE)
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else processor_has_bf16()
+    """Return `backbone` on the CUDA device where there is one, else on the processor; raises as `open_checked`."""
+    if torch.cuda.is_available():
+        return open_checked(
+            CudaEngine,
+            backbone,
+            precision=precision,
+            batch_size=batch_size or DEFAULT_CUDA_BATCH_SIZE,
+            has_bf16=torch.cuda.is_bf16_supported(including_emulation=False),
+        )
+    return open_checked(
+        TorchEngine,
+        backbone,
+        precision=precision,
+        batch_size=batch_size or DEFAULT_BATCH_SIZE,
+        has_bf16=processor_has_bf16(),
+    )
+
+
+def open_checked(
+    engine_class: Callable[..., Engine],
+    backbone: Backbone,
+    *,
+    precision: str,
+    batch_size: int,
+    has_bf16: bool,
+    least_cosine: float = MIN_COSINE,
+) -> Engine:
+    """Return `backbone` in an engine of `engine_class`; ``auto`` takes bf16 where it is and the check images agree.
+
+    `has_bf16`: whether the device multiplies bf16 numbers. `least_cosine`: that rows in bf16 must keep to fp32.
+    Raises `InputError` for a precision that torch or the device does not have.
+    """
     if precision in ("int8", "int8-dynamic"):
         raise refuse_precision(precision, engine="torch", why="it computes a float backbone in fp32 or bf16 only")
     if precision == "bf16" and not has_bf16:
         raise refuse_precision(precision, engine="torch", why="it has no bf16 arithmetic")
     if precision != "auto":
-        return engine_class(backbone, precision=precision, batch_size=size)
+        return engine_class(backbone, precision=precision, batch_size=batch_size)
     if has_bf16:
-        engine = engine_class(backbone, precision="bf16", batch_size=size)
+        engine = engine_class(backbone, precision="bf16", batch_size=batch_size)
         images = check_images(engine.height, engine.width)
         cosine = lowest_cosine(engine.run(images), reference_rows(backbone, images))
-        if cosine >= MIN_COSINE:
+        if cosine >= least_cosine:
             return engine
-        _logger.info("bf16 keeps a cosine of %.5f only, below %s: fp32 it is", cosine, MIN_COSINE)
+        _logger.info("bf16 keeps a cosine of %.5f only, below %s: fp32 it is", cosine, least_cosine)
         engine.close()
-    return engine_class(backbone, precision="fp32", batch_size=size)
+    return engine_class(backbone, precision="fp32", batch_size=batch_size)
 
 
 def _prepared(backbone: Backbone, device: torch.device) -> ImageNetwork:

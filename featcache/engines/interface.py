@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Literal, final
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +11,9 @@ import numpy.typing as npt
 from featcache.errors import InputError
 from featcache.recipe import Precision
 
-if TYPE_CHECKING:
-    pass
-
-EngineName = Literal["openvino", "onnxruntime", "torch"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8-dynamic", "int8")
 Images = npt.NDArray[np.uint8]
 Features = npt.NDArray[np.float32]
-
-ENGINE_NAMES: tuple[EngineName, ...] = ("openvino", "onnxruntime", "torch")
 
 
 class Engine(ABC):
@@ -28,9 +22,28 @@ class Engine(ABC):
     `name`, `version` (major) and `precision` stand in the Recipe of what it computes. `batch_size`: images it takes at
     a time. `height`, `width`: of an image. `columns`: ``(name, shape of one row)`` of each output. `workers`: how many
     threads can be in `run` at once. `on_device`: whether they leave the processors free meanwhile (a GPU).
+
+    An implementation sets these, computes one full batch in `_infer`, whose rows must not depend on each other, and
+    lets go of the network in `_release`. `featcache.testing.engines.EngineContract` tests the rest.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from featcache.engines import Engine
+    >>> class MeanColour(Engine):
+    ...     name, version, precision, batch_size = "mean", "1", "fp32", 4
+    ...     height, width, columns, workers = 8, 8, (("features", (3,)),), 1
+    ...     def _infer(self, batch):
+    ...         return (batch.mean(axis=(1, 2), dtype=np.float32),)
+    ...     def _release(self):
+    ...         pass
+    >>> with MeanColour() as engine:
+    ...     (rows,) = engine.run(np.full((6, 8, 8, 3), 7, dtype=np.uint8))
+    >>> rows.shape, float(rows[5, 2])
+    ((6, 3), 7.0)
     """
 
-    name: EngineName
+    name: str
     version: str
     precision: Precision
     batch_size: int
@@ -39,10 +52,29 @@ class Engine(ABC):
     columns: tuple[tuple[str, tuple[int, ...]], ...]
     workers: int
     on_device: bool = False
+    _closed: bool = False
 
     @final
     def run(self, images: Images) -> tuple[Features, ...]:
-        """Return, for each column, float32 (n, *shape) of `images` (n, height, width, 3) uint8 RGB, any n."""
+        """Return, for each column, the rows of `images`.
+
+        Parameters
+        ----------
+        images : (n, height, width, 3) uint8
+            RGB, of any number n; they are computed `batch_size` at a time, the last batch padded.
+
+        Returns
+        -------
+        tuple of (n, *shape) float32
+            One array of the caller's own per column. A row is the same bits whatever its neighbours, order and batch.
+
+        Raises
+        ------
+        InputError
+            For images of another shape or type, and once the engine is closed.
+        """
+        if self._closed:
+            raise InputError(f"an engine must be open to run, this one ({self.name!r}) was closed: open it again")
         if images.dtype != np.uint8 or images.shape[1:] != (self.height, self.width, 3):
             raise InputError(
                 f"images must be (n, {self.height}, {self.width}, 3) uint8, got {images.shape!r} {images.dtype}"
@@ -65,9 +97,16 @@ class Engine(ABC):
     def _infer(self, batch: Images) -> tuple[Features, ...]:
         """Return the outputs, in arrays of the caller's own, of one full contiguous batch."""
 
-    @abstractmethod
+    @final
     def close(self) -> None:
-        """Release the network."""
+        """Release the network; nothing can be run any more. Closing again does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._release()
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Let go of the network; called once, with no thread in `run`."""
 
     def __enter__(self) -> Engine:
         return self

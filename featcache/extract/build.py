@@ -26,8 +26,9 @@ from featcache.datasets.samples import Samples
 from featcache.datasets.scan import scan
 from featcache.datasets.splits import assign_splits
 from featcache.errors import InputError, RecipeMismatchError
-from featcache.extract.changes import Plan, Seen, hash_known, plan_build, same_listing
+from featcache.extract.changes import ChangeSet, Seen, find_changes, hash_known, same_listing
 from featcache.extract.request import DEFAULT_BACKBONE, Extractor, Request, first_given, open_extractor, resolved_under
+from featcache.extract.settings import ExtractSettings
 from featcache.recipe import Recipe
 from featcache.store import StoreWriter
 from featcache.system.files import safe_name
@@ -101,20 +102,68 @@ def build_cache(
     prune_missing: bool = False,
     wait_seconds: float = 0.0,
     workers: int | None = None,
+    settings: ExtractSettings | None = None,
     extractor: Extractor | None = None,
     **options: Unpack[RequestOptions],
 ) -> BuildReport:
-    """Bring the cache at `cache` (default ``cache_store/NAME``) up to date with `images`; return what was done.
+    """Bring the cache at `cache` up to date with `images`; return what was done.
 
-    The cache is created on the first build; later builds adopt its Recipe and are refused where they ask for another
-    (`RecipeMismatchError` lists every differing field). Killed at any instant, a build loses nothing that was
-    committed, and the next one carries on. See `Request` for `backbone`, `weights` and `options`.
+    The cache is created on the first build; later builds adopt its Recipe and are refused where they ask for another.
+    Killed at any instant, a build loses nothing that was committed, and the next one carries on.
 
-    `images`: a folder or CSV (`scan`), or the `Samples` of another cache. `store`: ``lmdb`` or ``zarr``,
-    for a new cache. `dataset`: its name, default the folder's. `split_seed`: seeds the drawn splits.
-    `prune_missing`: free the rows that no sample refers to any more. `wait_seconds`: how long to wait for another
-    build on the same cache before `LockedError`. `workers`: decoding threads. `extractor`: rows come from this engine
-    and Recipe (a compressed backbone) instead of a timm backbone.
+    Parameters
+    ----------
+    images : path or Samples
+        A folder or CSV (see `featcache.datasets.scan.scan`), or the samples of another cache.
+    cache : path, optional
+        By default ``cache_store/NAME``.
+    backbone, weights : str, optional
+        As for `load_backbone`; by default what the cache has, or the embedded backbone.
+    store : {"lmdb", "zarr"}
+        Of a new cache.
+    dataset : str, optional
+        The data set's name, by default the folder's.
+    task : {"classification", "multilabel", "regression"}, optional
+        What the labels of a CSV are for.
+    split_seed : int, optional
+        Seeds the drawn splits; by default as before, or 0.
+    prune_missing : bool
+        Free the rows that no sample refers to any more.
+    wait_seconds : float
+        How long to wait for another build on the same cache.
+    workers : int, optional
+        Threads that decode; by default one per processor.
+    settings : ExtractSettings, optional
+        When rows are committed; the rows are the same whatever it says.
+    extractor : Extractor, optional
+        Rows come from this engine and Recipe (a compressed backbone) instead of a timm backbone.
+    **options
+        What else a cache can be asked to hold: see `Request`.
+
+    Returns
+    -------
+    BuildReport
+        Counts, times, and the failures with their reasons.
+
+    Raises
+    ------
+    RecipeMismatchError
+        Where another Recipe is asked for than the cache has; it lists every differing field.
+    LockedError
+        Where another build holds the cache for longer than `wait_seconds`.
+    InputError, MissingError
+        For images, a backbone or settings that make no sense or are not there.
+    StorageError
+        Where the disk refuses; what was committed before stays.
+
+    Examples
+    --------
+    >>> import featcache
+    >>> report = featcache.build_cache("photos", "animals")
+    >>> report.extracted, report.failed, report.num_features
+    (24, 0, 192)
+    >>> featcache.build_cache("photos", "animals").extracted  # nothing has changed
+    0
     """
     work = _Work(
         time.perf_counter(),
@@ -124,6 +173,7 @@ def build_cache(
         prune_missing,
         wait_seconds,
         workers,
+        settings or ExtractSettings(),
     )
     place = Path("cache_store") / work.dataset if cache is None else Path(cache)
     return _build([(place, _request(backbone, weights, options), extractor)], work, store=store)[0]
@@ -142,6 +192,7 @@ def build_caches(
     prune_missing: bool = False,
     wait_seconds: float = 0.0,
     workers: int | None = None,
+    settings: ExtractSettings | None = None,
     extractors: Mapping[str, Extractor] | None = None,
     **options: Unpack[RequestOptions],
 ) -> tuple[BuildReport, ...]:
@@ -149,8 +200,36 @@ def build_caches(
 
     The cache of BACKBONE is the directory ``CACHE/BACKBONE`` (`cache_directory`), a cache like any other: it can be
     built alone, moved, trained from. Backbones that see an image alike (preprocessing, decoder, views) share its
-    pixels, others its decoded image. `weights`: one for each backbone, in their order, or ``random:SEED`` for all.
-    `extractors`: backbone → engine and Recipe, as `build_cache`. The rest is as for `build_cache`.
+    pixels, others its decoded image.
+
+    Parameters
+    ----------
+    images, cache, store, dataset, task, split_seed, prune_missing, wait_seconds, workers, settings, **options
+        As for `build_cache`; `cache` is the directory that the caches lie in.
+    backbone : sequence of str
+        One or more distinct names.
+    weights : sequence of path or str, or one of them, optional
+        One for each backbone, in their order, or ``random:SEED`` for all.
+    extractors : mapping, optional
+        Backbone → engine and Recipe to take its rows from.
+
+    Returns
+    -------
+    tuple of BuildReport
+        One for each backbone, in their order.
+
+    Raises
+    ------
+    InputError
+        For a backbone that is named twice, weights for some of them only, or a `cache` that is itself a cache; else as
+        `build_cache`.
+
+    Examples
+    --------
+    >>> import featcache
+    >>> reports = featcache.build_caches("photos", "several", backbone=["featcache_nano"])
+    >>> [report.cache for report in reports]
+    ['several/featcache_nano']
     """
     if not backbone or len(set(backbone)) != len(backbone):
         raise InputError(f"--backbone must name one or more distinct backbones, got {list(backbone)!r}")
@@ -163,6 +242,7 @@ def build_caches(
         prune_missing,
         wait_seconds,
         workers,
+        settings or ExtractSettings(),
     )
     place = Path("cache_store") / work.dataset if cache is None else Path(cache)
     if is_cache(place):
@@ -186,17 +266,17 @@ def cache_directory(cache: Path, backbone: str) -> Path:
 
 
 def _weights_of_each(backbone: Sequence[str], weights: Sequence[str | Path] | str | Path | None) -> list[Any]:
-    given = [weights] if isinstance(weights, str | Path) else list(weights or [])
-    if not given:
+    listed = [weights] if isinstance(weights, str | Path) else list(weights or [])
+    if not listed:
         return [None] * len(backbone)
-    if len(given) == 1 and str(given[0]).startswith("random:"):
-        given *= len(backbone)
-    if len(given) != len(backbone):
+    if len(listed) == 1 and str(listed[0]).startswith("random:"):
+        listed *= len(backbone)
+    if len(listed) != len(backbone):
         raise InputError(
             f"--weights must be given once for each of {len(backbone)} backbones, in their order, or be random:SEED "
-            f"for all, got {[str(one) for one in given]!r}"
+            f"for all, got {[str(one) for one in listed]!r}"
         )
-    return given
+    return listed
 
 
 def _request(backbone: str | None, weights: str | Path | None, options: RequestOptions) -> Request:
@@ -272,6 +352,7 @@ class _Work:
     prune_missing: bool
     wait_seconds: float
     workers: int | None
+    settings: ExtractSettings
 
 
 @dataclass(slots=True)
@@ -282,7 +363,7 @@ class _Job:
     extractor: Extractor | None
     before: Samples | None
     seed: int
-    plan: Plan
+    changes: ChangeSet
     writer: StoreWriter | None = None
     startup_seconds: float = 0.0
     extract_seconds: float = 0.0
@@ -295,8 +376,8 @@ def _build(wanted: Sequence[tuple[Path, Request, Extractor | None]], work: _Work
     """Open or create the caches, bring them up to date together, and return a report for each."""
     with contextlib.ExitStack() as opened:
         jobs = []
-        for place, request, given in wanted:
-            cache, extractor = _open_or_create(place, request, store=store, extractor=given)
+        for place, request, chosen_extractor in wanted:
+            cache, extractor = _open_or_create(place, request, store=store, extractor=chosen_extractor)
             opened.enter_context(cache)
             jobs.append(_start(cache, extractor, work))
             del extractor
@@ -307,7 +388,7 @@ def _build(wanted: Sequence[tuple[Path, Request, Extractor | None]], work: _Work
 def _start(cache: FeatureCache, extractor: Extractor | None, work: _Work) -> _Job:
     before = cache.samples(work.dataset) if work.dataset in cache.datasets else None
     seed = first_given(work.split_seed, before.split_seed if before else None, 0)
-    job = _Job(cache, extractor, before, seed, plan_build(cache, work.listing, before, alone=work.alone))
+    job = _Job(cache, extractor, before, seed, find_changes(cache, work.listing, before, alone=work.alone))
     job.startup_seconds = time.perf_counter() - work.started
     return job
 
@@ -317,7 +398,7 @@ def _bring_up_to_date(jobs: list[_Job], work: _Work) -> None:
         # Locks are taken in one order, so that two builds of several caches never wait for each other.
         for number in sorted(range(len(jobs)), key=lambda number: str(jobs[number].cache.path)):
             job = jobs[number]
-            if len(job.plan.todo) or work.prune_missing or not _is_stored(job, work):
+            if len(job.changes.todo) or work.prune_missing or not _is_stored(job, work):
                 writer = writers.enter_context(job.cache.store.writer(wait_seconds=work.wait_seconds))
                 # Another build may have held the lock until now: look again at what it left.
                 jobs[number] = job = _start(job.cache, job.extractor, work)
@@ -325,8 +406,8 @@ def _bring_up_to_date(jobs: list[_Job], work: _Work) -> None:
         seen: Seen = {}
         for job in jobs:
             if job.writer is not None:
-                hash_known(work.listing, job.plan, job.writer, before=job.before, seen=seen)
-        lacking = [job for job in jobs if len(job.plan.todo)]
+                hash_known(work.listing, job.changes, job.writer, before=job.before, seen=seen)
+        lacking = [job for job in jobs if len(job.changes.todo)]
         if lacking:
             _extract(lacking, work)
         for job in jobs:
@@ -349,29 +430,31 @@ def _extract(jobs: Sequence[_Job], work: _Work) -> None:
         assert job.writer is not None
         targets.append(Target(job.extractor.engine, job.extractor.recipe, job.writer))
     startup = time.perf_counter() - work.started
-    todo = jobs[0].plan.todo if len(jobs) == 1 else np.unique(np.concatenate([job.plan.todo for job in jobs]))
+    todo = jobs[0].changes.todo if len(jobs) == 1 else np.unique(np.concatenate([job.changes.todo for job in jobs]))
     whole = len(jobs) == 1 and len(todo) == len(work.listing)  # then nothing need be held twice
-    known = (jobs[0].plan.digests, jobs[0].plan.stats) if whole else None
-    extraction = extract(work.listing.absolute_paths(todo), targets, workers=work.workers, out=known)
+    known = (jobs[0].changes.digests, jobs[0].changes.stats) if whole else None
+    extraction = extract(
+        work.listing.absolute_paths(todo), targets, workers=work.workers, settings=work.settings, out=known
+    )
     targets.clear()
     for job in jobs:
         job.extractor = None  # a network's buffers are not needed to put the store in order
     for job, extracted in zip(jobs, extraction.extracted_by_target, strict=True):
-        mine = np.searchsorted(todo, job.plan.todo)
+        mine = np.searchsorted(todo, job.changes.todo)
         if not whole:
-            job.plan.digests[job.plan.todo] = extraction.digests[mine]
-            job.plan.stats[job.plan.todo] = extraction.stats[mine]
-        wanted = set(job.plan.todo.tolist()) if extraction.failures else set()
+            job.changes.digests[job.changes.todo] = extraction.digests[mine]
+            job.changes.stats[job.changes.todo] = extraction.stats[mine]
+        wanted = set(job.changes.todo.tolist()) if extraction.failures else set()
         failures = {int(todo[position]): reason for position, reason in extraction.failures.items()}
-        job.plan.failures.update({index: reason for index, reason in failures.items() if index in wanted})
+        job.changes.failures.update({index: reason for index, reason in failures.items() if index in wanted})
         job.startup_seconds, job.extract_seconds = startup, extraction.extract_seconds
         job.seconds_by_stage, job.extracted = extraction.seconds_by_stage, extracted
 
 
 def _store_samples(job: _Job, work: _Work) -> None:
-    updated = dataclasses.replace(work.listing, stats=job.plan.stats)
-    splits = assign_splits(updated, job.plan.digests, seed=job.seed)
-    samples = Samples(work.dataset, updated, job.plan.digests, splits, job.plan.failures, job.seed)
+    updated = dataclasses.replace(work.listing, stats=job.changes.stats)
+    splits = assign_splits(updated, job.changes.digests, seed=job.seed)
+    samples = Samples(work.dataset, updated, job.changes.digests, splits, job.changes.failures, job.seed)
     job.cache.replace_samples(samples)
     if work.prune_missing and job.writer is not None:
         job.pruned = _drop_unreferenced(job.cache, job.writer)
@@ -387,8 +470,8 @@ def _report(job: _Job, work: _Work) -> BuildReport:
         images=len(listing),
         ignored=listing.ignored,
         extracted=job.extracted,
-        reused=len(listing) - len(job.plan.failures) - job.extracted,
-        failed=len(job.plan.failures) + len(listing.failures),
+        reused=len(listing) - len(job.changes.failures) - job.extracted,
+        failed=len(job.changes.failures) + len(listing.failures),
         pruned=job.pruned,
         rows=rows,
         num_features=cache.num_features,
@@ -403,7 +486,7 @@ def _report(job: _Job, work: _Work) -> BuildReport:
         failures=tuple(
             (printable(path), reason)
             for path, reason in [
-                *((listing.paths[index], reason) for index, reason in sorted(job.plan.failures.items())),
+                *((listing.paths[index], reason) for index, reason in sorted(job.changes.failures.items())),
                 *listing.failures,
             ]
         ),

@@ -18,7 +18,7 @@ RACY_NANOSECONDS = 2_000_000_000  # a file changed this close to the last scan m
 
 
 @dataclass(slots=True)
-class Plan:
+class ChangeSet:
     """Which samples are known from before, and what the others, the sorted indices `todo`, turn out to be."""
 
     digests: npt.NDArray[np.uint8]
@@ -34,10 +34,10 @@ class Plan:
             self.failures[index] = reason
 
 
-def plan_build(cache: FeatureCache, listing: Listing, before: Samples | None, *, alone: bool = False) -> Plan:
+def find_changes(cache: FeatureCache, listing: Listing, before: Samples | None, *, alone: bool = False) -> ChangeSet:
     """Return what is known without reading a byte: files whose stat did not change since they were hashed.
 
-    `alone`: no other plan is made of this listing, whose stats then need not be copied.
+    `alone`: no other change set is made of this listing, whose stats then need not be copied.
     """
     n = len(listing)
     digests = np.zeros((n, 32), dtype=np.uint8)
@@ -64,7 +64,7 @@ def plan_build(cache: FeatureCache, listing: Listing, before: Samples | None, *,
         decoded_indices = np.flatnonzero(decoded)
         missing = decoded_indices[reader.find(digests[decoded_indices]) < 0]
     known[missing] = False  # the row was dropped by a repair or a prune
-    return Plan(digests, listing.stats if alone else listing.stats.copy(), failures, np.flatnonzero(~known))
+    return ChangeSet(digests, listing.stats if alone else listing.stats.copy(), failures, np.flatnonzero(~known))
 
 
 def same_listing(before: Samples, listing: Listing, *, seed: int) -> bool:
@@ -88,8 +88,10 @@ def same_listing(before: Samples, listing: Listing, *, seed: int) -> bool:
 Seen = dict[int, tuple[bytes, FileStat] | str]
 
 
-def hash_known(listing: Listing, plan: Plan, writer: StoreWriter, *, before: Samples | None, seen: Seen) -> None:
-    """Read and hash the files of `plan.todo` up to the first that needs the network; those before it are settled.
+def hash_known(
+    listing: Listing, changes: ChangeSet, writer: StoreWriter, *, before: Samples | None, seen: Seen
+) -> None:
+    """Read and hash the files of `changes.todo` up to the first that needs the network; those before it are settled.
 
     So renamed, re-labelled and merely touched folders never load a backbone, and a build that has to extract reads no
     file twice but that one. Bytes that failed before fail again, unread ones get their reason. `seen`: what was read
@@ -102,23 +104,23 @@ def hash_known(listing: Listing, plan: Plan, writer: StoreWriter, *, before: Sam
     failed = {}
     if before is not None:
         failed = {before.digests[index].tobytes(): reason for index, reason in before.failures.items()}
-    with tqdm(total=len(plan.todo), desc="changed files", unit="image", disable=None, delay=1) as bar:
-        for done, number in enumerate(plan.todo):
+    with tqdm(total=len(changes.todo), desc="changed files", unit="image", disable=None, delay=1) as bar:
+        for done, number in enumerate(changes.todo):
             index = int(number)
             if index not in seen:
                 seen[index] = _read(listing.absolute(index))
-            found = seen[index]
-            if isinstance(found, str):
-                plan.settle(index, bytes(32), (0, 0, 0, 0), found)
+            outcome = seen[index]
+            if isinstance(outcome, str):
+                changes.settle(index, bytes(32), (0, 0, 0, 0), outcome)
                 continue
-            digest, status = found
+            digest, status = outcome
             reason = None if digest in writer else failed.get(digest)
             if reason is None and digest not in writer:
-                plan.todo = plan.todo[done:]
+                changes.todo = changes.todo[done:]
                 return
-            plan.settle(index, digest, status, reason)
+            changes.settle(index, digest, status, reason)
             bar.update()
-    plan.todo = plan.todo[:0]
+    changes.todo = changes.todo[:0]
 
 
 def _read(path: str) -> tuple[bytes, FileStat] | str:

@@ -24,20 +24,20 @@ from tqdm import tqdm
 from featcache.cache.cache import column_name
 from featcache.engines import Engine
 from featcache.errors import ImageError, InputError
-from featcache.extract.ledger import Intake, Known
-from featcache.images.load import decode, reduced_side, resize_crop, upright_size
+from featcache.extract.ledger import ExtractionLedger, Known
+from featcache.extract.settings import ExtractSettings
+from featcache.images.load import decode, resize_crop, upright_size
 from featcache.images.read import read_image_file
+from featcache.images.view_spec import ViewSpec
 from featcache.images.views import draw_view
-from featcache.recipe import Preprocessing, Recipe
+from featcache.recipe import Recipe
 from featcache.store import StoreWriter
 from featcache.system.interrupts import deferred_interrupts
 from featcache.system.threads import one_torch_thread, processor_count
 
-COMMIT_SECONDS = 5.0
-COMMIT_ROWS = 4096
+DEFAULT_SETTINGS = ExtractSettings()
 _CHUNK_FILES = 8
 _CHUNK_BYTES = 8 << 20
-_BURST = 32  # images computed one after another by a worker, at least
 _LARGEST_FLOAT16 = 65504.0
 _STAGES = ("read", "decode", "resize", "network", "write", "wait")
 
@@ -74,25 +74,6 @@ class Extraction:
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """What targets must agree in to share an image's pixels."""
-
-    preprocessing: Preprocessing
-    decoder: Any
-    dct_scaling: bool
-    views: int
-    view_seed: int
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> _Look:
-        return cls(recipe.preprocessing, recipe.decoder, recipe.dct_scaling, recipe.views, recipe.view_seed)
-
-    def min_side(self, view: int) -> int | None:
-        """Return the side a reduced decode must keep for this view; None for a full decode (as `load_image` does)."""
-        return reduced_side(self.preprocessing) if self.dct_scaling and view == 0 else None
-
-
-@dataclass(frozen=True, slots=True)
 class _Rows:
     """Computed rows on their way to the writer of target `number`."""
 
@@ -125,11 +106,11 @@ class _Batch:
     but the first, where a decode between two runs would drive them out.
     """
 
-    def __init__(self, number: int, target: Target, look: _Look) -> None:
-        self.number, self.look, self._target = number, look, target
-        size, views = look.preprocessing, look.views
+    def __init__(self, number: int, target: Target, spec: ViewSpec, *, burst: int) -> None:
+        self.number, self.spec, self._target = number, spec, target
+        size, views = spec.preprocessing, len(spec.views)
         whole = target.engine.batch_size // math.gcd(target.engine.batch_size, views)
-        self.capacity = -(-_BURST // (whole * views)) * whole
+        self.capacity = -(-burst // (whole * views)) * whole
         self._pixels = np.zeros((self.capacity * views, size.height, size.width, 3), dtype=np.uint8)
         self._keys: list[bytes] = []
 
@@ -140,8 +121,9 @@ class _Batch:
 
     def slot(self) -> npt.NDArray[np.uint8]:
         """Return the pixels (views, height, width, 3) of the next image, to be written to."""
-        first = len(self._keys) * self.look.views
-        return self._pixels[first : first + self.look.views]
+        views = len(self.spec.views)
+        first = len(self._keys) * views
+        return self._pixels[first : first + views]
 
     def push(self, key: bytes) -> None:
         """Count the image in `slot` in."""
@@ -149,7 +131,7 @@ class _Batch:
 
     def compute(self) -> _Rows | None:
         """Return the rows of the images in here, which are forgotten; None where there are none."""
-        count, views, engine = len(self._keys), self.look.views, self._target.engine
+        count, views, engine = len(self._keys), len(self.spec.views), self._target.engine
         if not count:
             return None
         # The last run may be partly filled: the slots behind hold older images, whose rows are thrown away.
@@ -161,8 +143,8 @@ class _Batch:
             values = np.concatenate(parts) if len(parts) > 1 else parts[0]
             rows = values[: count * views].reshape(count, views, *shape)
             _check_range(name, rows, self._target.recipe)
-            for view in range(views):
-                columns[column_name(name, view)] = rows[:, view].astype(self._target.recipe.dtype)
+            for place, view in enumerate(self.spec.views):
+                columns[column_name(name, view)] = rows[:, place].astype(self._target.recipe.dtype)
         keys = np.frombuffer(b"".join(self._keys), dtype=np.uint8).reshape(count, 32)
         self._keys.clear()
         return _Rows(self.number, keys, columns)
@@ -189,9 +171,10 @@ class _Run:
     `filled`: whether each target had rows at the start. `store`: held by whoever asks or tells a writer anything.
     """
 
-    intake: Intake
+    ledger: ExtractionLedger
     targets: Sequence[Target]
-    looks: Sequence[_Look]
+    specs: Sequence[ViewSpec]
+    settings: ExtractSettings
     filled: Sequence[bool]
     rows: queue.Queue[_Rows | BaseException | None]
     store: threading.Lock = field(default_factory=threading.Lock)
@@ -210,25 +193,26 @@ def extract(
     targets: Sequence[Target],
     *,
     workers: int | None = None,
+    settings: ExtractSettings = DEFAULT_SETTINGS,
     progress: bool = True,
     out: Known | None = None,
 ) -> Extraction:
     """Compute and commit the rows of the images at `paths` that the targets do not have; return what became of each.
 
-    Several targets share one read of each file and, where they look at it alike, one decode. Rows are committed every
-    5 s or 4096 rows. An image that cannot be read or decoded is one recorded failure. `workers`: threads, default one
-    per processor. `progress`: a bar on stderr where that is a terminal. `out`: arrays to write digests and stats into.
+    Several targets share one read of each file and, where they look at it alike, one decode. Rows are committed as
+    `settings` say. An image that cannot be read or decoded is one recorded failure. `workers`: threads, default
+    `default_workers`. `progress`: a bar on stderr where that is a terminal. `out`: arrays for digests and stats.
 
     Raises `StorageError` where the disk refuses and `InputError` where a feature is beyond float16; what was committed
     before stays. Ctrl-C and SIGTERM commit what is computed, then go on their way.
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers must be at least 1, got {workers!r}")
-    threads = workers or processor_count() + sum(_waiting_calls(target.engine) for target in targets)
+    threads = workers or default_workers([target.engine for target in targets], processors=processor_count())
     threads = max(1, min(threads, len(paths)))
-    looks = [_Look.of(target.recipe) for target in targets]
+    specs = [ViewSpec.of(target.recipe) for target in targets]
     filled = [len(target.writer) > 0 for target in targets]
-    run = _Run(Intake(paths, out), targets, looks, filled, queue.Queue(maxsize=2 * threads))
+    run = _Run(ExtractionLedger(paths, out), targets, specs, settings, filled, queue.Queue(maxsize=2 * threads))
     counts = [0] * len(targets)
     uses_torch = any(target.recipe.decoder == "fast" or target.engine.name == "torch" for target in targets)
     with one_torch_thread() if uses_torch else nullcontext(), deferred_interrupts() as interrupt:
@@ -242,16 +226,16 @@ def extract(
         finally:
             _stop_workers(run, pool)
         seconds = time.perf_counter() - started
-    intake = run.intake
+    ledger = run.ledger
     return Extraction(
-        intake.digests, intake.stats, intake.settled_failures(), max(counts, default=0), intake.reused(), seconds,
+        ledger.digests, ledger.stats, ledger.settled_failures(), max(counts, default=0), ledger.reused(), seconds,
         {stage: sum(clock.seconds[stage] for clock in run.clocks) for stage in _STAGES}, tuple(counts),
     )  # fmt: skip
 
 
-def _waiting_calls(engine: Engine) -> int:
-    """Return how many threads wait for a device while others decode."""
-    return engine.workers if isinstance(engine, Engine) and engine.on_device else 0
+def default_workers(engines: Sequence[Engine], *, processors: int) -> int:
+    """Return one thread per processor, and one for each call that waits for a device while the others decode."""
+    return processors + sum(engine.workers for engine in engines if engine.on_device)
 
 
 def _collect(run: _Run, counts: list[int], threads: int, *, bar: Any, interrupted: Callable[[], bool]) -> None:
@@ -275,8 +259,9 @@ def _collect(run: _Run, counts: list[int], threads: int, *, bar: Any, interrupte
                     counts[item.number] += run.targets[item.number].writer.append(item.keys, item.columns)
                 uncommitted += len(item.keys)
             clock.stop("write")
-        bar.update(run.intake.finished - bar.n)
-        if uncommitted >= COMMIT_ROWS or (uncommitted and time.perf_counter() - last_commit > COMMIT_SECONDS):
+        bar.update(run.ledger.finished - bar.n)
+        late = time.perf_counter() - last_commit > run.settings.commit_seconds
+        if uncommitted >= run.settings.commit_rows or (uncommitted and late):
             _commit(run, clock)
             last_commit, uncommitted = time.perf_counter(), 0
         if interrupted():
@@ -309,7 +294,10 @@ def _work(run: _Run) -> None:
     try:
         clock = _Clock()
         run.clocks.append(clock)
-        batches = [_Batch(number, target, run.looks[number]) for number, target in enumerate(run.targets)]
+        batches = [
+            _Batch(number, target, run.specs[number], burst=run.settings.burst)
+            for number, target in enumerate(run.targets)
+        ]
         while not run.stop.is_set():
             clock.start()
             chunk = _read_chunk(run, min(batch.free for batch in batches), clock)
@@ -331,32 +319,32 @@ def _work(run: _Run) -> None:
 
 def _read_chunk(run: _Run, most: int, clock: _Clock) -> list[tuple[int, bytes, list[int]]] | None:
     """Return the next images to decode, ``(index, bytes, numbers of the targets without its row)``; None at the end."""
-    intake = run.intake
+    ledger = run.ledger
     read: list[tuple[int, bytes]] = []
     size = 0
     while len(read) < min(most, _CHUNK_FILES) and size < _CHUNK_BYTES:
-        index = intake.take()
+        index = ledger.take()
         if index is None:
             break
         try:
-            data, stat = read_image_file(intake.paths[index])
+            data, stat = read_image_file(ledger.paths[index])
         except ImageError as error:
-            intake.fail(index, str(error))
+            ledger.fail(index, str(error))
             continue
-        if intake.identify(index, data, stat):
+        if ledger.identify(index, data, stat):
             read.append((index, data))
             size += len(data)
     clock.stop("read")
     if not read:
-        return None if intake.exhausted else []
-    missing = _missing(run, intake.digests[[index for index, _ in read]])
+        return None if ledger.exhausted else []
+    missing = _missing(run, ledger.digests[[index for index, _ in read]])
     clock.stop("wait")
     chunk = []
     for (index, data), absent in zip(read, missing, strict=True):
         if absent.any():
             chunk.append((index, data, [int(number) for number in np.flatnonzero(absent)]))
         else:
-            intake.reuse(index)
+            ledger.reuse(index)
     return chunk
 
 
@@ -374,32 +362,30 @@ def _missing(run: _Run, keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
 
 def _load(run: _Run, index: int, data: bytes, batches: Sequence[_Batch], clock: _Clock) -> None:
     """Decode an image into the next slot of every batch that wants it."""
-    digest = run.intake.digests[index].tobytes()
+    digest = run.ledger.digests[index].tobytes()
     slots = {batch.number: batch.slot() for batch in batches}
-    shared: dict[_Look, list[_Batch]] = {}
+    shared: dict[ViewSpec, list[_Batch]] = {}
     for batch in batches:
-        shared.setdefault(batch.look, []).append(batch)
-    todo = [(look, view) for look in shared for view in range(look.views)]
+        shared.setdefault(batch.spec, []).append(batch)
+    todo = [(spec, place, view) for spec in shared for place, view in enumerate(spec.views)]
     clock.start()
     try:
-        for way in dict.fromkeys((look.decoder, look.min_side(view)) for look, view in todo):
-            pixels = decode(data, decoder=way[0], min_side=way[1], reuse=True)
-            full_size = None if way[1] is None else upright_size(data)
+        for decoder, min_side in dict.fromkeys((spec.decoder, spec.min_side(view)) for spec, _, view in todo):
+            pixels = decode(data, decoder=decoder, min_side=min_side, reuse=True)
+            full_size = None if min_side is None else upright_size(data)
             clock.stop("decode")
-            for look, view in todo:
-                if (look.decoder, look.min_side(view)) == way:
-                    drawn = draw_view(look.view_seed, digest, view)
-                    out = slots[shared[look][0].number][view]
-                    resize_crop(
-                        pixels, look.preprocessing, decoder=look.decoder, view=drawn, full_size=full_size, out=out
-                    )
+            for spec, place, view in todo:
+                if (spec.decoder, spec.min_side(view)) == (decoder, min_side):
+                    drawn = draw_view(spec.view_seed, digest, view)
+                    out = slots[shared[spec][0].number][place]
+                    resize_crop(pixels, spec.preprocessing, decoder=decoder, view=drawn, full_size=full_size, out=out)
             clock.stop("resize")
     except ImageError as error:
-        run.intake.fail(index, str(error))
+        run.ledger.fail(index, str(error))
         return
     for users in shared.values():
         for batch in users:
             if batch is not users[0]:
                 slots[batch.number][...] = slots[users[0].number]
             batch.push(digest)
-    run.intake.finish(index)
+    run.ledger.finish(index)

@@ -25,7 +25,7 @@ FAILED: Final = 4
 Known = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]  # digests (n, 32) and stats (n, 4)
 
 
-class Intake:
+class ExtractionLedger:
     """The paths of n images, handed out one by one to any thread, and what is known of each.
 
     `digests` (n, 32) uint8, `stats` (n, 4) int64, zeros where an image could not be read; written into `out`, where

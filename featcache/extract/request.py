@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from featcache.backbone.embedded import EMBEDDED_BACKBONE
+from featcache.engines.registry import find_engine
 from featcache.errors import InputError
 from featcache.recipe import Recipe
 from featcache.system.json import canonical_json
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from featcache.engines import Engine
 
 DEFAULT_BACKBONE = EMBEDDED_BACKBONE
-_ENGINE_PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime", "torch": "torch"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Extractor:
 def resolved_under(request: Request, recipe: Recipe) -> dict[str, Any]:
     """Return `request` and what else its Recipe depends on: package versions, the weights file's stat."""
     environment: dict[str, Any] = {"timm": importlib.metadata.version("timm")}
-    package = _ENGINE_PACKAGES[recipe.engine]
+    package = find_engine(recipe.engine).package
     environment[package] = importlib.metadata.version(package)
     values = request.to_json()
     weights = values.get("weights")
@@ -100,7 +100,10 @@ def resolved_under(request: Request, recipe: Recipe) -> dict[str, Any]:
 
 
 def open_extractor(request: Request, *, adopt: Recipe | None = None) -> Extractor:
-    """Return the engine and Recipe of what is asked for; `adopt`: whose engine, precision, … to keep if left open."""
+    """Return the engine and Recipe of what is asked for; `adopt`: whose engine, precision, … to keep if left open.
+
+    Raises `InputError` where no backbone is named, and as `load_backbone` and `open_engine` do.
+    """
     from featcache.backbone.load import load_backbone
     from featcache.engines import open_engine
 

@@ -63,12 +63,48 @@ def load_image(
     view: View | None = None,
     out: npt.NDArray[np.uint8] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Return the network's input (height, width, 3) uint8 RGB of an encoded image, in `out` where given.
+    """Return the network's input of an encoded image. Releases the interpreter lock while it decodes and resizes.
 
-    `dct_scaling`: decode a large JPEG at 1/2, 1/4 or 1/8, the smallest that keeps the short side as long as
-    `reduced_side` says; it changes the pixels and applies to the plain view only. `view`: an augmented view.
+    Parameters
+    ----------
+    data : bytes
+        Of an image file; its content decides what it is (see the module).
+    preprocessing : Preprocessing
+        Size, resize and crop; `mean` and `std` are not applied.
+    decoder : {"fast", "pillow"}
+        ``pillow`` is the reference, ``fast`` at most 2 grey levels from it.
+    dct_scaling : bool
+        Decode a large JPEG at 1/2, 1/4 or 1/8, the smallest that keeps the short side as long as `reduced_side` says;
+        it changes the pixels and applies to the plain view only.
+    view : View, optional
+        An augmented view instead of the plain one.
+    out : (height, width, 3) uint8, optional
+        Where to write the pixels.
 
-    Releases the interpreter lock while it decodes and resizes. Raises `ImageError` with the reason in one line.
+    Returns
+    -------
+    (height, width, 3) uint8
+        RGB, upright; `out` where it was given.
+
+    Raises
+    ------
+    ImageError
+        With the reason in one line.
+    InputError
+        For an unknown decoder, or an `out` of another shape.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from featcache.images.load import load_image
+    >>> from featcache.recipe import Preprocessing
+    >>> size = Preprocessing(32, 32, 36, "bicubic", "center", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    >>> pixels = load_image(Path("photos/cat/00.jpg").read_bytes(), size)
+    >>> pixels.shape, pixels.dtype
+    ((32, 32, 3), dtype('uint8'))
+    >>> load_image(b"no image", size)
+    Traceback (most recent call last):
+    featcache.errors.ImageError: not an image file, or damaged in its first bytes, or in a format that is not read
     """
     min_side = reduced_side(preprocessing) if dct_scaling and view is None else None
     full_size = None if min_side is None else upright_size(data)
@@ -111,7 +147,7 @@ def decode(
     `min_side`: decode a JPEG at the largest reduction of 1/2, 1/4, 1/8 that keeps its short side at least this long.
     `reuse`: the result lies in a buffer of this thread and is valid until its next decode with `reuse`; that spares
     fresh memory (a twentieth of a small photo's time, a sixth of a large one's). Perhaps a view with strides, perhaps
-    read-only. Raises `ImageError`.
+    read-only. Raises `ImageError`, and `InputError` for an unknown decoder.
     """
     if decoder not in ("fast", "pillow"):
         raise InputError(f"decoder must be 'fast' or 'pillow', got {decoder!r}")

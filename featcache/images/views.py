@@ -38,7 +38,8 @@ class View:
     def box(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Return the crop (left, top, right, bottom) in pixels of an upright image of `width` x `height` pixels.
 
-        Where no try fits (a very long image), it is the largest centred crop of an allowed aspect.
+        Where no try fits (a very long image), it is the largest centred crop of an allowed aspect. Raises `InputError`
+        for an image without a pixel.
         """
         if width < 1 or height < 1:
             raise InputError(f"an image must be at least 1x1 pixels, got {width!r}x{height!r}")
@@ -56,7 +57,10 @@ class View:
 
 
 def draw_view(view_seed: int, digest: bytes, index: int) -> View | None:
-    """Return view `index` of the image whose bytes have the sha256 `digest`; None for view 0, the plain one."""
+    """Return view `index` of the image whose bytes have the sha256 `digest`; None for view 0, the plain one.
+
+    Raises `InputError` for an index below 0.
+    """
     if index < 0:
         raise InputError(f"the index of a view must be at least 0 (the plain view), got {index!r}")
     if index == 0:

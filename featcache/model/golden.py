@@ -106,20 +106,20 @@ def golden_photos(cache: FeatureCache, *, dataset: str | None = None, count: int
         label = int(samples.labels[index])
         rank[label] = rank.get(label, -1) + 1  # the how-manieth of its class, so that every class comes early
         order.append((rank[label], label, digest, index))
-    found: list[bytes] = []
+    photos: list[bytes] = []
     for _, _, digest, index in sorted(order):
-        if len(found) == count:
+        if len(photos) == count:
             break
         try:
-            found.append(as_jpeg(read_image_bytes(samples.listing.absolute(index), digest=digest)))
+            photos.append(as_jpeg(read_image_bytes(samples.listing.absolute(index), digest=digest)))
         except ImageError:
             continue
-    if not found:
+    if not photos:
         raise MissingError(
             f"golden photos must be read from {samples.root!r}, none is there unchanged: build the cache again or "
             "pass --golden synthetic"
         )
-    return tuple(found)
+    return tuple(photos)
 
 
 def golden_patterns(height: int, width: int, *, count: int = GOLDEN_COUNT) -> tuple[bytes, ...]:

@@ -49,7 +49,10 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty directory beside `path` that takes its name if the block succeeds, and vanishes if it fails."""
+    """Yield an empty directory beside `path` that takes its name if the block succeeds, and vanishes if it fails.
+
+    Raises `ExistsError` as `refuse_existing`, `StorageError` where the disk refuses.
+    """
     refuse_existing(path, overwrite=overwrite)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -73,7 +76,10 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
-    """Yield a file to write that takes the name `path`, durable, if the block succeeds, and vanishes if it fails."""
+    """Yield a file to write that takes the name `path`, durable, if the block succeeds, and vanishes if it fails.
+
+    Raises `ExistsError` as `refuse_existing`, `StorageError` where the disk refuses.
+    """
     refuse_existing(path, overwrite=overwrite)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -16,8 +16,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def deferred_interrupts() -> Iterator[threading.Event]:
     """Yield an event that an interrupt sets; the interrupt itself is delivered when the block has ended.
 
-    A second one is delivered at once. Outside the main thread, where Python delivers no signals, the event is never
-    set.
+    A second one is delivered at once. Raises `KeyboardInterrupt` where the handler of the first returned. Outside the
+    main thread, where Python delivers no signals, the event is never set.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -20,8 +20,8 @@ class TwoOutputs(FakeEngine):
 
     columns = (("features", (48,)), ("squares", (6, 8)))
 
-    def run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        (rows,) = super().run(batch)
+    def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        (rows,) = super()._infer(batch)
         return rows, (rows**2).reshape(-1, 6, 8)
 
 

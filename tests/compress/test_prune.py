@@ -73,7 +73,7 @@ def test_importance_is_measured_on_unchanged_images_only(place: Path, photos: Pa
     shutil.copytree(photos, tmp_path / "photos")
     build_cache(tmp_path / "photos", tmp_path / "cache", backbone=BACKBONE, weights="random:3", precision="fp32")
     with open_cache(tmp_path / "cache") as cache:
-        source = open_source(place / "model", cache)
+        source = open_source(place / "model", cache, dataset=None)
         file = Path(cache.samples().listing.absolute(int(cache.select(split="train").indices[0])))
         write_photo(file, seed=999, size=(180, 170))
         replaced = loss_gradients(source)

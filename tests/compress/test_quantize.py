@@ -62,7 +62,7 @@ def test_calibration_reads_unchanged_images_only(place: Path, tmp_path: Path) ->
     shutil.copytree(place / "photos", tmp_path / "photos")
     build_cache(tmp_path / "photos", tmp_path / "cache", backbone=BACKBONE, weights="random:3", precision="fp32")
     with open_cache(tmp_path / "cache") as cache:
-        source = open_source(place / "model", cache)
+        source = open_source(place / "model", cache, dataset=None)
         before = calibration_pixels(source, 100)
         index = int(cache.select(split="train").indices[0])
         write_photo(Path(cache.samples().listing.absolute(index)), seed=999, size=(180, 170))

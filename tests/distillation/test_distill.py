@@ -49,8 +49,8 @@ class Teacher(FakeEngine):
 
     columns = (("features", (48,)), ("logits", (100,)))
 
-    def run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        (features,) = super().run(batch)
+    def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        (features,) = super()._infer(batch)
         weight = np.random.default_rng(0).normal(size=(48, 100)).astype(np.float32)
         return features, 4 * features @ weight
 
@@ -105,17 +105,17 @@ def test_a_student_learns_the_teachers_features(photos: Path, teacher: Path, tmp
 
 def test_the_student_sees_the_teachers_views(photos: Path, teacher: Path, tmp_path: Path) -> None:
     with open_cache(teacher) as cache:
-        look = plan_targets([cache], None, wanted=None, views=None, classes=("cat", "dog")).look(32)
+        spec = plan_targets([cache], None, wanted=None, views=None, classes=("cat", "dog")).view_spec(32)
         train = join_images(photos, [cache]).train
-    rendered = replay_views(tmp_path / "views.u8", train, look)
+    rendered = replay_views(tmp_path / "views.u8", train, spec)
     assert isinstance(rendered, RenderedViews)
     positions, views = np.arange(len(train)).repeat(3), np.tile(np.arange(3), len(train))
     pixels = rendered.batch(positions, views)
-    np.testing.assert_array_equal(pixels, StreamedViews(train, look).batch(positions, views))
+    np.testing.assert_array_equal(pixels, StreamedViews(train, spec).batch(positions, views))
     for row in range(len(positions)):
         data = Path(train.paths[positions[row]]).read_bytes()
         view = draw_view(0, train.digests[positions[row]].tobytes(), int(views[row]))
-        expected = load_image(data, look.preprocessing, decoder="pillow", view=view)
+        expected = load_image(data, spec.preprocessing, decoder="pillow", view=view)
         np.testing.assert_array_equal(pixels[row], expected)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from featcache.backbone.backbone import Backbone
 from featcache.backbone.load import load_backbone
-from featcache.engines import (
-    ENGINE_NAMES,
-    Engine,
-    _network_cache,
-    _openvino,
-    _torch,
-    open_cached_engine,
-    open_engine,
-)
+from featcache.engines import Engine, _network_cache, _openvino, _torch, open_cached_engine, open_engine
+from featcache.engines._openvino import LEAST_COSINE, Arithmetic, open_backbone, processor_arithmetic
 from featcache.engines.precision import (
     MIN_COSINE,
     check_images,
@@ -37,6 +29,7 @@ from featcache.engines.precision import (
 from featcache.errors import BackboneError, FormatError, InputError, MissingError
 from featcache.recipe import Preprocessing, Recipe
 
+NAMES = ("openvino", "onnxruntime", "torch")
 NAME = "test_efficientnet"  # timm's own small network for tests: 160x160 pixels
 
 
@@ -50,7 +43,7 @@ def backbone() -> Backbone:
     return load_backbone(NAME, weights="random:0", outputs=("features", "stage2"))
 
 
-@pytest.fixture(scope="module", params=ENGINE_NAMES)
+@pytest.fixture(scope="module", params=NAMES)
 def engine(request: pytest.FixtureRequest, backbone: Backbone) -> Iterator[Engine]:
     with open_engine(backbone, engine=request.param, precision="fp32", batch_size=4, cached=False) as opened:
         yield opened
@@ -71,52 +64,7 @@ def test_an_engine_computes_what_torch_does(engine: Engine, backbone: Backbone, 
     np.testing.assert_allclose(rows[0], wanted[0], rtol=1e-3, atol=1e-3)
 
 
-def test_a_row_is_the_same_bits_whatever_stands_next_to_it(engine: Engine, images: npt.NDArray[np.uint8]) -> None:
-    whole = engine.run(images)
-    order = np.random.default_rng(1).permutation(len(images))
-    shuffled = engine.run(images[order])
-    for values, moved in zip(whole, shuffled, strict=True):
-        np.testing.assert_array_equal(moved, values[order])
-    for index in range(len(images)):
-        np.testing.assert_array_equal(engine.run(images[index : index + 1])[0][0], whole[0][index])
-
-
-def test_threads_share_an_engine(engine: Engine, images: npt.NDArray[np.uint8]) -> None:
-    alone = engine.run(images)[0]
-    results: dict[int, npt.NDArray[np.float32]] = {}
-
-    def run(number: int) -> None:
-        results[number] = engine.run(images)[0]
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 4
-    for values in results.values():
-        np.testing.assert_array_equal(values, alone)
-
-
-def test_results_are_the_callers_own(engine: Engine, images: npt.NDArray[np.uint8]) -> None:
-    first = engine.run(images[:4])[0]
-    kept = first.copy()
-    engine.run(images[4:8])
-    np.testing.assert_array_equal(first, kept)
-
-
-def test_images_of_another_size_or_type_are_refused(engine: Engine) -> None:
-    with pytest.raises(InputError, match=r"\(n, 160, 160, 3\) uint8"):
-        engine.run(np.zeros((4, 200, 160, 3), dtype=np.uint8))
-    with pytest.raises(InputError, match="float32"):
-        engine.run(np.zeros((4, 160, 160, 3), dtype=np.float32))  # type: ignore[arg-type]
-
-
-def test_no_images_give_no_rows(engine: Engine) -> None:
-    assert engine.run(np.zeros((0, 160, 160, 3), dtype=np.uint8))[0].shape == (0, 256)
-
-
-@pytest.mark.parametrize("name", ENGINE_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_transformers_with_token_outputs_run_everywhere(name: str) -> None:
     vit = load_backbone(
         "vit_tiny_patch16_224",
@@ -154,14 +102,14 @@ def test_lowest_cosine_is_the_worst_row_of_the_worst_output() -> None:
     assert lowest_cosine([np.full((1, 2), np.nan)], [np.ones((1, 2))]) == -1
 
 
-def test_bf16_is_taken_only_where_the_check_images_agree(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not _openvino._has_bf16():
+def test_bf16_is_taken_only_where_the_check_images_agree(backbone: Backbone) -> None:
+    if not processor_arithmetic().bf16:
         pytest.skip("this processor has no bf16")
     with open_engine(backbone, batch_size=4, cached=False) as opened:
         assert opened.precision == "bf16"
-    monkeypatch.setattr(_openvino, "lowest_cosine", lambda rows, wanted: MIN_COSINE - 1e-6)
+    strict = {**LEAST_COSINE, "bf16": 1.0}
     for _ in range(2):  # compiled, then from the kept networks
-        with open_engine(backbone, batch_size=4) as opened:
+        with open_backbone(backbone, precision="auto", batch_size=4, cached=True, least_cosine=strict) as opened:
             assert opened.precision == "fp32"
 
 
@@ -170,10 +118,8 @@ def transformer() -> Backbone:
     return load_backbone("vit_tiny_patch16_224", weights="random:0", model_kwargs={"img_size": 64, "depth": 3})
 
 
-def test_transformers_multiply_integers_where_the_check_images_agree(
-    transformer: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not _openvino._has_dynamic_int8():
+def test_transformers_multiply_integers_where_the_check_images_agree(transformer: Backbone) -> None:
+    if not processor_arithmetic().dynamic_int8:
         pytest.skip("this processor has not both VNNI and bf16")
     noise = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     pictures = np.concatenate([check_images(64, 64), noise])
@@ -185,8 +131,8 @@ def test_transformers_multiply_integers_where_the_check_images_agree(
     for precision in ("bf16", "auto"):  # one kept network is not taken for the other
         with open_engine(transformer, batch_size=4, precision=precision) as again:
             assert again.precision == ("bf16" if precision == "bf16" else "int8-dynamic")
-    monkeypatch.setattr(_openvino, "lowest_cosine", lambda rows, wanted: 0.9992)
-    with open_engine(transformer, batch_size=4, cached=False) as careful:
+    strict = {**LEAST_COSINE, "int8-dynamic": 0.99999}
+    with open_backbone(transformer, precision="auto", batch_size=4, cached=False, least_cosine=strict) as careful:
         assert careful.precision == "bf16"
 
 
@@ -194,7 +140,7 @@ def test_only_matrix_products_count_for_dynamic_integers(transformer: Backbone, 
     assert _openvino._Graph.of(transformer, batch_size=1).product_share > 0.8
     graph = _openvino._Graph.of(backbone, batch_size=1)
     assert graph.product_share < 0.01
-    if _openvino._has_dynamic_int8():
+    if processor_arithmetic().dynamic_int8:
         with pytest.raises(InputError, match=r"'int8-dynamic'.*few of its multiplications are matrix products"):
             open_engine(backbone, engine="openvino", precision="int8-dynamic", cached=False)
 
@@ -207,16 +153,18 @@ def test_a_batch_is_what_the_caches_hold(backbone: Backbone) -> None:
         assert opened.batch_size == 16
 
 
-def test_a_precision_that_the_machine_lacks_is_refused_by_name(
-    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_openvino, "_has_bf16", lambda: False)
-    with open_engine(backbone, batch_size=4, cached=False) as opened:
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_precision_that_the_machine_lacks_is_refused_by_name(backbone: Backbone, int8: bool) -> None:
+    old = {"batch_size": 4, "cached": False, "arithmetic": Arithmetic(bf16=False, int8=int8)}
+    with open_backbone(backbone, precision="auto", **old) as opened:
         assert opened.precision == "fp32"
     with pytest.raises(InputError, match=r"'bf16'.*neither AVX512-BF16 nor AMX.*fp32"):
-        open_engine(backbone, engine="openvino", precision="bf16")
+        open_backbone(backbone, precision="bf16", **old)
     with pytest.raises(InputError, match=r"'int8-dynamic'.*VNNI"):
-        open_engine(backbone, engine="openvino", precision="int8-dynamic")
+        open_backbone(backbone, precision="int8-dynamic", **old)
+
+
+def test_a_precision_or_engine_that_is_none_is_refused(backbone: Backbone) -> None:
     with pytest.raises(InputError, match=r"'bf16'.*fp32 only"):
         open_engine(backbone, engine="onnxruntime", precision="bf16")
     with pytest.raises(InputError, match="precision must be"):
@@ -232,7 +180,7 @@ def test_real_weights_keep_their_rows_in_the_chosen_precision(name: str, shared_
     images = check_images(224, 224)
     with open_engine(real, engine="openvino", cached=False) as opened:
         assert lowest_cosine(opened.run(images), reference_rows(real, images)) >= MIN_COSINE
-        if _openvino._has_bf16():
+        if processor_arithmetic().bf16:
             # Plain bf16 ruins both; fp32 for the first convolutions saves the one.
             assert opened.precision == ("bf16" if "ptq" in name else "fp32")
 
@@ -332,15 +280,14 @@ def test_a_directory_that_cannot_be_written_to_only_costs_time(
         assert opened.columns[0] == ("features", (256,))
 
 
-def test_the_oldest_networks_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_network_cache, "MAX_BYTES", 3000)
+def test_the_oldest_networks_make_room() -> None:
     paths = [_network_cache.entry_path({"number": number}) for number in range(4)]
     for number, path in enumerate(paths):
-        _network_cache.save_entry(path, {}, bytes(1000))
+        _network_cache.save_entry(path, {}, bytes(1000), max_bytes=3000)
         import os
 
         os.utime(path, (number, number))
-    _network_cache.save_entry(_network_cache.entry_path({"number": 9}), {}, bytes(1000))
+    _network_cache.save_entry(_network_cache.entry_path({"number": 9}), {}, bytes(1000), max_bytes=3000)
     assert [path.exists() for path in paths] == [False, False, False, True]
 
 
@@ -478,27 +425,30 @@ def test_torch_in_bf16_is_bit_equal_and_close(backbone: Backbone, images: npt.ND
         np.testing.assert_array_equal(opened.run(images[::-1])[0][::-1], rows)
 
 
-def test_auto_takes_the_cuda_device_in_bf16(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which engine, precision and batch are chosen where there is a GPU; it is stood in for by the processor."""
-    opened: list[dict[str, Any]] = []
+def test_torch_takes_bf16_where_the_device_has_it_and_the_check_images_agree(backbone: Backbone) -> None:
+    """Which precision is chosen for a device; it is stood in for by the processor in fp32."""
+    opened: list[str] = []
 
     class StandIn(_torch.TorchEngine):
-        def __init__(self, backbone: Backbone, **settings: Any) -> None:
-            opened.append(settings)
-            super().__init__(backbone, precision="fp32", batch_size=4)
-            self.precision = settings["precision"]
+        def __init__(self, backbone: Backbone, *, precision: Any, batch_size: int) -> None:
+            opened.append(precision)
+            super().__init__(backbone, precision="fp32", batch_size=batch_size)
+            self.precision = precision
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    monkeypatch.setattr(_torch, "CudaEngine", StandIn)
-    with open_engine(backbone) as engine:
-        assert (engine.name, engine.precision) == ("torch", "bf16")
-    monkeypatch.setattr(_torch, "lowest_cosine", lambda rows, wanted: MIN_COSINE - 1e-6)
-    with open_engine(backbone) as engine:
-        assert engine.precision == "fp32"
-    assert [(s["precision"], s["batch_size"]) for s in opened] == [("bf16", 128), ("bf16", 128), ("fp32", 128)]
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    device = {"precision": "auto", "batch_size": 4}
+    assert _torch.open_checked(StandIn, backbone, has_bf16=True, **device).precision == "bf16"
+    assert _torch.open_checked(StandIn, backbone, has_bf16=True, least_cosine=1.1, **device).precision == "fp32"
+    assert _torch.open_checked(StandIn, backbone, has_bf16=False, **device).precision == "fp32"
+    assert opened == ["bf16", "bf16", "fp32", "fp32"]
     with pytest.raises(InputError, match="no bf16 arithmetic"):
+        _torch.open_checked(StandIn, backbone, has_bf16=False, precision="bf16", batch_size=4)
+
+
+def test_auto_takes_torch_where_there_is_a_cuda_device(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO would leave the device idle; the refusal names the engine that was chosen."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(InputError, match="computes with torch"):
         open_engine(backbone, precision="bf16")
 
 

@@ -59,8 +59,8 @@ class WideEngine(FakeEngine):
 
     columns = (("features", (48 * 1024,)),)
 
-    def run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        (rows,) = super().run(batch)
+    def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        (rows,) = super()._infer(batch)
         return (np.tile(rows, 1024),)
 
 
@@ -95,10 +95,10 @@ class SlowEngine(FakeEngine):
         super().__init__()
         self.entered, self.go = threading.Event(), threading.Event()
 
-    def run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
         self.entered.set()
         assert self.go.wait(30)
-        return super().run(batch)
+        return super()._infer(batch)
 
 
 def test_a_second_builder_is_refused_by_name_or_waits(photos: Path, tmp_path: Path, store: str) -> None:

@@ -38,8 +38,8 @@ class Network(FakeEngine):
         self.precision = precision
         self.mask = np.frombuffer(hashlib.sha256(seed.encode()).digest(), dtype=np.uint8).astype(np.float32) / 64
 
-    def run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        (rows,) = super().run(batch)
+    def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        (rows,) = super()._infer(batch)
         return (rows + np.resize(self.mask, 48),)
 
 

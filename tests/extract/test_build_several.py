@@ -24,8 +24,8 @@ class HalfEngine(FakeEngine):
 
     columns = (("features", (24,)),)
 
-    def run(self, batch):  # type: ignore[no-untyped-def]
-        (rows,) = super().run(batch)
+    def _infer(self, batch):  # type: ignore[no-untyped-def]
+        (rows,) = super()._infer(batch)
         return (rows[:, ::2].copy(),)
 
 

@@ -39,7 +39,7 @@ class Pixels(Engine):
             values = np.sign(values) * np.abs(values) ** 0.1
         return (values.reshape(len(batch), -1),)
 
-    def close(self) -> None:
+    def _release(self) -> None:
         """Nothing is held."""
 
 

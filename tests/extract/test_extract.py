@@ -24,11 +24,13 @@ from featcache.cache import open_cache
 from featcache.engines import Engine, Features, Images, open_engine
 from featcache.errors import InputError, StorageError
 from featcache.extract.build import build_cache
-from featcache.extract.extraction import Extraction, Target, extract
+from featcache.extract.extraction import Extraction, Target, default_workers, extract
+from featcache.extract.settings import ExtractSettings
 from featcache.images.load import load_image
 from featcache.recipe import Preprocessing, Recipe
 from featcache.store import Column, FeatureStore, create_store
 
+ONE_RUN = ExtractSettings(burst=1)  # rows leave a worker after every run of the engine, not in bursts of several
 STAGES = {"read", "decode", "resize", "network", "write", "wait"}
 
 
@@ -74,12 +76,6 @@ def rows_of(extraction: Extraction, notes: Notes) -> npt.NDArray[Any]:
 @pytest.fixture
 def paths(photos: Path) -> list[Path]:
     return sorted(photos.rglob("*.jpg"))
-
-
-@pytest.fixture
-def _one_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows leave a worker after every run of the engine, not in bursts of several."""
-    monkeypatch.setattr("featcache.extract.extraction._BURST", 1)
 
 
 @pytest.fixture(scope="module")
@@ -169,14 +165,18 @@ def test_targets_share_reading_and_decoding(paths: list[Path], monkeypatch: pyte
                 np.testing.assert_array_equal(target.writer.committed[key][name], values)  # type: ignore[attr-defined]
 
 
-@pytest.mark.usefixtures("_one_run_at_a_time")
-def test_commits_come_after_so_many_rows_or_seconds(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(featcache.extract.extraction, "COMMIT_ROWS", 16)
-    _, notes = run(paths, workers=1)
+def test_commits_come_after_so_many_rows_or_seconds(paths: list[Path]) -> None:
+    _, notes = run(paths, workers=1, settings=ExtractSettings(commit_rows=16, burst=1))
     assert notes.commits == [16, 8]
-    monkeypatch.setattr(featcache.extract.extraction, "COMMIT_SECONDS", 0.0)
-    _, notes = run(paths, workers=1)
+    _, notes = run(paths, workers=1, settings=ExtractSettings(commit_seconds=0.0, burst=1))
     assert notes.commits == [8, 8, 8]
+
+
+@pytest.mark.parametrize("wrong", [{"commit_rows": 0}, {"commit_seconds": -1.0}, {"burst": 0}])
+def test_extract_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    """Settings that could never commit or compute are said at the border."""
+    with pytest.raises(InputError, match="must be at least"):
+        ExtractSettings(**wrong)  # type: ignore[arg-type]
 
 
 class Interrupting(FakeEngine):
@@ -186,8 +186,8 @@ class Interrupting(FakeEngine):
         super().__init__()
         self.number = number
 
-    def run(self, batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:
-        rows = super().run(batch)
+    def _infer(self, batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:
+        rows = super()._infer(batch)
         if self.batches == 2:
             os.kill(os.getpid(), self.number)
             time.sleep(0.3)  # the signal reaches the main thread before this one goes on
@@ -207,7 +207,6 @@ def stored_rows(store: FeatureStore) -> dict[bytes, bytes]:
         return {key.tobytes(): row.tobytes() for key, row in zip(reader.keys(), rows, strict=True)}
 
 
-@pytest.mark.usefixtures("_one_run_at_a_time")
 def test_an_interrupt_commits_what_is_computed_and_the_next_run_carries_on(
     paths: list[Path], store: FeatureStore, request: pytest.FixtureRequest
 ) -> None:
@@ -215,11 +214,17 @@ def test_an_interrupt_commits_what_is_computed_and_the_next_run_carries_on(
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt), store.writer() as writer:
-        extract(names, [Target(Interrupting(signal.SIGINT), fake_recipe(), writer)], workers=1, progress=False)  # type: ignore[arg-type]
+        extract(
+            names,
+            [Target(Interrupting(signal.SIGINT), fake_recipe(), writer)],
+            workers=1,
+            settings=ONE_RUN,
+            progress=False,
+        )
     kept = stored_rows(store)
     assert len(kept) == 16  # two batches of eight: the one in hand was finished
     with store.writer() as writer:
-        extraction = extract(names, [Target(FakeEngine(), fake_recipe(), writer)], progress=False)  # type: ignore[arg-type]
+        extraction = extract(names, [Target(FakeEngine(), fake_recipe(), writer)], progress=False)
     assert (extraction.extracted, extraction.reused) == (8, 16)
     _, whole = run(paths)
     assert stored_rows(store) == {key: row["features"].tobytes() for key, row in whole.committed.items()}
@@ -229,17 +234,20 @@ def test_an_interrupt_commits_what_is_computed_and_the_next_run_carries_on(
 _KILLED = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-import featcache.extract.extraction
-from featcache.build import build_cache
-from fake import FakeEngine, fake_extractor
-featcache.extract.extraction.COMMIT_ROWS = 8
-run = FakeEngine.run
-def die(self, batch):
-    if self.batches == int(sys.argv[4]):
-        os._exit(9)
-    return run(self, batch)
-FakeEngine.run = die
-build_cache(sys.argv[2], sys.argv[3], extractor=fake_extractor(), store=sys.argv[5], workers=1)
+from fake import FakeEngine, fake_recipe
+from featcache.extract.build import Extractor, build_cache
+from featcache.extract.settings import ExtractSettings
+
+class Dying(FakeEngine):
+    def _infer(self, batch):
+        if self.batches == int(sys.argv[4]):
+            os._exit(9)
+        return super()._infer(batch)
+
+build_cache(
+    sys.argv[2], sys.argv[3], extractor=Extractor(Dying(), fake_recipe()), store=sys.argv[5], workers=1,
+    settings=ExtractSettings(commit_rows=8),
+)
 """
 
 
@@ -286,21 +294,19 @@ def test_what_the_store_refuses_is_raised_and_every_thread_ends(
 
 
 @pytest.mark.parametrize(("value", "message"), [(np.nan, "must be finite"), (70000.0, "float16.*--dtype float32")])
-@pytest.mark.usefixtures("_one_run_at_a_time")
 def test_features_that_cannot_be_stored_stop_the_run_after_what_came_before(
-    paths: list[Path], value: float, message: str, monkeypatch: pytest.MonkeyPatch
+    paths: list[Path], value: float, message: str
 ) -> None:
     class Bad(FakeEngine):
-        def run(self, batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:
-            (rows,) = super().run(batch)
+        def _infer(self, batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:
+            (rows,) = super()._infer(batch)
             if self.batches == 3:
                 rows[1, 2] = value
             return (rows,)
 
-    monkeypatch.setattr(featcache.extract.extraction, "COMMIT_ROWS", 8)
     notes = Notes()
     with pytest.raises(InputError, match=message):
-        run(paths, Bad(), notes=notes, workers=1)
+        run(paths, Bad(), notes=notes, workers=1, settings=ExtractSettings(commit_rows=8, burst=1))
     assert len(notes.committed) == 16
     assert not extracting_threads()
     if np.isfinite(value):
@@ -326,15 +332,14 @@ def test_nothing_but_failures(tmp_path: Path) -> None:
 
 
 class Slow(FakeEngine):
-    def run(self, batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:
+    def _infer(self, batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:
         time.sleep(0.1)
-        return super().run(batch)
+        return super()._infer(batch)
 
 
-@pytest.mark.usefixtures("_one_run_at_a_time")
 def test_seconds_by_stage_show_the_bottleneck(paths: list[Path]) -> None:
     threads = 2
-    extraction, _ = run(paths, Slow(), workers=threads)
+    extraction, _ = run(paths, Slow(), workers=threads, settings=ONE_RUN)
     seconds = extraction.seconds_by_stage
     assert set(seconds) == STAGES
     assert seconds["network"] >= 0.3  # three batches, perhaps four, of a tenth of a second
@@ -345,7 +350,7 @@ def test_seconds_by_stage_show_the_bottleneck(paths: list[Path]) -> None:
     notes = Notes()
     append = notes.append
     notes.append = lambda keys, columns: time.sleep(0.2) or append(keys, columns)  # type: ignore[method-assign]
-    slow_writer = run(paths, notes=notes, workers=threads)[0].seconds_by_stage
+    slow_writer = run(paths, notes=notes, workers=threads, settings=ONE_RUN)[0].seconds_by_stage
     assert slow_writer["write"] >= 0.6
     assert max(slow_writer, key=lambda stage: slow_writer[stage]) in ("write", "wait")
 
@@ -378,29 +383,19 @@ class Device(Engine):
     def _infer(self, batch: Images) -> tuple[Features, ...]:
         return self._rows.run(batch)
 
-    def close(self) -> None:
+    def _release(self) -> None:
         """Nothing is held."""
 
 
-def test_threads_that_wait_for_a_device_come_on_top_of_those_that_decode(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(featcache.extract.extraction, "processor_count", lambda: 3)
+def test_threads_that_wait_for_a_device_come_on_top_of_those_that_decode(tmp_path: Path) -> None:
+    assert default_workers([Device()], processors=3) == 5
+    assert default_workers([FakeEngine(), Device(), Device()], processors=3) == 7
+    assert default_workers([FakeEngine()], processors=3) == 3
     for seed in range(40):
         write_photo(tmp_path / f"{seed}.jpg", seed=seed, size=(20, 20))
     files = sorted(tmp_path.glob("*.jpg"))
-    seen: set[int] = set()
-
-    class Watched(Device):
-        def _infer(self, batch: Images) -> tuple[Features, ...]:
-            seen.add(len(extracting_threads()))
-            return super()._infer(batch)
-
-    extraction, notes = run(files, Watched())
-    assert max(seen) <= 5
+    extraction, notes = run(files, Device(), workers=5)
     np.testing.assert_array_equal(rows_of(extraction, notes), rows_of(*run(files)))
-    assert featcache.extract.extraction._waiting_calls(Device()) == 2
-    assert featcache.extract.extraction._waiting_calls(FakeEngine()) == 0  # type: ignore[arg-type]
 
 
 def test_a_writer_is_told_by_one_thread_at_a_time(paths: list[Path]) -> None:
