@@ -279,9 +279,8 @@ def _convert(backbone: Backbone) -> openvino.Model:
 def _cached_batch_size(model: openvino.Model) -> int:
     """Return how many images of a one-image `model` to compute at once, a power of two up to 16.
 
-    A layer's output is read by the next layer at once, and from memory where it is larger than the caches. MobileNetV2,
-    whose largest output is 2.4 MB in bf16, computes 455 images/s in fours and 380 in sixteens; MobileNetV3-small (0.5
-    MB) gains nothing from less than sixteen. The bound is the same on every machine, since rows may depend on it.
+    A layer's output is read by the next layer at once, and from memory where it is larger than the caches. The bound is
+    the same on every machine, since rows may depend on it.
     """
     largest = max(
         2 * math.prod(output.shape)

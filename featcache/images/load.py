@@ -146,7 +146,7 @@ def decode(
 
     `min_side`: decode a JPEG at the largest reduction of 1/2, 1/4, 1/8 that keeps its short side at least this long.
     `reuse`: the result lies in a buffer of this thread and is valid until its next decode with `reuse`; that spares
-    fresh memory (a twentieth of a small photo's time, a sixth of a large one's). Perhaps a view with strides, perhaps
+    fresh memory. Perhaps a view with strides, perhaps
     read-only. Raises `ImageError`, and `InputError` for an unknown decoder.
     """
     if decoder not in ("fast", "pillow"):
