@@ -34,7 +34,7 @@ class _Geometry:
     flip: bool
 
 
-def _plan(width: int, height: int, preprocessing: Preprocessing, view: View | None) -> _Geometry:
+def _geometry(width: int, height: int, preprocessing: Preprocessing, view: View | None) -> _Geometry:
     p = preprocessing
     whole = (0, 0, width, height)
     if view is not None or p.crop_mode == "squash":
@@ -71,20 +71,20 @@ def resize_with_pillow(
 
     `full_size`: of what `image` is a reduced decode of; only without a `view`.
     """
-    plan = _plan(*(full_size or image.size), preprocessing, view)
-    if view is not None and plan.source != (0, 0, *image.size):
-        image = image.crop(plan.source)
+    geometry = _geometry(*(full_size or image.size), preprocessing, view)
+    if view is not None and geometry.source != (0, 0, *image.size):
+        image = image.crop(geometry.source)
     # One axis after the other: pixels are rounded in between, so the order shows (by 6 levels in photos). Since version
     # 13 Pillow begins with the height where that shrinks much more than the width; before, and in torch, it never does.
     resampling = Image.Resampling[preprocessing.interpolation.upper()]
-    for size in ((plan.width, image.height), (plan.width, plan.height)):
+    for size in ((geometry.width, image.height), (geometry.width, geometry.height)):
         if image.size != size:
             image = image.resize(size, resampling)
-    kept = (plan.left, plan.top, plan.left + preprocessing.width, plan.top + preprocessing.height)
+    kept = (geometry.left, geometry.top, geometry.left + preprocessing.width, geometry.top + preprocessing.height)
     if kept != (0, 0, *image.size):
         image = image.crop(kept)
     pixels = np.asarray(image)
-    return pixels[:, ::-1] if plan.flip else pixels
+    return pixels[:, ::-1] if geometry.flip else pixels
 
 
 def resize_with_torch(
@@ -100,19 +100,21 @@ def resize_with_torch(
 
     height, width = pixels.shape[:2]
     full_width, full_height = full_size or (width, height)
-    plan = _plan(full_width, full_height, preprocessing, view)
-    left, top, right, bottom = plan.source  # of a reduced decode, everything: beyond its end
+    geometry = _geometry(full_width, full_height, preprocessing, view)
+    left, top, right, bottom = geometry.source  # of a reduced decode, everything: beyond its end
     pixels = pixels[top:bottom, left:right]
-    if pixels.shape[:2] != (plan.height, plan.width):
+    if pixels.shape[:2] != (geometry.height, geometry.width):
         # torch takes neither negative strides nor read-only memory, and its fast kernel only channels in one piece
         whole = np.require(pixels, dtype=np.uint8, requirements=["C_CONTIGUOUS", "WRITEABLE"])
         channels_last = torch.from_numpy(whole)[None].permute(0, 3, 1, 2)
         resized = functional.interpolate(
-            channels_last, (plan.height, plan.width), mode=preprocessing.interpolation, antialias=True
+            channels_last, (geometry.height, geometry.width), mode=preprocessing.interpolation, antialias=True
         )
         pixels = resized.permute(0, 2, 3, 1)[0].numpy()
-    pixels = pixels[plan.top : plan.top + preprocessing.height, plan.left : plan.left + preprocessing.width]
-    return pixels[:, ::-1] if plan.flip else pixels
+    pixels = pixels[
+        geometry.top : geometry.top + preprocessing.height, geometry.left : geometry.left + preprocessing.width
+    ]
+    return pixels[:, ::-1] if geometry.flip else pixels
 
 
 def torch_resizes(preprocessing: Preprocessing) -> bool:
