@@ -20,22 +20,26 @@ from pathlib import Path
 
 import numpy as np
 
+from featcache.engines import Engine
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 
-class TwoOutputs:
+class TwoOutputs(Engine):
     """An engine with two outputs that are fixed functions of the pixels."""
 
     name, version, precision, batch_size = "torch", "2", "fp32", 8
+    height = width = 16
+    workers = 1
     columns = (("features", (6,)), ("map", (2, 2)))
 
-    def run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _infer(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
         pixels = batch.astype(np.float32) / 255
         features = np.concatenate([pixels.mean((1, 2)), pixels.max((1, 2))], axis=1)
         return features, pixels.reshape(len(batch), 2, 8, 2, 8, 3).mean((2, 4, 5))
 
-    def close(self) -> None:
+    def _release(self) -> None:
         """Nothing is held."""
 
 
@@ -67,7 +71,7 @@ def make(out: Path, kind: str) -> None:
         ) as empty:
             empty.remember_request(resolved_under(request, recipe))
         for name in ("photos", "more photos"):
-            build_cache(photos, cache, dataset=name, store=kind, extractor=Extractor(TwoOutputs(), recipe))  # type: ignore[arg-type]
+            build_cache(photos, cache, dataset=name, store=kind, extractor=Extractor(TwoOutputs(), recipe))
             shutil.rmtree(photos / "dog", ignore_errors=True)
         with open_cache(cache) as opened:
             for name in opened.datasets:
