@@ -43,9 +43,31 @@ def verify(
 ) -> Verification:
     """Return what a check of every byte stored at `path` finds.
 
-    `repair`: drop exactly the damaged rows of a cache, so that the next build makes them again; nothing else can be
-    repaired. `public_key`: the PEM file of the Ed25519 key that a bundle must be signed with. Raises `MissingError`
-    where `path` is none of a cache, head, model or bundle.
+    Parameters
+    ----------
+    path
+        A CACHE, HEAD, MODEL or BUNDLE.
+    repair
+        Drop exactly the damaged rows of a cache, so that the next build makes them again; nothing else can be repaired.
+    public_key
+        The PEM file of the Ed25519 key that a bundle must be signed with.
+
+    Raises
+    ------
+    MissingError
+        Where `path` is none of these.
+    InputError
+        Where something else than a cache shall be repaired, or something else than a bundle has a public key.
+
+    Examples
+    --------
+    >>> from featcache import verify
+    >>> verify("bundle").ok
+    True
+    >>> with open("bundle/labels.txt", "a") as file:
+    ...     _ = file.write("bird")
+    >>> verify("bundle").problems
+    ("'labels.txt' is not the file that was exported: its sha256 differs",)
     """
     place = Path(path)
     kind = _kind(place)
@@ -57,8 +79,8 @@ def verify(
     if kind == "cache":
         rows, problems = _check_cache(place, repair=repair)
     elif kind == "bundle":
+        from featcache.bundle.manifest import verify_bundle
         from featcache.bundle.signature import check_signature, load_public_key
-        from featcache.bundle.verification import verify_bundle
 
         key = None if public_key is None else load_public_key(public_key)
         rows, problems = verify_bundle(place, public_key=key)
@@ -103,8 +125,8 @@ def _check_cache(place: Path, *, repair: bool) -> tuple[int, tuple[str, ...]]:
     except CorruptError as error:
         return 0, (str(error),)
     with open_cache(place) as cache:
-        found = cache.verify(repair=repair)
-    return found.rows, problems + found.problems
+        report = cache.verify(repair=repair)
+    return report.rows, problems + report.problems
 
 
 def _check_head(place: Path) -> tuple[int, tuple[str, ...]]:

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from featcache.backbone.load import load_backbone
 from featcache.compress.quantization import integer_nodes
-from featcache.compress.ranges import covering
+from featcache.compress.ranges import affine_qparams
 from featcache.formats.interface import ModelFacts
 from featcache.graph.qdq import consumers_of, integer_output
 from featcache.graph.write import write_onnx
@@ -22,6 +22,7 @@ from featcache.model.directory import save_model
 from featcache.model.golden import Golden, golden_patterns
 from featcache.model.merged import MergedModel
 from featcache.model.merging import logits_of_images
+from featcache.model.quantization import Quantization, QuantParams, along_axis
 from featcache.recipe import Recipe
 
 LABELS = ("cat", "dog, wet", "Öl/„x“")
@@ -94,7 +95,7 @@ def quantized(model: MergedModel, folder: Path) -> MergedModel:
     consumers, outputs = consumers_of(proto.graph), {value.name for value in proto.graph.output}
     names = [*integer_nodes(proto, float_share=0.0), "head/Gemm"]
     tensors: set[str] = set()
-    stored: dict[str, Any] = {}
+    stored: dict[str, QuantParams] = {}
     for node in proto.graph.node:
         if node.name not in names:
             continue
@@ -106,16 +107,15 @@ def quantized(model: MergedModel, folder: Path) -> MergedModel:
             weight = weights[node.input[1]]
             others = tuple(other for other in range(weight.ndim) if other != axis)
             scale = np.maximum(np.abs(weight).max(axis=others), 1e-6) / 127
-            zeros = [0] * len(scale)
-            stored[node.input[1]] = {"scale": scale.tolist(), "zero_point": zeros, "signed": True, "axis": axis}
+            stored[node.input[1]] = along_axis(scale.tolist(), axis=axis)
     proto.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors)
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     found = session.run(sorted(tensors), {"image": pixels(2, model)})
     activations = {
-        name: covering(float(values.min()), float(values.max()))
+        name: affine_qparams(float(values.min()), float(values.max()))
         for name, values in zip(sorted(tensors), found, strict=True)
     }
-    return model.copy(quantization={"nodes": names, "activations": activations, "weights": stored})
+    return model.copy(quantization=Quantization(tuple(names), activations, stored))
 
 
 def stirred(name: str = "test_efficientnet") -> MergedModel:

@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from featcache.bundle.manifest import files_below, verify_bundle
 from featcache.bundle.signature import load_public_key
-from featcache.bundle.verification import files_below, verify_bundle
 from featcache.errors import CorruptError, InputError, MissingError, VerificationError
 from featcache.runtime.bundle import check_inside
 from featcache.system.files import new_directory, new_file, refuse_existing
@@ -54,8 +54,8 @@ def unpack(
 
     `public_key`: the PEM file of the key that it must be signed with. Raises `InputError` for an entry with an absolute
     path, a ``..``, a link or a name twice, and for an archive that unpacks to far more than it holds or than fits the
-    disk; `CorruptError` for a broken zip; `VerificationError` for a bundle that does not match its manifest or its
-    signature. `out` then does not exist.
+    disk; `MissingError` where there is no archive, `CorruptError` for a broken zip; `VerificationError` for a bundle
+    that does not match its manifest or its signature. `out` then does not exist.
     """
     target, named = Path(os.path.abspath(out)), os.fspath(archive)
     key = None if public_key is None else load_public_key(public_key)

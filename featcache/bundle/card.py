@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from featcache.formats.interface import ModelFacts, Target
+from featcache.formats.interface import Converted, ModelFacts
 from featcache.formats.labels import one_line
 
 
-def preprocess_document(facts: ModelFacts, targets: Mapping[str, Target]) -> dict[str, Any]:
+def preprocess_document(facts: ModelFacts, converted: Mapping[str, Converted]) -> dict[str, Any]:
     """Return ``preprocess.json``: how encoded image bytes become the input tensor, and what comes out."""
     size = facts.preprocessing
     resize = (
@@ -36,7 +36,7 @@ def preprocess_document(facts: ModelFacts, targets: Mapping[str, Target]) -> dic
         "orientation": "exif",
         "normalisation": "inside the model",
         "steps": steps,
-        "tensors": {name: target.tensors(facts) for name, target in targets.items()},
+        "tensors": {name: made.to_json() for name, made in converted.items()},
     }
 
 

@@ -2,87 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from featcache.bundle.card import model_card, preprocess_document
-from featcache.bundle.measurement import FormatReport, Measured, compare, report_formats, run_all
+from featcache.bundle.contents import bundle_manifest, json_bytes, write_contents
+from featcache.bundle.execution import execute_formats
+from featcache.bundle.manifest import manifest_entries
+from featcache.bundle.report import ExportReport, report_document
 from featcache.bundle.signature import load_private_key
 from featcache.bundle.signature import sign as signature_of
-from featcache.bundle.snippet import write_snippets
-from featcache.bundle.thumbnails import mistake_thumbnails
-from featcache.bundle.verification import manifest_bytes, manifest_entries
 from featcache.datasets.labelled import LabelledImages, cached_images, labelled_images
 from featcache.errors import InputError, VerificationError
-from featcache.formats.interface import ModelFacts, Runner, Target
-from featcache.formats.labels import labels_text
-from featcache.formats.onnx import open_unoptimised
+from featcache.formats.interface import Converted, ModelFacts, Target
 from featcache.formats.registry import find_target, target_names
-from featcache.graph.cost import Figures, count_figures
+from featcache.graph.cost import count_figures
 from featcache.graph.write import write_onnx
-from featcache.model.golden import GOLDEN_FILE, Golden, golden_patterns
-from featcache.runtime.bundle import FORMAT, MANIFEST_FILE, PREPROCESS_FILE, REPORT_FILE, SIGNATURE_FILE, VERSION
-from featcache.runtime.classifier import TorchRunner
-from featcache.runtime.evaluation import Evaluation
+from featcache.model.golden import GOLDEN_FILE, Golden
+from featcache.runtime.bundle import MANIFEST_FILE, REPORT_FILE, SIGNATURE_FILE
 from featcache.system.files import new_directory, refuse_existing, write_atomically
 from featcache.system.json import canonical_json
-from featcache.system.machine import describe_machine
-from featcache.system.threads import processor_count
 
 if TYPE_CHECKING:
     from featcache.cache import FeatureCache
     from featcache.model.merged import MergedModel
-
-GOLDEN_FOLDER = "golden"
-
-
-@dataclass(frozen=True, slots=True)
-class ExportReport:
-    """What an export made and what it measured.
-
-    `verified_on`: ``test`` (the test split of the images given), ``golden`` (the model's golden samples) or
-    ``synthetic`` (random colours, where the model has none). `formats`: one report each. `evaluation`: of the first
-    format that ran, on the test split; None without labelled images. `not_installed`: of ``all``, the formats that are
-    not in the bundle because their tools are missing, and what they need.
-    """
-
-    bundle: str
-    name: str
-    weights: str
-    random_weights: bool
-    quantized: bool
-    parameters: int
-    bytes: int
-    verified_on: str
-    formats: Mapping[str, FormatReport]
-    evaluation: Evaluation | None
-    not_installed: Mapping[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return {
-            "bundle": self.bundle,
-            "name": self.name,
-            "weights": self.weights,
-            "random_weights": self.random_weights,
-            "quantized": self.quantized,
-            "parameters": self.parameters,
-            "bytes": self.bytes,
-            "verified_on": self.verified_on,
-            "formats": {name: report.to_json() for name, report in self.formats.items()},
-            "evaluation": None if self.evaluation is None else self.evaluation.to_json(),
-            "not_installed": dict(self.not_installed),
-        }
 
 
 def export(
@@ -96,17 +41,50 @@ def export(
     sign: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """Write the BUNDLE of `model` (a MODEL directory) at `out`, verified, and return what was measured.
+    """Write the BUNDLE of a model, verified, and return what was measured.
 
-    `formats`: names of device formats, or ``all``, every one whose tools are installed; ``onnx`` is always made, the
-    others are made from it. Every file that can be run
-    here is run, from the bytes of image files through the bundle's own preprocessing: on the test split of `images` (a
-    folder or CSV) or of the data set of `cache`, else on the model's golden samples. Float files must give torch's
-    logits within 1e-4, quantized ones the first class of their reference. Two exports of one model are byte-identical,
-    but for ``report.json``. `sign`: the PEM file of an Ed25519 private key, whose signature of the manifest is added.
+    Every file that can be run here is run, from the bytes of image files through the bundle's own preprocessing. Float
+    files must give torch's logits within 1e-4, quantized ones the first class of their reference. Two exports of one
+    model are byte-identical, but for ``report.json``.
 
-    Raises `VerificationError` where a file does not do what it must, `DependencyError` where a format's tools are not
-    installed, `ExistsError`; no bundle is left then, nor a half of one.
+    Parameters
+    ----------
+    model
+        A MODEL directory, or the model itself, which has no golden samples.
+    out
+        The directory to write.
+    formats
+        Names of device formats, or ``all``, every one whose tools are installed; ``onnx`` is always made, the others
+        are made from it.
+    images, cache
+        What to verify on: the test split of a folder or CSV, or that of a data set of a cache; without either, the
+        model's golden samples.
+    dataset
+        Which one of the cache, where it has several.
+    sign
+        The PEM file of an Ed25519 private key, whose signature of the manifest is added.
+    overwrite
+        Replace what is at `out`.
+
+    Raises
+    ------
+    VerificationError
+        Where a file does not do what it must; as after any error, no bundle is left, nor a half of one.
+    DependencyError
+        Where a format's tools are not installed.
+    InputError
+        For an unknown format, and where both `images` and `cache` are given.
+    ExistsError
+        Where `out` exists and `overwrite` is false.
+
+    Examples
+    --------
+    >>> from featcache import export
+    >>> report = export("model", out="device", formats=["openvino"])
+    >>> for name, made in report.formats.items():
+    ...     print(name, made.files, made.executed, made.max_abs_diff < 1e-4)
+    onnx ('model.onnx',) True True
+    openvino ('openvino/model.xml', 'openvino/model.bin') True True
     """
     refuse_existing(Path(out), overwrite=overwrite)
     key = None if sign is None else load_private_key(sign)
@@ -117,23 +95,31 @@ def export(
     labelled = _test_images(merged, images, cache, dataset)
     place = Path(os.path.abspath(out))
     facts = _facts(merged)
+    recipe = merged.recipe
     with new_directory(place, overwrite=overwrite) as folder, tempfile.TemporaryDirectory() as scratch:
         graph = write_onnx(merged, Path(scratch) / "model.onnx", metadata={"lineage": canonical_json(facts.lineage)})
-        files = _convert(targets, graph, folder, facts)
-        _describe(folder, facts, targets, files, merged, golden)
-        figures = {name: count_figures(graph, integers=target.takes_scales) for name, target in targets.items()}
-        measured, verified_on, reports, evaluation = _verify(
-            merged, graph, targets, files, folder, labelled, golden, figures
-        )
-        total = sum(entry["bytes"] for entry in manifest_entries(folder).values())
-        recipe = merged.recipe
-        report = ExportReport(
-            str(place), facts.name, recipe.weights, recipe.random_weights, facts.quantized, merged.parameter_count(),
-            total, verified_on, reports, evaluation, missing,
+        converted = _convert(targets, graph, folder, facts)
+        write_contents(folder, facts, converted, recipe=recipe, golden=golden)
+        figures = {name: count_figures(graph, integers=made.takes_scales) for name, made in converted.items()}
+        execution = execute_formats(
+            targets, converted, model=merged, graph=graph, folder=folder, facts=facts, labelled=labelled,
+            golden=golden, figures=figures,
         )  # fmt: skip
-        document = _report_document(report, facts, merged, labelled, measured)
-        write_atomically(folder / REPORT_FILE, _json_bytes(document))
-        manifest = _manifest(folder, facts, files, figures)
+        report = ExportReport(
+            bundle=str(place),
+            name=facts.name,
+            weights=recipe.weights,
+            random_weights=recipe.random_weights,
+            quantized=facts.quantized,
+            parameters=merged.parameter_count(),
+            bytes=sum(entry["bytes"] for entry in manifest_entries(folder).values()),
+            verified_on=execution.verified_on,
+            formats=execution.reports,
+            evaluation=execution.evaluation,
+            not_installed=missing,
+        )
+        write_atomically(folder / REPORT_FILE, json_bytes(report_document(report, facts, labelled)))
+        manifest = bundle_manifest(folder, facts, converted, figures)
         write_atomically(folder / MANIFEST_FILE, manifest)
         if key is not None:
             write_atomically(folder / SIGNATURE_FILE, signature_of(manifest, key))
@@ -200,156 +186,17 @@ def _test_images(
         return cached_images(opened.samples(dataset), classes=model.classes, task=task)
 
 
-def _convert(
-    targets: Mapping[str, Target], graph: Path, folder: Path, facts: ModelFacts
-) -> dict[str, tuple[Path, ...]]:
-    files = {}
+def _convert(targets: Mapping[str, Target], graph: Path, folder: Path, facts: ModelFacts) -> dict[str, Converted]:
+    """Return what each format made, in a folder of its own below `folder`; ONNX, the reference, lies at the top."""
+    converted = {}
     for name, target in targets.items():
         place = folder if name == "onnx" else folder / name
         place.mkdir(exist_ok=True)
         try:
-            files[name] = target.convert(graph, place, facts=facts)
+            converted[name] = target.convert(graph, place, facts=facts)
         except NotImplementedError as error:  # what the tools in environments of their own can raise, and we likewise
             raise VerificationError(
                 f"format {name!r} must be able to hold the whole network, it is not: {error}; nothing was exported, "
                 "choose another format"
             ) from error
-    return files
-
-
-def _describe(
-    folder: Path,
-    facts: ModelFacts,
-    targets: Mapping[str, Target],
-    files: Mapping[str, tuple[Path, ...]],
-    model: MergedModel,
-    golden: Golden | None,
-) -> None:
-    """Write labels, preprocessing, model card, snippets and golden samples."""
-    write_atomically(folder / "labels.txt", labels_text(facts.classes).encode())
-    described = preprocess_document(facts, targets)
-    write_atomically(folder / PREPROCESS_FILE, _json_bytes(described))
-    names = {name: tuple(path.relative_to(folder).as_posix() for path in paths) for name, paths in files.items()}
-    card = model_card(facts, names, weights=model.recipe.weights, random_weights=model.recipe.random_weights)
-    write_atomically(folder / "model_card.md", card.encode())
-    for name, text in write_snippets(facts, list(targets)).items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        write_atomically(folder / name, text.encode())
-    if golden is not None:
-        (folder / GOLDEN_FOLDER).mkdir()
-        for name, data in golden.files().items():
-            write_atomically(folder / GOLDEN_FOLDER / name, data)
-
-
-def _verify(
-    model: MergedModel,
-    graph: Path,
-    targets: Mapping[str, Target],
-    files: Mapping[str, tuple[Path, ...]],
-    folder: Path,
-    labelled: LabelledImages | None,
-    golden: Golden | None,
-    figures: Mapping[str, Figures],
-) -> tuple[Measured, str, dict[str, FormatReport], Evaluation | None]:
-    quantized, threads = model.quantization is not None, processor_count()
-    size = model.preprocessing
-    noise = np.random.default_rng(0).integers(0, 256, size=(1, size.height, size.width, 3), dtype=np.uint8)
-    with ExitStack() as stack:
-        reference: Runner = open_unoptimised(graph, threads=threads) if quantized else TorchRunner(model)
-        stack.enter_context(reference)
-        runners = {}
-        for name, target in targets.items():
-            runs = target.executable() is None
-            runner = (target.open if runs else target.twin)(files[name], threads=threads)
-            if runner is not None:
-                runners[name] = stack.enter_context(runner)
-        samples, verified_on = _samples(model, labelled, golden)
-        if golden is not None:
-            _check_golden(golden, model, reference, quantized=quantized)
-        measured = run_all(samples, size, reference=reference, runners=runners, num_classes=len(model.classes))
-        reports, evaluation = report_formats(
-            targets, files, folder=folder, runners=runners, measured=measured, labelled=labelled,
-            reference_name="the stored scales in float32" if quantized else "torch float32", classes=model.classes,
-            task=model.fitted.task, quantized=quantized, threads=threads, pixels=noise,
-            figures=figures,
-        )  # fmt: skip
-    return measured, verified_on, reports, evaluation
-
-
-def _samples(
-    model: MergedModel, labelled: LabelledImages | None, golden: Golden | None
-) -> tuple[list[Callable[[], bytes]], str]:
-    """Return readers of the images to verify on, and what they are called."""
-    if labelled is not None:
-        return labelled.sources(), labelled.split or "all"
-    size = model.preprocessing
-    kept = golden.images if golden is not None else golden_patterns(size.height, size.width)
-    called = golden.kind if golden is not None else "synthetic"
-    return _readers(kept), "golden" if called == "photos" else called
-
-
-def _readers(images: Sequence[bytes]) -> list[Callable[[], bytes]]:
-    return [partial(bytes, data) for data in images]
-
-
-def _check_golden(golden: Golden, model: MergedModel, reference: Runner, *, quantized: bool) -> None:
-    """Raise `VerificationError` where the model does not give its own golden logits any more."""
-    found = run_all(
-        _readers(golden.images), model.preprocessing, reference=reference, runners={}, num_classes=len(model.classes)
-    )
-    if found.failures:
-        raise VerificationError(f"golden images must decode, one does not: {next(iter(found.failures.values()))}")
-    compare("golden", golden.logits, found.reference, quantized=quantized, task=model.fitted.task)
-
-
-def _manifest(
-    folder: Path, facts: ModelFacts, files: Mapping[str, tuple[Path, ...]], figures: Mapping[str, Figures]
-) -> bytes:
-    return manifest_bytes(
-        {
-            "format": FORMAT,
-            "version": VERSION,
-            "name": facts.name,
-            "quantized": facts.quantized,
-            "formats": {
-                name: {
-                    "files": [path.relative_to(folder).as_posix() for path in paths],
-                    "figures": figures[name].to_json(),
-                }
-                for name, paths in files.items()
-            },
-            "lineage": dict(facts.lineage),
-            "files": manifest_entries(folder),
-        }
-    )
-
-
-def _report_document(
-    report: ExportReport,
-    facts: ModelFacts,
-    model: MergedModel,
-    labelled: LabelledImages | None,
-    measured: Measured,
-) -> dict[str, Any]:
-    """Return ``report.json``: the export, the machine, and thumbnails of the surest mistakes."""
-    values = report.to_json()
-    evaluation = values.pop("evaluation")
-    if evaluation is not None and report.evaluation is not None and labelled is not None:
-        evaluation["mistakes"] = mistake_thumbnails(report.evaluation, labelled)
-    return {
-        "format": "featcache.report",
-        "version": 1,
-        "title": f"{len(facts.classes)} classes on {facts.name}",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
-        "weights": report.weights,
-        "random_weights": report.random_weights,
-        "classes": list(facts.classes),
-        "export": values,
-        "evaluation": evaluation,
-        "steps": list(facts.lineage["steps"]),
-    }
-
-
-def _json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=False, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return converted

@@ -31,7 +31,7 @@ _FILTERS = {
 def write_snippets(facts: ModelFacts, formats: Sequence[str]) -> dict[str, str]:
     """Return ``{path in the bundle: text}`` of the snippets for `formats`; formats without one are passed over."""
     size = facts.preprocessing
-    found = {}
+    snippets = {}
     for name in formats:
         if name not in _FILES or (name == "mslite" and size.interpolation not in _FILTERS):
             continue
@@ -50,8 +50,8 @@ def write_snippets(facts: ModelFacts, formats: Sequence[str]) -> dict[str, str]:
         text = (_TEMPLATES / file).read_text(encoding="utf-8")
         for key, value in values.items():
             text = text.replace(f"@{key}@", value)
-        found[f"{FOLDER}/{file}"] = text
-    return found
+        snippets[f"{FOLDER}/{file}"] = text
+    return snippets
 
 
 def _quoted(text: str, escape: Callable[[str], str]) -> str:

@@ -18,13 +18,13 @@ _MOST = 48
 
 def mistake_thumbnails(evaluation: Evaluation, images: LabelledImages, *, most: int = _MOST) -> list[dict[str, Any]]:
     """Return the surest mistakes of `evaluation` on `images` as JSON values, `most` of them, each with a thumbnail."""
-    found = []
+    entries = []
     for mistake in evaluation.mistakes[:most]:
         try:
             picture = thumbnail(read_image_bytes(images.paths[mistake.index]))
         except ImageError:
             continue  # it could be read a moment ago; the list of mistakes is complete without its picture
-        found.append(
+        entries.append(
             {
                 "path": mistake.path,
                 "label": mistake.label,
@@ -33,7 +33,7 @@ def mistake_thumbnails(evaluation: Evaluation, images: LabelledImages, *, most: 
                 "thumbnail": picture,
             }
         )
-    return found
+    return entries
 
 
 def thumbnail(data: bytes, *, side: int = THUMBNAIL_SIDE) -> str:

@@ -1,6 +1,6 @@
 """Make a MODEL smaller, then refit its head on the compressed backbone's own features, and say what that cost.
 
-Importing this loads torch and ONNX. The verbs are imported at once, because they have the names of their modules.
+Importing this loads torch and ONNX.
 """
 
 from featcache.compress.pruning import prune

@@ -49,9 +49,9 @@ def remove_channels(source: Source, *, amount: float, macs: int) -> nn.Module:
     wanted = 1 - amount
     left, network = 1.0, model.backbone.network
     for multiple in _MULTIPLES:
-        found = _search(model, gradients, multiple=multiple, wanted=wanted, macs=macs, counted=counted)
-        if abs(found[0] - wanted) < abs(left - wanted) or left == 1:
-            left, network = found
+        nearest = _search(model, gradients, multiple=multiple, wanted=wanted, macs=macs, counted=counted)
+        if abs(nearest[0] - wanted) < abs(left - wanted) or left == 1:
+            left, network = nearest
         if abs(left - wanted) <= MACS_TOLERANCE * wanted:
             return network.requires_grad_(False).eval()
     if left >= 1:
@@ -92,7 +92,10 @@ def _search(
 
 
 def loss_gradients(source: Source) -> dict[str, Tensor]:
-    """Return the gradient of the head's loss on training images, for each parameter of the network by name."""
+    """Return the gradient of the head's loss on training images, for each parameter of the network by name.
+
+    Raises `InputError` for a head without a gradient.
+    """
     model = source.model
     pixels, targets = _training_batch(source)
     network = copy.deepcopy(model.backbone.network).requires_grad_(True)
@@ -102,10 +105,10 @@ def loss_gradients(source: Source) -> dict[str, Tensor]:
         images = model.normalise(pixels[start : start + _BATCH]).contiguous(memory_format=torch.channels_last)
         logits = model.head(_flat(backbone, images))
         _loss(logits, targets[start : start + _BATCH], model.fitted.task).backward()  # type: ignore[no-untyped-call]
-    found = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-    if not any(bool(gradient.any()) for gradient in found.values()):
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    if not any(bool(gradient.any()) for gradient in gradients.values()):
         raise InputError(f"channel pruning needs a head with a gradient, one of kind {model.fitted.kind!r} has none")
-    return found
+    return gradients
 
 
 def _training_batch(source: Source) -> tuple[Tensor, Tensor]:

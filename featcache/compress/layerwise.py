@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +20,11 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from featcache.compress.ranges import as_stored, best_range
+from featcache.compress.ranges import fake_quantize, mse_range
 from featcache.compress.rounding import MomentsSum, channel_scales, round_jointly, round_nearest
+from featcache.engines.session import open_session
 from featcache.graph.qdq import consumers_of, integer_output, opset_of
+from featcache.model.quantization import Quantization, QuantParams, along_axis
 
 _POSITIONS_PER_BATCH = 200  # of a feature map, drawn per batch of images for the input moments
 _BATCH = 8
@@ -32,24 +33,10 @@ _LARGEST_BIAS = 2**30  # half of what int32 holds: the correction comes on top
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """`values`: new weights and biases by initializer name, float32, weights on their integer grid.
-
-    `activations`, `weights`: the parts of ``quant.json``; `nodes`: those computed in integers.
-    """
+    """`values`: new weights and biases by initializer name, float32, weights on their integer grid."""
 
     values: Mapping[str, npt.NDArray[np.float32]]
-    activations: Mapping[str, Any]
-    weights: Mapping[str, Any]
-    nodes: tuple[str, ...]
-
-    def document(self) -> dict[str, Any]:
-        """Return the document of ``quant.json``."""
-        return {
-            "version": 1,
-            "nodes": list(self.nodes),
-            "activations": dict(self.activations),
-            "weights": dict(self.weights),
-        }
+    quantization: Quantization
 
 
 def calibrate(
@@ -64,7 +51,7 @@ def calibrate(
     walk = _Walk(model, images, nodes=frozenset(nodes), adjustable=adjustable)
     for node in tqdm(model.graph.node, desc="quantize", unit="layer", disable=None):
         walk.step(node)
-    return Calibrated(walk.values, walk.activations, walk.weights, tuple(nodes))
+    return Calibrated(walk.values, Quantization(tuple(nodes), walk.activations, walk.weights))
 
 
 class _Walk:
@@ -87,8 +74,8 @@ class _Walk:
         self.unread = {name: len(readers) for name, readers in consumers_of(graph).items()}
         self.stored = _stored_tensors(graph, nodes)
         self.values: dict[str, npt.NDArray[np.float32]] = {}
-        self.activations: dict[str, Any] = {}
-        self.weights: dict[str, Any] = {}
+        self.activations: dict[str, QuantParams] = {}
+        self.weights: dict[str, QuantParams] = {}
         self.generator = torch.Generator().manual_seed(0)
 
     def step(self, node: onnx.NodeProto) -> None:
@@ -105,8 +92,8 @@ class _Walk:
             self._release(node)
             for name in node.output:
                 if name in self.stored:
-                    self.activations[name] = best_range(self.rough[name])
-                    self.rough[name] = as_stored(self.rough[name], self.activations[name])
+                    self.activations[name] = mse_range(self.rough[name])
+                    self.rough[name] = fake_quantize(self.rough[name], self.activations[name])
 
     def _value(self, known: Mapping[str, Tensor], name: str) -> Tensor | None:
         return self.constants.get(name, known.get(name))
@@ -126,7 +113,7 @@ class _Walk:
         wanted = shape(self.exact[source], weight, bias)
         scales = channel_scales(weight)
         if bias is not None:  # a bias must fit 32 bits at the scale input · weight, also where all weights are tiny
-            scales = torch.maximum(scales, bias.abs() / (_LARGEST_BIAS * self.activations[source]["scale"]))
+            scales = torch.maximum(scales, bias.abs() / (_LARGEST_BIAS * self.activations[source].scale[0]))
         if weight_name in self.adjustable:
             moments = MomentsSum()
             for start in range(0, len(wanted), _BATCH):
@@ -142,7 +129,7 @@ class _Walk:
             ).float()
             self.values[bias_name] = (bias + correction).numpy()
             got += correction.view(1, -1, 1, 1)
-        self.weights[weight_name] = _stored_scales(scales, axis=0)
+        self.weights[weight_name] = along_axis(scales.tolist(), axis=0)
         self.exact[node.output[0]], self.rough[node.output[0]] = wanted, got
 
     def _multiply(self, node: onnx.NodeProto) -> None:
@@ -158,7 +145,7 @@ class _Walk:
             self.values[weight_name] = np.ascontiguousarray(rounded.numpy())
         else:
             rounded = round_nearest(weight.T, scales).T
-        self.weights[weight_name] = _stored_scales(scales, axis=1)
+        self.weights[weight_name] = along_axis(scales.tolist(), axis=1)
         self.exact[node.output[0]] = self.exact[source] @ weight
         self.rough[node.output[0]] = self.rough[source] @ rounded
 
@@ -216,35 +203,27 @@ class _Convolution:
 
 def run_node(node: onnx.NodeProto, inputs: Sequence[Tensor | None], *, opset: int) -> list[Tensor]:
     """Return the outputs of one ONNX node as ONNX Runtime computes it."""
-    import onnxruntime
-
-    given = {name: value.numpy() for name, value in zip(node.input, inputs, strict=True) if name and value is not None}
+    arrays = {name: value.numpy() for name, value in zip(node.input, inputs, strict=True) if name and value is not None}
     declared = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), list(value.shape))
-        for name, value in given.items()
+        for name, value in arrays.items()
     ]
     outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
     graph = helper.make_graph([node], "node", declared, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(np.asarray(value)) for value in session.run(None, given)]
+    session = open_session(model.SerializeToString())
+    return [torch.from_numpy(np.asarray(value)) for value in session.run(None, arrays)]
 
 
 def _stored_tensors(graph: onnx.GraphProto, nodes: frozenset[str]) -> frozenset[str]:
     """Return the tensors that get a scale: what integer nodes read, and what integer convolutions and sums write."""
     consumers, outputs = consumers_of(graph), {value.name for value in graph.output}
     constants = {tensor.name for tensor in graph.initializer}
-    found: set[str] = set()
+    tensors: set[str] = set()
     for node in graph.node:
         if node.name not in nodes:
             continue
-        found.update(name for name in node.input[:2] if name not in constants)
+        tensors.update(name for name in node.input[:2] if name not in constants)
         if node.op_type != "MatMul":  # runtimes multiply integers and hand on floats
-            found.add(integer_output(node, consumers, outputs))
-    return frozenset(found)
-
-
-def _stored_scales(scales: Tensor, *, axis: int) -> dict[str, Any]:
-    return {"scale": [float(value) for value in scales], "zero_point": [0] * len(scales), "signed": True, "axis": axis}
+            tensors.add(integer_output(node, consumers, outputs))
+    return frozenset(tensors)

@@ -1,8 +1,9 @@
-"""Count and time what ships: multiplications, zeros, and the latency of the exported graphs, side by side."""
+"""Count and time what ships: multiplications, zeros, integer kernels, and the latency of exported graphs in turn."""
 
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,9 @@ import numpy as np
 import onnx
 from torch import nn
 
+from featcache.engines.session import open_session
 from featcache.graph.cost import node_macs
 from featcache.system.threads import processor_count
-
-__all__ = ["graph_macs", "latencies_ms", "node_macs", "zero_share"]
 
 _WARM_RUNS = 5
 _TIMED_SECONDS = 1.5  # per graph; enough for a hundred runs of a MobileNet
@@ -33,17 +33,22 @@ def zero_share(network: nn.Module) -> float:
     return sum(int((weight == 0).sum()) for weight in weights) / total if total else 0.0
 
 
+def integer_share(path: str | Path) -> tuple[int, int]:
+    """Return (convolutions computed in integers, convolutions) in ONNX Runtime's own optimised form of the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        optimised = Path(folder) / "optimised.onnx"
+        open_session(path, save_optimised=optimised)
+        kinds = [node.op_type for node in onnx.load(optimised).graph.node]
+    integer = sum(kind in ("QLinearConv", "ConvInteger") for kind in kinds)
+    return integer, integer + sum(kind in ("Conv", "FusedConv", "NhwcFusedConv") for kind in kinds)
+
+
 def latencies_ms(paths: Sequence[str | Path]) -> list[float]:
     """Return the median latency in ms of one image through each ONNX file in ONNX Runtime, on all processors.
 
     Runs alternate between the files, so that whatever else the machine does falls on all of them alike.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = processor_count()
-    options.log_severity_level = 3
-    sessions = [onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]) for path in paths]
+    sessions = [open_session(path, threads=processor_count()) for path in paths]
     shape = sessions[0].get_inputs()[0].shape
     image = np.random.default_rng(0).integers(0, 256, size=(1, *shape[1:]), dtype=np.uint8)
     seconds: list[list[float]] = [[] for _ in sessions]

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from featcache.cache import FeatureCache, borrow_cache
 from featcache.compress.channels import MACS_TOLERANCE, remove_channels
 from featcache.compress.measurement import graph_macs, latencies_ms, zero_share
-from featcache.compress.refitting import Features, Source, compare, extract_and_refit, float_features, open_source
+from featcache.compress.refitting import (
+    Features,
+    Source,
+    compare_accuracy,
+    extract_and_refit,
+    float_features,
+    open_source,
+)
 from featcache.compress.result import CompressResult
 from featcache.engines import open_engine
 from featcache.errors import InputError
@@ -39,15 +46,46 @@ def prune(
     dataset: str | None = None,
     overwrite: bool = False,
 ) -> CompressResult:
-    """Write `model` with `amount` of it removed as the MODEL `out`; return size, work, speed and accuracy.
+    """Write a model with a part of it removed and return size, work, speed and accuracy, before and after.
 
-    `method` ``channel`` removes whole channels, those the loss of the training images of `cache` misses least, until
-    the exported graph has (1 − `amount`) of the multiplications, within 2 %; the features keep their width.
-    ``magnitude`` sets that share of the weights to zero, the smallest of each layer first: it saves bytes only after
-    compression, and no time on usual hardware. Then the head is fitted again on the pruned backbone's features.
+    Then the head is fitted again on the pruned backbone's features.
 
-    Raises `InputError` where `amount` cannot be removed from this network (with the most that can), or model and cache
-    do not belong together; `MissingError` where the images are gone; `ExistsError`.
+    Parameters
+    ----------
+    model
+        A MODEL directory, or the model itself; not quantized.
+    cache
+        The one that its head was trained on, with its images where they were.
+    out
+        The MODEL directory to write.
+    method
+        ``channel`` removes whole channels, those the loss of the training images misses least, until the exported graph
+        has (1 − `amount`) of the multiplications, within 2 %; the features keep their width. ``magnitude`` sets that
+        share of the weights to zero, the smallest of each layer first: it saves bytes only after compression, and no
+        time on usual hardware.
+    amount
+        The share to remove, above 0 and below 1.
+    dataset
+        Which one of the cache, where it has several.
+    overwrite
+        Replace what is at `out`.
+
+    Raises
+    ------
+    InputError
+        Where `amount` cannot be removed from this network (with the most that can), or model and cache do not belong
+        together.
+    MissingError
+        Where the images are gone.
+    ExistsError
+        Where `out` exists and `overwrite` is false.
+
+    Examples
+    --------
+    >>> from featcache import prune
+    >>> result = prune("model", cache="cache", out="sparse", method="magnitude", amount=0.5)
+    >>> round(result.sparsity, 2), result.parameters > 0
+    (0.5, True)
     """
     if method not in ("magnitude", "channel"):
         raise InputError(f"--method must be 'magnitude' or 'channel', got {method!r}")
@@ -84,7 +122,7 @@ def _prune(
             pruned.recipe, engine=engine.name, engine_version=engine.version, precision=engine.precision
         )
         after, head, notes = extract_and_refit(source, engine=engine, recipe=recipe)
-    comparison = compare(source.model.fitted, head, before=before, after=after)
+    comparison = compare_accuracy(source.model.fitted, head, before=before, after=after)
     step = {"verb": "prune", "method": method, "amount": amount, "accuracy": dataclasses.asdict(comparison)}
     final = MergedModel(
         pruned.backbone, head, recipe=recipe, surgery=surgery, lineage=[*source.model.lineage, step]

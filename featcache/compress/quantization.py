@@ -15,19 +15,28 @@ import torch
 
 from featcache.cache import FeatureCache, borrow_cache
 from featcache.compress.layerwise import calibrate
-from featcache.compress.measurement import latencies_ms, node_macs, zero_share
-from featcache.compress.refitting import Features, Source, compare, extract_and_refit, float_features, open_source
+from featcache.compress.measurement import integer_share, latencies_ms, zero_share
+from featcache.compress.refitting import (
+    Features,
+    Source,
+    compare_accuracy,
+    extract_and_refit,
+    float_features,
+    open_source,
+)
 from featcache.compress.result import CompressResult
 from featcache.compress.rounding import MomentsSum, channel_scales, round_jointly
 from featcache.engines import open_engine
+from featcache.engines.session import open_session
 from featcache.errors import InputError, MissingError
-from featcache.graph.qdq import integer_share
+from featcache.graph.cost import node_macs
 from featcache.heads import Head, LinearHead
 from featcache.images.batches import first_decoded
 from featcache.model.directory import save_model
 from featcache.model.golden import Golden
 from featcache.model.merged import MergedModel, changed_recipe, wrap_network
 from featcache.model.merging import load_pixels
+from featcache.model.quantization import Quantization, along_axis
 from featcache.model.surgery import Surgery, folded_copy
 from featcache.system.files import refuse_existing
 
@@ -52,17 +61,47 @@ def quantize(
     float_share: float = FLOAT_SHARE,
     overwrite: bool = False,
 ) -> CompressResult:
-    """Write the INT8 form of `model` as the MODEL `out`; return its size, speed and accuracy, before and after.
+    """Write the INT8 form of a model and return its size, speed and accuracy, before and after.
 
-    Batch norms are folded; then one walk over the graph with `calibration_images` training images of `cache` rounds
-    each layer's weights (per output channel) for the inputs it will really get, takes back the mean error with its
-    bias, and chooses the range of its 8-bit output. The first convolutions, up to `float_share` of the multiplications,
-    stay in floats: they read pixels, have few channels, and their error reaches everything. Then the backbone is final,
-    the head is fitted again on its features, and with `head_precision` ``int8`` a linear head's weights are rounded per
-    class.
+    Batch norms are folded; then one walk over the graph rounds each layer's weights (per output channel) for the inputs
+    it will really get, takes back the mean error with its bias, and chooses the range of its 8-bit output. Then the
+    backbone is final, and the head is fitted again on its features.
 
-    Raises `InputError` where model and cache do not belong together, `MissingError` where the images are gone,
-    `ExistsError` where `out` exists and `overwrite` is false.
+    Parameters
+    ----------
+    model
+        A MODEL directory, or the model itself; not quantized yet.
+    cache
+        The one that its head was trained on, with its images where they were.
+    out
+        The MODEL directory to write.
+    head_precision
+        ``int8``: a linear head's weights are rounded per class; ``float``: they are not.
+    dataset
+        Which one of the cache, where it has several.
+    calibration_images
+        How many training images the walk sees.
+    float_share
+        The first convolutions, up to this share of the multiplications, stay in floats: they read pixels, have few
+        channels, and their error reaches everything.
+    overwrite
+        Replace what is at `out`.
+
+    Raises
+    ------
+    InputError
+        Where model and cache do not belong together, the model is quantized already, or a setting is out of range.
+    MissingError
+        Where the images are gone.
+    ExistsError
+        Where `out` exists and `overwrite` is false.
+
+    Examples
+    --------
+    >>> from featcache import quantize
+    >>> result = quantize("model", cache="cache", out="int8", calibration_images=4)
+    >>> result.bytes_after < 0.4 * result.bytes_before, result.head_precision
+    (True, 'int8')
     """
     if head_precision not in ("int8", "float"):
         raise InputError(f"head_precision must be 'int8' or 'float', got {head_precision!r}")
@@ -100,7 +139,8 @@ def _quantize(
             precision=engine.precision, decoder="pillow", dct_scaling=False,
         )  # fmt: skip
         after, head, notes = extract_and_refit(source, engine=engine, recipe=recipe)
-    quantization = dict(compressed.quantization or {})
+    quantization = compressed.quantization
+    assert quantization is not None
     used_precision = "float"
     if head_precision == "int8" and isinstance(head, LinearHead):
         exact = head
@@ -113,7 +153,7 @@ def _quantize(
                 "keeps them",
             )
         used_precision = "int8"
-    comparison = compare(source.model.fitted, head, before=before, after=after)
+    comparison = compare_accuracy(source.model.fitted, head, before=before, after=after)
     step = {
         "verb": "quantize",
         "calibration_images": len(pixels),
@@ -178,12 +218,12 @@ def quantized_model(
         for tensor in graph.graph.initializer
         if tensor.name in state and np.array_equal(onnx.numpy_helper.to_array(tensor), state[tensor.name].numpy())
     )
-    found = calibrate(graph, pixels, nodes=integer_nodes(graph, float_share=float_share), adjustable=adjustable)
+    calibrated = calibrate(graph, pixels, nodes=integer_nodes(graph, float_share=float_share), adjustable=adjustable)
     with torch.no_grad():
-        for name, values in found.values.items():
+        for name, values in calibrated.values.items():
             state[name].copy_(torch.from_numpy(values))
     return MergedModel(
-        backbone, model.fitted, recipe=model.recipe, surgery=surgery, quantization=found.document(),
+        backbone, model.fitted, recipe=model.recipe, surgery=surgery, quantization=calibrated.quantization,
         lineage=model.lineage,
     )  # fmt: skip
 
@@ -192,6 +232,7 @@ def integer_nodes(graph: onnx.ModelProto, *, float_share: float) -> list[str]:
     """Return the names of the nodes to compute in integers: convolutions, products with weights, sums of such results.
 
     The leading convolutions are left out while all of them together take at most `float_share` of the multiplications.
+    Raises `InputError` where nothing is left.
     """
     macs = node_macs(graph)
     budget = float_share * sum(macs.values())
@@ -222,7 +263,10 @@ def integer_nodes(graph: onnx.ModelProto, *, float_share: float) -> list[str]:
 
 
 def calibration_pixels(source: Source, count: int) -> npt.NDArray[np.uint8]:
-    """Return up to `count` training images as the network's input, drawn by their digest: the same ones every time."""
+    """Return up to `count` training images as the network's input, drawn by their digest: the same ones every time.
+
+    Raises `MissingError` where none can be read any more.
+    """
     samples = source.cache.samples(source.dataset)
     chosen = source.cache.select(split="train", dataset=source.dataset, labelled=False).indices
     size = source.model.preprocessing
@@ -237,8 +281,8 @@ def calibration_pixels(source: Source, count: int) -> npt.NDArray[np.uint8]:
     return pixels
 
 
-def integer_head(head: LinearHead, quantization: dict[str, Any], features: Features) -> tuple[Head, dict[str, Any]]:
-    """Return `head` with each class's weights on their 8-bit grid, and the document with their scales.
+def integer_head(head: LinearHead, quantization: Quantization, features: Features) -> tuple[LinearHead, Quantization]:
+    """Return `head` with each class's weights on their 8-bit grid, and `quantization` with their scales.
 
     Rounded for the training features, like a layer of the backbone for its inputs, and with a bias that takes back
     what is left of their mean: features are not centred, and where their mean outweighs their spread (random weights
@@ -246,17 +290,17 @@ def integer_head(head: LinearHead, quantization: dict[str, Any], features: Featu
     """
     weight = torch.from_numpy(head.weight)
     scales = channel_scales(weight)
-    stored = {"scale": [float(value) for value in scales], "zero_point": [0] * len(scales), "signed": True, "axis": 0}
     moments = MomentsSum()
     rows = features["train"].features
     for start in range(0, len(rows), _MOMENT_ROWS):
         moments.add(torch.from_numpy(rows[start : start + _MOMENT_ROWS].T[None]))
-    found = moments.result()
-    rounded = round_jointly(weight, scales, found).numpy()
-    lost = (head.weight.astype(np.float64) - rounded) @ found.mean[0].numpy()
+    of_features = moments.result()
+    rounded = round_jointly(weight, scales, of_features).numpy()
+    lost = (head.weight.astype(np.float64) - rounded) @ of_features.mean[0].numpy()
     bias = (head.bias + lost).astype(head.bias.dtype)
-    document = {**quantization, "weights": {**quantization["weights"], _HEAD_WEIGHT: stored}}
-    return dataclasses.replace(head, weight=rounded, bias=bias), document
+    weights = {**quantization.weights, _HEAD_WEIGHT: along_axis(scales.tolist(), axis=0)}
+    rounded_head = dataclasses.replace(head, weight=rounded, bias=bias)
+    return rounded_head, dataclasses.replace(quantization, weights=weights)
 
 
 def _moved(exact: Head, rounded: Head, features: Features) -> float:
@@ -271,12 +315,7 @@ def _golden(golden: Golden | None, model: MergedModel, graph: Path) -> Golden | 
     """Return the golden images with the logits of the stored scales, computed in floats on any machine alike."""
     if golden is None:
         return None
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    session = open_session(graph, optimise=False)
     pixels = load_pixels(golden.images, model.preprocessing)
     logits = np.concatenate([session.run(["logits"], {"image": image[None]})[0] for image in pixels])
     return Golden(golden.kind, "the stored scales in float32", golden.images, logits)

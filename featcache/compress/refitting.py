@@ -52,8 +52,13 @@ class Source:
     dataset: str
 
 
-def open_source(model: MergedModel | str | os.PathLike[str], cache: FeatureCache, *, dataset: str | None) -> Source:
-    """Return `model` (or the one in that directory) with the data set to work on, both checked to belong together."""
+def open_source(
+    model: MergedModel | str | os.PathLike[str], cache: FeatureCache, *, dataset: str | None = None
+) -> Source:
+    """Return `model` (or the one in that directory) with the data set to work on, both checked to belong together.
+
+    Raises `InputError` where they do not, and for a model that is quantized already.
+    """
     merged = model if isinstance(model, MergedModel) else load_model(model)
     golden = None
     if not isinstance(model, MergedModel) and (Path(model) / GOLDEN_FOLDER / GOLDEN_FILE).exists():
@@ -86,7 +91,8 @@ def float_features(source: Source) -> Features:
 def extract_and_refit(source: Source, *, engine: Engine, recipe: Recipe) -> tuple[Features, Head, tuple[str, ...]]:
     """Return the compressed backbone's features, the head trained on them with the old one's settings, and its notes.
 
-    `engine`, `recipe`: of the compressed backbone. Raises `MissingError` where images of the data set are gone.
+    `engine`, `recipe`: of the compressed backbone. Raises `MissingError` where images of the data set are gone,
+    `InputError` for a head that scales its outputs apart.
     """
     settings = dict(source.model.fitted.settings)
     if len(recipe.outputs) < len(source.model.backbone.outputs) and settings.pop("block_scales", None) is not None:
@@ -119,16 +125,16 @@ def _extract(source: Source, engine: Engine, recipe: Recipe, folder: Path) -> Fe
 
 
 def _features(cache: FeatureCache, dataset: str, outputs: tuple[str, ...]) -> Features:
-    found = {}
+    by_split = {}
     for split in SPLITS:
         features, targets = cache.numpy(split=split, dataset=dataset, output=list(outputs))
         if len(features):
-            found[split] = SplitRows(features, targets)
-    return found
+            by_split[split] = SplitRows(features, targets)
+    return by_split
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class AccuracyComparison:
     """The accuracy fields of a `CompressResult`."""
 
     split: str
@@ -142,10 +148,10 @@ class Comparison:
     val_accuracy_after_refit: float | None
 
 
-def compare(old: Head, new: Head, *, before: Features, after: Features) -> Comparison:
+def compare_accuracy(old: Head, new: Head, *, before: Features, after: Features) -> AccuracyComparison:
     """Return what `old` scores on the float model's features and on the compressed one's, and what `new` scores there.
 
-    The pairs of images are the same in both, in the same order.
+    The pairs of images are the same in both, in the same order; `InputError` where they are not.
     """
     split = next(name for name in SPLITS if name in before and name in after)
     exact, rough = before[split], after[split]
@@ -161,7 +167,7 @@ def compare(old: Head, new: Head, *, before: Features, after: Features) -> Compa
         right_after = new.predict(rough.features) == rough.targets
         gained, lost = int((right_after & ~right_before).sum()), int((right_before & ~right_after).sum())
     with_val = "val" in before and "val" in after
-    return Comparison(
+    return AccuracyComparison(
         split,
         len(exact.targets),
         score(old, exact),

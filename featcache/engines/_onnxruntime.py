@@ -18,6 +18,7 @@ import onnxruntime
 from featcache.engines._network_cache import entry_path, identity, load_entry, save_entry
 from featcache.engines.interface import Engine, Features, Images
 from featcache.engines.precision import refuse_precision
+from featcache.engines.session import open_session
 from featcache.errors import BackboneError, FormatError, InputError, MissingError
 from featcache.recipe import Precision, Preprocessing, Recipe
 from featcache.system.threads import processor_count
@@ -27,14 +28,6 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCH_SIZE = 16
 _OPSET = 18
-_ERRORS = (
-    onnxruntime.capi.onnxruntime_pybind11_state.Fail,
-    onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument,
-    onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph,
-    onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf,
-    onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented,
-    onnxruntime.capi.onnxruntime_pybind11_state.NoModel,
-)
 
 
 class OnnxRuntimeEngine(Engine):
@@ -51,16 +44,7 @@ class OnnxRuntimeEngine(Engine):
         outputs: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
     ) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(
-                model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-            )
-        except _ERRORS as error:
-            raise FormatError(f"the network must be an ONNX file, ONNX Runtime says: {_first_line(error)}") from error
+        self._session = open_session(model, threads=1)
         self.version = str(onnxruntime.__version__).partition(".")[0]
         self.precision = precision
         self.batch_size = batch_size
@@ -208,7 +192,3 @@ def _key(network: dict[str, Any], batch_size: int) -> dict[str, Any]:
         "opset": _OPSET,
         "batch_size": batch_size,
     }
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[0]

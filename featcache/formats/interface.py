@@ -22,6 +22,7 @@ from featcache.errors import DependencyError
 from featcache.formats.tools.environments import Installation
 from featcache.recipe import Preprocessing
 
+FLOATS_FOR_INTEGERS = "float32: weights are what their integers stand for, activations are not rounded"
 FLOAT_TOLERANCE = 1e-4  # of logits up to 10, in proportion above: float32 holds seven digits
 _WARM_UP = 5
 
@@ -30,10 +31,29 @@ _WARM_UP = 5
 class ModelFacts:
     """What every device file needs to know of the model beside its graph.
 
-    `name`: for people, e.g. timm's model name. `classes`: label of each logit, in order. `lineage`: JSON values that
-    say where the model came from (recipe, weights, head, compression). `quantized`: whether the graph holds
-    QuantizeLinear/DequantizeLinear pairs. `task`: ``classification``, ``multilabel`` or ``regression``. `unknown`: the
-    rule for images of no known class as JSON values, None without one.
+    Parameters
+    ----------
+    name
+        For people, e.g. timm's model name.
+    classes
+        Label of each logit, in order.
+    preprocessing
+        How an image becomes the input.
+    lineage
+        JSON values that say where the model came from (recipe, weights, head, compression).
+    quantized
+        Whether the graph holds QuantizeLinear/DequantizeLinear pairs.
+    task
+        ``classification``, ``multilabel`` or ``regression``.
+    unknown
+        The rule for images of no known class as JSON values, None without one.
+
+    Examples
+    --------
+    >>> from featcache import Preprocessing
+    >>> size = Preprocessing(224, 224, 256, "bicubic", "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    >>> ModelFacts("mobilenetv2_100", ("cat", "dog"), size, {}, quantized=False).image_shape
+    (224, 224, 3)
     """
 
     name: str
@@ -50,11 +70,45 @@ class ModelFacts:
         return (self.preprocessing.height, self.preprocessing.width, 3)
 
 
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What `Target.convert` made of one model.
+
+    `files`: what was written, the one to open first. `tensors`: ``inputs`` and ``outputs`` by name, with dtype, layout
+    and shape, and what else a reader must know, as JSON values. `numbers`: of a quantized model, for people, what the
+    file computes in where that is not the reference's. `takes_scales`: whether it computes a quantized model in
+    integers with the stored scales; else in floats.
+    """
+
+    files: tuple[Path, ...]
+    tensors: Mapping[str, Any]
+    numbers: str | None = None
+    takes_scales: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the format's entry in ``preprocess.json``."""
+        tensors = {name: self.tensors[name] for name in ("inputs", "outputs")}
+        numbers = {} if self.numbers is None else {"numbers": self.numbers}
+        return {**tensors, **numbers, **{key: value for key, value in self.tensors.items() if key not in tensors}}
+
+
 class Runner(ABC):
     """A device file, loaded in its own runtime. Not thread-safe; use as a context manager.
 
     `described`: what computes, where that is more or other than the format's own runtime. `threads`: how many it
     computes with, where it cannot have the number it was opened with.
+
+    Examples
+    --------
+    >>> class Brightness(Runner):
+    ...     def run(self, images):
+    ...         mean = images.mean(axis=(1, 2, 3), dtype=np.float32)
+    ...         return np.stack([-mean, mean], axis=1)
+    ...     def close(self):
+    ...         pass
+    >>> with Brightness() as runner:
+    ...     runner.run(np.full((1, 8, 8, 3), 3, dtype=np.uint8)).tolist()
+    [[-3.0, 3.0]]
     """
 
     described: str | None = None
@@ -107,12 +161,19 @@ class Runner(ABC):
 
 
 class Target(ABC):
-    """One device format. `name` is its word on the command line; `needs` says how to get its tools.
+    """One device format. It holds no state: what a conversion found out stands in the `Converted` that it returns.
 
-    `packages`: what pip installs into the running environment; `environment`: where the tools live that cannot be
-    there. A format has one of the two, or neither where featcache's own dependencies do. `tolerance`: how far the
-    logits of a float file may be from torch's, in proportion above 10. `takes_scales`: whether its files compute an
-    INT8 model in integers with the stored scales; else in floats.
+    `name`: its word on the command line. `needs`: how to get its tools. `packages`: what pip installs into the running
+    environment; `environment`: where the tools live that cannot be there. A format has one of the two, or neither where
+    featcache's own dependencies do. `tolerance`: how far the logits of a float file may be from torch's, in proportion
+    above 10. `featcache.testing.formats.TargetContract` tests what every target must do.
+
+    Examples
+    --------
+    >>> from featcache.formats import find_target
+    >>> target = find_target("onnx")
+    >>> target.available() is None, target.executable() is None
+    (True, True)
     """
 
     name: str
@@ -120,7 +181,6 @@ class Target(ABC):
     packages: tuple[str, ...] = ()
     environment: Installation | None = None
     tolerance: float = FLOAT_TOLERANCE
-    takes_scales: bool = True
 
     @abstractmethod
     def available(self) -> str | None:
@@ -131,26 +191,37 @@ class Target(ABC):
         return self.available()
 
     @abstractmethod
-    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> tuple[Path, ...]:
-        """Write the format's files from the ONNX file into the existing `folder`; the one to open comes first.
+    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> Converted:
+        """Write the format's files from an ONNX file and return what they are.
 
-        The same ONNX file gives the same bytes. Raises `DependencyError` where `available` gives a reason.
+        Parameters
+        ----------
+        onnx_path
+            The classifier: ``image`` (N, height, width, 3) uint8 in, ``logits`` and ``probabilities`` out. The same
+            file gives the same bytes.
+        folder
+            Where to write; it exists.
+        facts
+            What the file says of the model beside its graph.
+
+        Raises
+        ------
+        DependencyError
+            Where `available` gives a reason.
+        VerificationError, NotImplementedError
+            Where the format cannot hold this network.
         """
 
     @abstractmethod
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the loaded model that `convert` wrote, computing in float32 with `threads` threads."""
 
-    def twin(self, files: Sequence[Path], *, threads: int) -> Runner | None:
+    def reference_runner(self, files: Sequence[Path], *, threads: int) -> Runner | None:
         """Return the files' own program and weights in another interpreter, where this machine cannot run them.
 
         What it computes is compared like a runtime's; the files still count as not executed. None: there is no such.
         """
         return None
-
-    @abstractmethod
-    def tensors(self, facts: ModelFacts) -> dict[str, Any]:
-        """Return the names, dtypes, layouts and shapes of inputs and outputs, as JSON for ``preprocess.json``."""
 
     @abstractmethod
     def version(self) -> str:
@@ -163,13 +234,11 @@ class Target(ABC):
             raise DependencyError(f"format {self.name!r} needs its tools installed, got: {reason}; {self.needs}")
 
 
-def single_tensors(facts: ModelFacts, *, takes_scales: bool) -> dict[str, Any]:
-    """Return `classifier_tensors` for one image at a time; `takes_scales`: as of its target."""
+def single_tensors(facts: ModelFacts) -> dict[str, Any]:
+    """Return `classifier_tensors` for one image at a time."""
     tensors = classifier_tensors(facts)
     for entry in (*tensors["inputs"].values(), *tensors["outputs"].values()):
         entry["shape"] = [1, *entry["shape"][1:]]
-    if facts.quantized and not takes_scales:
-        tensors["numbers"] = "float32: weights are what their integers stand for, activations are not rounded"
     return tensors
 
 

@@ -31,9 +31,9 @@ def resident_bytes(
     target: Target, runner: Runner, files: Sequence[Path], *, image_shape: tuple[int, int, int], threads: int
 ) -> int | None:
     """Return the bytes of memory that the opened `files` take in a process that runs them; None where untold."""
-    found = runner.resident_bytes()
-    if found is not None or target.environment is not None:
-        return found
+    count = runner.resident_bytes()
+    if count is not None or target.environment is not None:
+        return count
     return measure_resident(target.name, files, image_shape=image_shape, threads=threads)
 
 
@@ -45,8 +45,8 @@ def measure_resident(
     The runtime's own code counts, Python and numpy do not. None too where the process fails.
     """
     request = {"format": format, "files": [str(path) for path in files], "shape": image_shape, "threads": threads}
-    found = os.environ.get("PYTHONPATH")
-    paths = os.pathsep.join([str(_ROOT), *([found] if found else [])])
+    python_path = os.environ.get("PYTHONPATH")
+    paths = os.pathsep.join([str(_ROOT), *([python_path] if python_path else [])])
     done = subprocess.run(
         [sys.executable, "-m", "featcache.formats.memory"],
         input=json.dumps(request),

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import VerificationError
-from featcache.formats.interface import ModelFacts, Runner, Target, single_tensors
+from featcache.formats.interface import FLOATS_FOR_INTEGERS, Converted, ModelFacts, Runner, Target
 from featcache.system.files import write_atomically
 
 _FILES = ("model.ncnn.param", "model.ncnn.bin")
@@ -29,7 +29,6 @@ class NcnnTarget(Target):
     name = "ncnn"
     needs = "featcache targets install ncnn, or pip install 'featcache[ncnn]'"
     packages = ("ncnn==1.0.20261020", "pnnx==20261020")
-    takes_scales = False
 
     def available(self) -> str | None:
         """Return why ncnn cannot be used here, or None."""
@@ -40,19 +39,8 @@ class NcnnTarget(Target):
         """Return ncnn's version."""
         return f"ncnn {importlib.metadata.version('ncnn')}"
 
-    def tensors(self, facts: ModelFacts) -> dict[str, Any]:
-        """Return planar floats in, logits out, without a batch."""
-        tensors = single_tensors(facts, takes_scales=self.takes_scales)
-        height, width, channels = facts.image_shape
-        planar = {"dtype": "float32", "layout": "CHW", "color": "RGB", "range": [0, 255]}
-        return {
-            **tensors,
-            "inputs": {"in0": {**planar, "shape": [channels, height, width]}},
-            "outputs": {"out0": {"dtype": "float32", "shape": [len(facts.classes)], "meaning": "logits"}},
-        }
-
-    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> tuple[Path, ...]:
-        """Write both files; weights stay float32."""
+    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> Converted:
+        """Write both files; weights stay float32. Raises `VerificationError` where the converter does not take it."""
         self.require()
         from featcache.formats.planar import trace_planar
         from featcache.graph.passes import write_single
@@ -65,21 +53,32 @@ class NcnnTarget(Target):
                 traced.save(str(place / "model.pt"))
             sizes = ",".join(str(size) for size in shape)
             program = Path(str(importlib.metadata.distribution("pnnx").locate_file("pnnx"))) / "bin" / "pnnx"
-            found = str(program) if program.exists() else shutil.which("pnnx", path=str(Path(sys.executable).parent))
-            command = [found or "pnnx", "model.pt", f"inputshape=[{sizes}]", "fp16=0"]
+            pnnx = str(program) if program.exists() else shutil.which("pnnx", path=str(Path(sys.executable).parent))
+            command = [pnnx or "pnnx", "model.pt", f"inputshape=[{sizes}]", "fp16=0"]
             # it leaves eight files of its own around the model: a folder of its own
             done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
             if done.returncode or not all((place / name).exists() for name in _FILES):
-                said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-                raise VerificationError(f"ncnn's converter pnnx must take this model, it says: {said}")
+                complaint = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+                raise VerificationError(f"ncnn's converter pnnx must take this model, it says: {complaint}")
             for name in _FILES:
                 write_atomically(folder / name, (place / name).read_bytes())
-        return tuple(folder / name for name in _FILES)
+        numbers = FLOATS_FOR_INTEGERS if facts.quantized else None
+        return Converted(tuple(folder / name for name in _FILES), _tensors(facts), numbers, takes_scales=False)
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the network, computing in float32."""
         self.require()
         return _NcnnRunner(files, threads)
+
+
+def _tensors(facts: ModelFacts) -> dict[str, Any]:
+    """Return planar floats in, logits out, without a batch."""
+    height, width, channels = facts.image_shape
+    planar = {"dtype": "float32", "layout": "CHW", "color": "RGB", "range": [0, 255]}
+    return {
+        "inputs": {"in0": {**planar, "shape": [channels, height, width]}},
+        "outputs": {"out0": {"dtype": "float32", "shape": [len(facts.classes)], "meaning": "logits"}},
+    }
 
 
 class _NcnnRunner(Runner):

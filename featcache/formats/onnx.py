@@ -6,16 +6,12 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.formats.interface import ModelFacts, Runner, Target, classifier_tensors
+from featcache.formats.interface import Converted, ModelFacts, Runner, Target, classifier_tensors
 from featcache.system.files import write_atomically
-
-if TYPE_CHECKING:
-    pass
 
 
 class OnnxTarget(Target):
@@ -32,16 +28,12 @@ class OnnxTarget(Target):
         """Return ONNX Runtime's version."""
         return f"onnxruntime {importlib.metadata.version('onnxruntime')}"
 
-    def tensors(self, facts: ModelFacts) -> dict[str, Any]:
-        """Return the reference form."""
-        return classifier_tensors(facts)
-
-    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> tuple[Path, ...]:
+    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> Converted:
         """Copy the file as ``model.onnx``: the plain graph, not one that a runtime optimised for its processor."""
         self.require()
         destination = folder / "model.onnx"
         write_atomically(destination, onnx_path.read_bytes())
-        return (destination,)
+        return Converted((destination,), classifier_tensors(facts))
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the session."""
@@ -56,13 +48,9 @@ def open_unoptimised(path: Path, *, threads: int) -> Runner:
 
 class _OnnxRunner(Runner):
     def __init__(self, path: Path, threads: int, *, optimise: bool = True) -> None:
-        import onnxruntime
+        from featcache.engines.session import open_session
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        if not optimise:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._session = open_session(path, threads=threads, optimise=optimise)
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the logits."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.formats.interface import ModelFacts, Runner, Target, classifier_tensors
+from featcache.formats.interface import Converted, ModelFacts, Runner, Target, classifier_tensors
 from featcache.system.json import canonical_json
 
 
@@ -30,11 +30,7 @@ class OpenVinoTarget(Target):
         """Return OpenVINO's version."""
         return f"openvino {importlib.metadata.version('openvino')}"
 
-    def tensors(self, facts: ModelFacts) -> dict[str, Any]:
-        """Return the reference form: the ONNX file's tensors are kept as they are."""
-        return classifier_tensors(facts)
-
-    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> tuple[Path, ...]:
+    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> Converted:
         """Write ``model.xml`` and ``model.bin`` with float32 weights, labels in `rt_info`."""
         self.require()
         import openvino
@@ -53,7 +49,7 @@ class OpenVinoTarget(Target):
         xml = folder / "model.xml"
         # save_model halves the weights to float16 unless told not to: the file must be what was verified
         openvino.save_model(model, xml, compress_to_fp16=False)
-        return (xml, folder / "model.bin")
+        return Converted((xml, folder / "model.bin"), classifier_tensors(facts))
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the compiled model."""

@@ -42,7 +42,7 @@ class TargetStatus:
 
 def list_targets() -> list[TargetStatus]:
     """Return the state of every format, in the order of reports. Nothing is installed, loaded or asked of a network."""
-    found = []
+    statuses = []
     for name in target_names():
         target = find_target(name)
         missing = target.available()
@@ -51,8 +51,8 @@ def list_targets() -> list[TargetStatus]:
         needs = target.needs
         if target.environment is not None:
             needs = f"{needs} ({target.environment.needs()}, {target.environment.megabytes} MB)"
-        found.append(TargetStatus(name, kind, missing, missing or target.executable(), version, needs))
-    return found
+        statuses.append(TargetStatus(name, kind, missing, missing or target.executable(), version, needs))
+    return statuses
 
 
 def install_targets(names: Sequence[str]) -> list[TargetStatus]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import VerificationError
-from featcache.formats.interface import ModelFacts, Runner, Target, classifier_tensors
+from featcache.formats.interface import Converted, ModelFacts, Runner, Target, classifier_tensors
 from featcache.system.files import write_atomically
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _FILES = ("model.tensorrt.onnx", "build_engine.sh")
 _LARGEST_BATCH = 32
+_NUMBERS = "symmetric INT8 over the stored ranges; biases float32"
 # of the operations in onnx-tensorrt's list, those a classifier can hold
 _SUPPORTED = frozenset({
     "Abs", "Add", "AveragePool", "BatchNormalization", "Cast", "Ceil", "Clip", "Concat", "Constant",
@@ -55,15 +56,8 @@ class TensorRtTarget(Target):
         """Return what computes the file here."""
         return f"onnxruntime {importlib.metadata.version('onnxruntime')}"
 
-    def tensors(self, facts: ModelFacts) -> dict[str, Any]:
-        """Return the reference form; of a quantized model, what became of the scales."""
-        tensors = classifier_tensors(facts)
-        if facts.quantized:
-            tensors["numbers"] = "symmetric INT8 over the stored ranges; biases float32"
-        return tensors
-
-    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> tuple[Path, ...]:
-        """Write the ONNX file and the command."""
+    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> Converted:
+        """Write the ONNX file and the command; `VerificationError` for an operation that TensorRT lacks."""
         import onnx
 
         proto = onnx.load(onnx_path)
@@ -74,13 +68,15 @@ class TensorRtTarget(Target):
             raise VerificationError(f"TensorRT must know every operation of the graph, it lacks {foreign!r}")
         write_atomically(folder / _FILES[0], proto.SerializeToString(deterministic=True))
         write_atomically(folder / _FILES[1], _command(facts).encode())
-        return tuple(folder / name for name in _FILES)
+        return Converted(
+            tuple(folder / name for name in _FILES), classifier_tensors(facts), _NUMBERS if facts.quantized else None
+        )
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the graph in ONNX Runtime: engines are not part of a bundle."""
-        return self.twin(files, threads=threads)
+        return self.reference_runner(files, threads=threads)
 
-    def twin(self, files: Sequence[Path], *, threads: int) -> Runner:
+    def reference_runner(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the graph as it is written, in ONNX Runtime."""
         from featcache.formats.onnx import open_unoptimised
 
@@ -140,5 +136,5 @@ def _command(facts: ModelFacts) -> str:
     for key, batch in (("min", 1), ("opt", 1), ("max", _LARGEST_BATCH)):
         options.append(f"--{key}Shapes=image:{batch}x{height}x{width}x{channels}")
     joined = " \\\n  ".join(shlex.quote(option) for option in options)
-    said = "#!/bin/sh\n# Run on the device, with TensorRT's trtexec on the PATH.\n"
-    return f'{said}cd "$(dirname "$0")" && trtexec \\\n  {joined}\n'
+    header = "#!/bin/sh\n# Run on the device, with TensorRT's trtexec on the PATH.\n"
+    return f'{header}cd "$(dirname "$0")" && trtexec \\\n  {joined}\n'

@@ -1,13 +1,7 @@
 """Turn a float ONNX graph into a quantized one (QDQ form) from stored scales alone: equal inputs, equal bytes.
 
-A `quant.json` document names, in the float graph that `featcache.graph.write` writes:
-
-- ``nodes``: the operations computed in integers (Conv, Gemm, MatMul, Add);
-- ``activations``: per tensor ``scale``, ``zero_point``, ``signed`` and ``axis`` (null: one scale for the tensor);
-- ``weights``: per initializer the same, ``scale`` and ``zero_point`` as lists along ``axis``; of a node that is not in
-  ``nodes`` only the stored bytes shrink, and it computes in floats.
-
-Real value = scale · (stored − zero point). A bias becomes int32 with the scale input · weight.
+A bias becomes int32 with the scale input · weight; of a node that is not computed in integers only the stored bytes of
+its weight shrink.
 """
 
 from __future__ import annotations
@@ -21,12 +15,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from featcache.errors import FormatError
+from featcache.model.quantization import Quantization, QuantParams
 
 ACTIVATIONS_OF_RANGE = ("Relu", "Clip")  # folded by runtimes into the quantized output of the operation before
 _BIAS_INPUT = 2
 
 
-def apply_quantization(model: onnx.ModelProto, quantization: Mapping[str, Any]) -> onnx.ModelProto:
+def apply_quantization(model: onnx.ModelProto, quantization: Quantization) -> onnx.ModelProto:
     """Return a copy of the float `model` with QuantizeLinear/DequantizeLinear pairs as `quantization` says.
 
     Raises `FormatError` where the graph has no such node, tensor or initializer.
@@ -41,11 +36,10 @@ def apply_quantization(model: onnx.ModelProto, quantization: Mapping[str, Any]) 
 class _Rewriter:
     """One pass over a graph in topological order, collecting its new nodes and initializers."""
 
-    def __init__(self, graph: onnx.GraphProto, quantization: Mapping[str, Any]) -> None:
+    def __init__(self, graph: onnx.GraphProto, quantization: Quantization) -> None:
         self.graph = graph
-        self.activations: Mapping[str, Any] = quantization["activations"]
-        self.weights: Mapping[str, Any] = quantization["weights"]
-        self.integer_nodes = frozenset(quantization["nodes"])
+        self.activations, self.weights = quantization.activations, quantization.weights
+        self.integer_nodes = frozenset(quantization.nodes)
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.consumers = consumers_of(graph)
         self.outputs = {value.name for value in graph.output}
@@ -90,10 +84,9 @@ class _Rewriter:
         """Put a Q/DQ pair behind tensor `name` where it has a stored scale."""
         if name not in self.activations:
             return
-        stored = self.activations[name]
-        kind = np.int8 if stored["signed"] else np.uint8
-        scale = self._constant(f"{name}/scale", np.array(stored["scale"], dtype=np.float32))
-        zero = self._constant(f"{name}/zero_point", np.array(stored["zero_point"], dtype=kind))
+        params = self.activations[name]
+        scale = self._constant(f"{name}/scale", np.array(params.scale[0], dtype=np.float32))
+        zero = self._constant(f"{name}/zero_point", np.array(params.zero_point[0], dtype=params.dtype))
         self.nodes.append(
             helper.make_node("QuantizeLinear", [name, scale, zero], [f"{name}/quantized"], f"{name}/quantize")
         )
@@ -116,16 +109,16 @@ class _Rewriter:
             self._bias(node)
 
     def _weight(self, name: str) -> str:
-        stored = self.weights[name]
+        params = self.weights[name]
         if f"{name}/dequantized" not in self.dequantized.values():
-            values = quantize_weight(numpy_helper.to_array(self.initializers[name]), stored)
+            values = quantize_weight(numpy_helper.to_array(self.initializers[name]), params)
             integers = self._constant(f"{name}/quantized", values)
-            scale = self._constant(f"{name}/scale", np.array(stored["scale"], dtype=np.float32))
-            zero = self._constant(f"{name}/zero_point", np.array(stored["zero_point"], dtype=values.dtype))
+            scale = self._constant(f"{name}/scale", np.array(params.scale, dtype=np.float32))
+            zero = self._constant(f"{name}/zero_point", np.array(params.zero_point, dtype=values.dtype))
             self.nodes.append(
                 helper.make_node(
                     "DequantizeLinear", [integers, scale, zero], [f"{name}/dequantized"], f"{name}/dequantize",
-                    axis=stored["axis"],
+                    axis=params.axis,
                 )
             )  # fmt: skip
             self.dequantized[name] = f"{name}/dequantized"
@@ -172,38 +165,20 @@ def integer_output(node: onnx.NodeProto, consumers: Mapping[str, list[onnx.NodeP
     return str(name)
 
 
-def quantize_weight(weight: npt.NDArray[np.float32], stored: Mapping[str, Any]) -> npt.NDArray[np.int8]:
+def quantize_weight(weight: npt.NDArray[np.float32], params: QuantParams) -> npt.NDArray[np.int8]:
     """Return `weight` as int8 with the stored scales along their axis; symmetric, −127 to 127."""
-    if not stored["signed"] or np.any(stored["zero_point"]):
-        raise FormatError("weights must be stored signed with zero point 0 in quant.json, got others")
+    assert params.axis is not None  # `Quantization` takes no other weights
     shape = [1] * weight.ndim
-    shape[stored["axis"]] = -1
-    scale = np.array(stored["scale"], dtype=np.float32).reshape(shape)
+    shape[params.axis] = -1
+    scale = np.array(params.scale, dtype=np.float32).reshape(shape)
     integers: npt.NDArray[np.int8] = np.clip(np.rint(weight / scale), -127, 127).astype(np.int8)
     return integers
 
 
-def bias_scale(activation: Mapping[str, Any], weight: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+def bias_scale(activation: QuantParams, weight: QuantParams) -> npt.NDArray[np.float64]:
     """Return the scale of an int32 bias: input · weight, per output channel (n,) float64 of float32 products."""
-    product = np.float32(activation["scale"]) * np.array(weight["scale"], dtype=np.float32)
+    product = np.float32(activation.scale[0]) * np.array(weight.scale, dtype=np.float32)
     return product.astype(np.float64)
-
-
-def integer_share(path: str) -> tuple[int, int]:
-    """Return (convolutions computed in integers, convolutions) in ONNX Runtime's own optimised form of the file."""
-    import tempfile
-    from pathlib import Path
-
-    import onnxruntime
-
-    with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        options.log_severity_level = 3
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        kinds = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
-    integer = sum(kind in ("QLinearConv", "ConvInteger") for kind in kinds)
-    return integer, integer + sum(kind in ("Conv", "FusedConv", "NhwcFusedConv") for kind in kinds)
 
 
 def opset_of(model: onnx.ModelProto) -> int:

@@ -8,12 +8,13 @@ dynamic batch, no source paths to strip, and equal outputs. Both give the same b
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache.errors import BackboneError, InputError
 from featcache.graph.passes import check, describe, rename, simplify, unshare
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from featcache.model.merged import MergedModel
+    from featcache.model.quantization import Quantization
 
 OPSET = 18
 _WRAPPED = "model"  # the attribute of the traced wrapper that holds the model
@@ -106,19 +108,22 @@ def _trace(model: MergedModel, outputs: tuple[str, ...]) -> onnx.ModelProto:
         return onnx.load(path)
 
 
-def _of_outputs(quantization: Mapping[str, Any], proto: onnx.ModelProto) -> dict[str, Any]:
+def _of_outputs(quantization: Quantization, proto: onnx.ModelProto) -> Quantization:
     """Return `quantization` without the head's part where the graph ends at the features."""
     if {value.name for value in proto.graph.output} != {"features"}:
-        return dict(quantization)
+        return quantization
 
-    def backbone(names: Iterable[str]) -> list[str]:
-        return [name for name in names if not name.startswith(("head.", "head/"))]
+    def of_head(name: str) -> bool:
+        return name.startswith(("head.", "head/"))
 
     present = {name for node in proto.graph.node for name in node.output} | {"image"}
-    kept = {key: {n: quantization[key][n] for n in backbone(quantization[key])} for key in ("activations", "weights")}
     # the value that ends the graph is called ``features`` there; as the head's input it is not part of the graph
-    kept["activations"] = {name: stored for name, stored in kept["activations"].items() if name in present}
-    return {**quantization, **kept, "nodes": backbone(quantization["nodes"])}
+    return dataclasses.replace(
+        quantization,
+        nodes=tuple(name for name in quantization.nodes if not of_head(name)),
+        activations={n: params for n, params in quantization.activations.items() if n in present and not of_head(n)},
+        weights={name: params for name, params in quantization.weights.items() if not of_head(name)},
+    )
 
 
 def _wrapper(model: MergedModel, outputs: tuple[str, ...]) -> nn.Module:

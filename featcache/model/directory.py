@@ -28,6 +28,7 @@ from featcache.heads.calibration import Calibration
 from featcache.heads.unknown import UnknownRule
 from featcache.model.golden import Golden
 from featcache.model.merged import MergedModel, wrap_network
+from featcache.model.quantization import Quantization
 from featcache.model.surgery import Surgery
 from featcache.recipe import Recipe
 from featcache.system.files import new_directory
@@ -61,7 +62,7 @@ def save_model(
     tensors = {name: tensor.contiguous().clone() for name, tensor in sorted(_stored(model).items())}
     files = {WEIGHTS_FILE: save(tensors)}
     if model.quantization is not None:
-        files[QUANT_FILE] = _json_bytes(model.quantization)
+        files[QUANT_FILE] = _json_bytes(model.quantization.to_json())
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -105,9 +106,8 @@ def load_model(path: str | os.PathLike[str]) -> MergedModel:
     data = _checked_bytes(path, WEIGHTS_FILE, document)
     quantization = None
     if QUANT_FILE in document["sha256"]:
-        quantization = parse_document(
-            _checked_bytes(path, QUANT_FILE, document), _QUANT_DOCUMENT, place=Path(path) / QUANT_FILE
-        )
+        text = _checked_bytes(path, QUANT_FILE, document)
+        quantization = Quantization.from_json(parse_document(text, _QUANT_DOCUMENT, place=Path(path) / QUANT_FILE))
     try:
         tensors = load(data)
         recipe = Recipe.from_json(document["recipe"])

@@ -14,6 +14,7 @@ from torch import nn
 from featcache.backbone.backbone import Backbone
 from featcache.errors import InputError
 from featcache.heads import Head
+from featcache.model.quantization import Quantization
 from featcache.model.surgery import Surgery
 from featcache.recipe import Preprocessing, Recipe
 from featcache.system.json import canonical_json
@@ -24,8 +25,8 @@ class MergedModel(nn.Module):
 
     `backbone`: normalised float (N, 3, H, W) → a tuple of outputs. `head`: features → logits, made of `fitted`, the
     Head's values. `recipe`: that of the features `fitted` was trained on; its ``model_digest`` is set where the
-    backbone is no longer timm's own. `surgery`: what was done to the network. `quantization`: the document of
-    ``quant.json`` or None. `lineage`: one entry per verb, from merge on.
+    backbone is no longer timm's own. `surgery`: what was done to the network. `quantization`: what
+    ``quant.json`` holds, or None. `lineage`: one entry per verb, from merge on.
     """
 
     pixel_mean: torch.Tensor
@@ -38,7 +39,7 @@ class MergedModel(nn.Module):
         *,
         recipe: Recipe,
         surgery: Surgery | None = None,
-        quantization: Mapping[str, Any] | None = None,
+        quantization: Quantization | None = None,
         lineage: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__()
@@ -106,7 +107,8 @@ class MergedModel(nn.Module):
         state = hashlib.sha256()
         described = {
             "model": self.recipe.model, "model_kwargs": dict(self.recipe.model_kwargs),
-            "surgery": self.surgery.to_json(), "quantization": self.quantization,
+            "surgery": self.surgery.to_json(),
+            "quantization": None if self.quantization is None else self.quantization.to_json(),
         }  # fmt: skip
         state.update(canonical_json(described).encode())
         for name, tensor in sorted(self.backbone.state_dict().items()):

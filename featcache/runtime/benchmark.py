@@ -75,31 +75,32 @@ def bench(
 ) -> list[Benchmark]:
     """Return one measurement per format of the BUNDLE at `bundle` (default: all), `seconds` each, batches of one.
 
-    Decoding is not part of it. A format whose runtime is not on this machine is reported with the reason.
+    Decoding is not part of it. A format whose runtime is not on this machine is reported with the reason. Raises
+    `DependencyError` where none can be run here.
     """
     opened = open_bundle(bundle)
     count = threads or processor_count()
     chosen = [opened.format_named(name) for name in formats or opened.formats]
     shape = (opened.preprocessing.height, opened.preprocessing.width, 3)
     image = np.random.default_rng(0).integers(0, 256, size=(1, *shape), dtype=np.uint8)
-    found = []
+    measurements = []
     for name in tqdm(chosen, desc="bench", unit="format", disable=None):
         size = sum(path.stat().st_size for path in opened.files(name))
         target = find_target(name)
         figures = opened.figures[name]
         reason = target.available() or target.executable()
         if reason is not None:
-            found.append(Benchmark(name, None, size, None, reason, figures))
+            measurements.append(Benchmark(name, None, size, None, reason, figures))
             continue
         with opened.open(name, threads=count) as runner:
             latency = measure_latency(runner, image, threads=count, seconds=seconds)
             resident = resident_bytes(target, runner, opened.files(name), image_shape=shape, threads=count)
         runtime = runner.described or target.version()
-        found.append(Benchmark(name, runtime, size, latency, None, figures, resident))
-    if all(entry.latency_ms is None for entry in found):
-        reasons = "; ".join(f"{entry.format}: {entry.reason}" for entry in found)
+        measurements.append(Benchmark(name, runtime, size, latency, None, figures, resident))
+    if all(entry.latency_ms is None for entry in measurements):
+        reasons = "; ".join(f"{entry.format}: {entry.reason}" for entry in measurements)
         raise DependencyError(f"at least one format must be runnable here, got none ({reasons})")
-    return found
+    return measurements
 
 
 def measure_latency(runner: Runner, image: npt.NDArray[np.uint8], *, threads: int, seconds: float = 0.5) -> Latency:

@@ -38,9 +38,24 @@ _PREPROCESS = DocumentKind(
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What stands in a bundle's JSON files. `formats`: files of each format, the one to open first.
+    """What stands in a bundle's JSON files.
 
-    `figures`: what each format's graph costs by counting, as counted by the export; None in bundles that lack them.
+    Parameters
+    ----------
+    path
+        The directory.
+    name
+        The backbone's.
+    classes, task, unknown
+        Label of each logit, what logits mean, and the rule for images of no known class.
+    preprocessing
+        How an image becomes the input.
+    formats
+        Files of each format, the one to open first.
+    lineage
+        Where the model came from.
+    figures
+        What each format's graph costs by counting, as counted by the export; None in bundles that lack them.
     """
 
     path: Path
@@ -78,10 +93,33 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Return the bundle at `path`; its device files are not opened, nor any digest checked (`verify` does).
+    """Return the bundle in a directory; its device files are not opened, nor any digest checked (`verify` does).
 
-    Raises `MissingError` where there is none, `FormatError` for another format or version, `CorruptError` where its
-    JSON is not what `export` wrote.
+    Parameters
+    ----------
+    path
+        The directory that `export` wrote.
+
+    Raises
+    ------
+    MissingError
+        Where there is none.
+    FormatError
+        For another format or version.
+    CorruptError
+        Where its JSON is not what `export` wrote.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from featcache.runtime import open_bundle
+    >>> bundle = open_bundle("bundle")
+    >>> bundle.classes, list(bundle.formats)
+    (('cat', 'dog'), ['onnx'])
+    >>> images = np.zeros((1, bundle.preprocessing.height, bundle.preprocessing.width, 3), dtype=np.uint8)
+    >>> with bundle.open("onnx", threads=1) as runner:
+    ...     runner.run(images).shape
+    (1, 2)
     """
     place = Path(path)
     manifest = read_manifest(place)

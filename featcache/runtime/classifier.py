@@ -47,7 +47,10 @@ def is_model(path: str | os.PathLike[str]) -> bool:
 def open_classifier(
     path: str | os.PathLike[str], *, format: str | None = None, threads: int | None = None
 ) -> Classifier:
-    """Return the classifier in the BUNDLE or MODEL at `path`; `MissingError` where there is neither."""
+    """Return the classifier in the BUNDLE or MODEL at `path`.
+
+    Raises `MissingError` where there is neither, `InputError` for a format beside a MODEL or one that is not there.
+    """
     if is_bundle(path):
         bundle = open_bundle(path)
         named = bundle.format_named(format)

@@ -82,11 +82,36 @@ def evaluate(
     split: str | None = None,
     threads: int | None = None,
 ) -> Evaluation:
-    """Return how right the BUNDLE (or MODEL) at `bundle` is on labelled `images`, a folder or a CSV.
+    """Return how right a BUNDLE or MODEL is on labelled images.
 
-    Labels are matched by class name. A data set with splits is evaluated on `split` (default ``test``), one without on
-    all of it. `format`: which of the bundle's device files runs (default: its first). A MODEL is run with torch, a
-    bundle without. Images that cannot be decoded are recorded and not counted.
+    Labels are matched by class name. Images that cannot be decoded are recorded and not counted.
+
+    Parameters
+    ----------
+    bundle
+        A BUNDLE, which runs without torch, or a MODEL.
+    images
+        A folder or a CSV.
+    format
+        Which of the bundle's device files runs; None: its first.
+    split
+        Of a data set with splits, the one to evaluate on; None: ``test``. One without splits is evaluated whole.
+    threads
+        How many compute; None: all processors.
+
+    Raises
+    ------
+    InputError
+        Where no image has both a label of the model and pixels, and for a format that the bundle does not hold.
+    MissingError
+        Where there is no such bundle, model or data set.
+
+    Examples
+    --------
+    >>> from featcache import evaluate
+    >>> evaluation = evaluate("bundle", "photos")
+    >>> evaluation.n, evaluation.accuracy
+    (24, 1.0)
     """
     with open_classifier(bundle, format=format, threads=threads) as classifier:
         chosen = labelled_images(images, classes=classifier.classes, task=classifier.task, split=split)
@@ -151,9 +176,9 @@ def score(
 def _classification(
     chosen: LabelledImages, logits: npt.NDArray[np.float32], used: npt.NDArray[np.int64], classes: tuple[str, ...]
 ) -> dict[str, Any]:
-    given, true = logits[used].argmax(axis=1), chosen.labels[used]
+    predicted, actual = logits[used].argmax(axis=1), chosen.labels[used]
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(confusion, (true, given), 1)
+    np.add.at(confusion, (actual, predicted), 1)
     totals, right = confusion.sum(axis=1), confusion.diagonal()
     per_class = {
         label: {
@@ -163,21 +188,21 @@ def _classification(
         }
         for i, label in enumerate(classes)
     }
-    wrong = np.flatnonzero(given != true)
+    wrong = np.flatnonzero(predicted != actual)
     probabilities = softmax(logits[used][wrong])
-    sure = probabilities[np.arange(len(wrong)), given[wrong]]
+    confidence = probabilities[np.arange(len(wrong)), predicted[wrong]]
     mistakes = tuple(
         Mistake(
             int(used[wrong[k]]),
             chosen.names[used[wrong[k]]],
-            classes[true[wrong[k]]],
-            classes[given[wrong[k]]],
-            float(sure[k]),
+            classes[actual[wrong[k]]],
+            classes[predicted[wrong[k]]],
+            float(confidence[k]),
         )
-        for k in np.argsort(-sure, kind="stable").tolist()
+        for k in np.argsort(-confidence, kind="stable").tolist()
     )
     return {
-        "accuracy": float((given == true).mean()),
+        "accuracy": float((predicted == actual).mean()),
         "per_class": per_class,
         "confusion": tuple(tuple(row) for row in confusion.tolist()),
         "mistakes": mistakes,
@@ -187,20 +212,20 @@ def _classification(
 def _multilabel(
     logits: npt.NDArray[np.float32], targets: npt.NDArray[np.float32], classes: tuple[str, ...]
 ) -> dict[str, Any]:
-    given, true = logits > 0, targets > 0.5
-    hits, said, there = (given & true).sum(axis=0), given.sum(axis=0), true.sum(axis=0)
+    predicted, actual = logits > 0, targets > 0.5
+    hits, predicted_counts, actual_counts = (predicted & actual).sum(axis=0), predicted.sum(axis=0), actual.sum(axis=0)
     per_class = {
         label: {
-            "n": int(there[i]),
-            "precision": float(hits[i] / said[i]) if said[i] else None,
-            "recall": float(hits[i] / there[i]) if there[i] else None,
+            "n": int(actual_counts[i]),
+            "precision": float(hits[i] / predicted_counts[i]) if predicted_counts[i] else None,
+            "recall": float(hits[i] / actual_counts[i]) if actual_counts[i] else None,
         }
         for i, label in enumerate(classes)
     }
-    right = given == true
+    correct = predicted == actual
     return {
-        "accuracy": float(right.mean()),
-        "exact": float(right.all(axis=1).mean()),
+        "accuracy": float(correct.mean()),
+        "exact": float(correct.all(axis=1).mean()),
         "per_class": per_class,
         "confusion": None,
     }

@@ -36,12 +36,12 @@ def draw(benchmarks: Sequence[Benchmark]) -> str:
     width = _LABEL + len(_PANELS) * (_BAR + _GAP)
     height = _HEAD + _ROW * len(benchmarks) + 12
     threads = sorted({b.latency_ms.threads for b in benchmarks if b.latency_ms is not None})
-    said = f"median of single runs on {' or '.join(map(str, threads)) or 'no'} thread(s); red: 95th percentile"
+    caption = f"median of single runs on {' or '.join(map(str, threads)) or 'no'} thread(s); red: 95th percentile"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         f'font-family="sans-serif" font-size="13" fill="{_INK}">',
         '<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="8" y="18">{escape(said)}</text>',
+        f'<text x="8" y="18">{escape(caption)}</text>',
     ]
     for row, entry in enumerate(benchmarks):
         parts.append(f'<text x="8" y="{_HEAD + row * _ROW + 15}">{escape(entry.format)}</text>')

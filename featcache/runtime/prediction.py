@@ -69,15 +69,43 @@ def predict(
 ) -> list[Prediction]:
     """Return one prediction per image, in the order of the images.
 
-    `images`: an image file, a folder, a CSV, or several image files. A BUNDLE runs without torch, from the files' bytes
-    through its own preprocessing. With a MODEL or a HEAD, `cache` is the cache the head was trained on: images whose
-    bytes it knows are answered from their stored features and never decoded; a MODEL computes the others, a HEAD, which
-    has no backbone, gives a reason. `top`: how many classes to list.
+    An image that cannot be read is an entry with a reason.
+
+    Parameters
+    ----------
+    bundle_or_model
+        A BUNDLE, which runs without torch, from the files' bytes through its own preprocessing; a MODEL; with `cache`
+        also a HEAD.
+    images
+        An image file, a folder, a CSV, or several image files.
+    top
+        How many classes to list.
+    format
+        Which of the bundle's device files runs; None: its first.
+    cache
+        The one that the head was trained on: images whose bytes it knows are answered from their stored features and
+        never decoded. A MODEL computes the others, a HEAD, which has no backbone, gives a reason.
+    threads
+        How many compute; None: all processors.
+
+    Raises
+    ------
+    InputError
+        For `top` below 1, a cache beside a bundle, a format that the bundle does not hold, and a folder without images.
+    MissingError
+        Where there is no such bundle, model or image.
+
+    Examples
+    --------
+    >>> from featcache import predict
+    >>> [prediction] = predict("bundle", "photos/cat/00.jpg")
+    >>> prediction.label, len(prediction.top)
+    ('cat', 2)
     """
     if top < 1:
         raise InputError(f"top must be at least 1, got {top!r}")
     paths, names = _image_files(images)
-    found: dict[int, Prediction] = {}
+    predictions: dict[int, Prediction] = {}
     missing = list(range(len(paths)))
     if cache is not None:
         if is_bundle(bundle_or_model):
@@ -89,17 +117,19 @@ def predict(
 
         fitted = load_fitted(bundle_or_model)
         known, logits = cached_logits(fitted, paths, cache)
-        made = describe([names[i] for i in known], logits, fitted.classes, fitted.task, top=top, unknown=fitted.unknown)
-        found.update(zip(known, (replace(one, cached=True) for one in made), strict=True))
-        missing = [index for index in missing if index not in found]
+        from_cache = describe(
+            [names[i] for i in known], logits, fitted.classes, fitted.task, top=top, unknown=fitted.unknown
+        )
+        predictions.update(zip(known, (replace(one, cached=True) for one in from_cache), strict=True))
+        missing = [index for index in missing if index not in predictions]
         if not is_model(bundle_or_model):
             reason = "not in the cache, and a head has no backbone to compute its features"
-            found.update({index: Prediction(names[index], None, None, (), reason=reason) for index in missing})
+            predictions.update({index: Prediction(names[index], None, None, (), reason=reason) for index in missing})
             missing = []
     if missing:
         with open_classifier(bundle_or_model, format=format, threads=threads) as classifier:
-            found.update(_computed(classifier, paths, names, missing, top=top))
-    return [found[index] for index in range(len(paths))]
+            predictions.update(_computed(classifier, paths, names, missing, top=top))
+    return [predictions[index] for index in range(len(paths))]
 
 
 def _computed(
@@ -107,12 +137,12 @@ def _computed(
 ) -> dict[int, Prediction]:
     """Return the predictions of the images at `wanted`, run through the model."""
     failures: dict[int, str] = {}
-    found: dict[int, Prediction] = {}
+    predictions: dict[int, Prediction] = {}
     sources = [partial(read_image_bytes, paths[index]) for index in wanted]
     with tqdm(total=len(wanted), desc="predict", unit="image", disable=None) as bar:
         for batch in decoded_batches(sources, classifier.preprocessing, failures=failures):
             indices = [wanted[position] for position in batch.indices.tolist()]
-            made = describe(
+            batch_predictions = describe(
                 [names[index] for index in indices],
                 classifier.runner.run(batch.pixels),
                 classifier.classes,
@@ -120,11 +150,11 @@ def _computed(
                 top=top,
                 unknown=classifier.unknown,
             )
-            found.update(zip(indices, made, strict=True))
+            predictions.update(zip(indices, batch_predictions, strict=True))
             bar.update(len(indices))
     for position, reason in failures.items():
-        found[wanted[position]] = Prediction(names[wanted[position]], None, None, (), reason=reason)
-    return found
+        predictions[wanted[position]] = Prediction(names[wanted[position]], None, None, (), reason=reason)
+    return predictions
 
 
 def describe(
@@ -142,12 +172,12 @@ def describe(
         return [Prediction(name, None, None, row) for name, row in zip(names, rows, strict=True)]
     probabilities = softmax(logits) if task == "classification" else sigmoid(logits)
     strange = unknown.is_unknown(logits) if unknown is not None else np.zeros(len(logits), dtype=bool)
-    found = []
+    predictions = []
     for name, row, odd in zip(names, probabilities, strange.tolist(), strict=True):
         order = np.argsort(-row, kind="stable")[:top].tolist()
         likely = tuple((classes[i], float(row[i])) for i in order)
-        found.append(Prediction(name, likely[0][0], likely[0][1], likely, odd))
-    return found
+        predictions.append(Prediction(name, likely[0][0], likely[0][1], likely, odd))
+    return predictions
 
 
 def _image_files(

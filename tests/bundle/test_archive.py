@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from featcache.bundle.archive import pack, unpack
 from featcache.bundle.exporting import export
-from featcache.bundle.verification import digest_file, manifest_bytes
+from featcache.bundle.manifest import digest_file, manifest_bytes
 from featcache.cli import app
 from featcache.errors import CorruptError, DependencyError, ExistsError, InputError, MissingError, VerificationError
 from featcache.verification import verify

@@ -17,7 +17,7 @@ from PIL import Image
 from featcache.bundle import exporting as bundle_module
 from featcache.bundle.archive import unpack
 from featcache.bundle.exporting import export
-from featcache.bundle.verification import verify_bundle
+from featcache.bundle.manifest import verify_bundle
 from featcache.errors import CorruptError, ExistsError, FormatError, InputError, MissingError, VerificationError
 from featcache.formats.interface import Runner
 from featcache.formats.onnx import OnnxTarget
@@ -247,7 +247,7 @@ def test_verify_does_not_follow_links_or_leave_the_bundle(bundle: Path, tmp_path
     "name", ["../evil", "/evil", "a/../../evil", "golden\\..\\evil", "C:/evil", "./labels.txt", ""]
 )
 def test_paths_in_a_manifest_cannot_leave_the_bundle(bundle: Path, name: str) -> None:
-    from featcache.bundle.verification import manifest_bytes
+    from featcache.bundle.manifest import manifest_bytes
 
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["formats"]["onnx"]["files"] = [name]

@@ -16,19 +16,21 @@ from onnx import helper, numpy_helper
 from featcache.cache import open_cache
 from featcache.compress import CompressResult, apply_quantization, quantize
 from featcache.compress.layerwise import calibrate
-from featcache.compress.measurement import graph_macs, node_macs
+from featcache.compress.measurement import graph_macs, integer_share
 from featcache.compress.quantization import calibration_pixels, integer_head, integer_nodes, quantized_model
-from featcache.compress.ranges import as_stored, best_range, covering
+from featcache.compress.ranges import affine_qparams, fake_quantize, mse_range
 from featcache.compress.refitting import SplitRows, open_source
 from featcache.compress.rounding import LIMIT, MomentsSum, channel_scales, round_jointly, round_nearest
 from featcache.errors import ExistsError, FormatError, InputError, MissingError
 from featcache.extract.build import build_cache
-from featcache.graph.qdq import integer_share, quantize_weight
+from featcache.graph.cost import node_macs
+from featcache.graph.qdq import quantize_weight
 from featcache.graph.write import write_onnx
 from featcache.heads import LinearHead
 from featcache.model.directory import load_model
 from featcache.model.golden import Golden
 from featcache.model.merging import load_pixels, merge
+from featcache.model.quantization import Quantization, QuantParams, along_axis
 from featcache.train import train_head
 
 BACKBONE = "test_resnet"
@@ -99,7 +101,7 @@ def test_scales_are_stored_as_promised(place: Path, result: CompressResult) -> N
     model = load_model(place / "int8")
     for name, tensor in model.state_dict().items():
         if name in stored["weights"]:
-            integers = quantize_weight(tensor.numpy(), stored["weights"][name])
+            integers = quantize_weight(tensor.numpy(), QuantParams.from_json(stored["weights"][name]))
             back = integers * np.array(stored["weights"][name]["scale"], np.float32).reshape(
                 -1, *[1] * (tensor.ndim - 1)
             )
@@ -151,10 +153,9 @@ def test_a_head_is_rounded_for_its_features_not_weight_by_weight() -> None:
     features = (20 + 5 * generator.random(64) + hidden @ generator.normal(size=(6, 64))).astype(np.float32)
     weight = generator.normal(size=(3, 64)).astype(np.float32)
     head = LinearHead(classes=("a", "b", "c"), fingerprint="f", weight=weight, bias=-weight @ features.mean(axis=0))
-    document = {"weights": {}}
     rows = {"train": SplitRows(features, np.zeros(400, np.int64))}
-    rounded, stored = integer_head(head, document, rows)
-    scale = np.array(stored["weights"]["head.weight"]["scale"], np.float32)[:, None]
+    rounded, stored = integer_head(head, Quantization(()), rows)
+    scale = np.array(stored.weights["head.weight"].scale, np.float32)[:, None]
     steps = rounded.arrays()["weight"] / scale
     np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
     exact = head.predict_logits(features)
@@ -216,7 +217,7 @@ def float_graph(place: Path, folder: Path) -> onnx.ModelProto:
 def test_unknown_names_are_refused(place: Path, result: CompressResult, tmp_path: Path) -> None:
     graph = float_graph(place, tmp_path)
     with pytest.raises(FormatError, match="nowhere"):
-        apply_quantization(graph, {"nodes": [], "activations": {}, "weights": {"nowhere": {}}})
+        apply_quantization(graph, Quantization((), {}, {"nowhere": along_axis([1.0], axis=0)}))
 
 
 def test_first_convolutions_stay_in_floats_within_their_share(place: Path, tmp_path: Path) -> None:
@@ -275,19 +276,19 @@ def test_moments_are_those_of_all_batches() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.0, 3.0), (0.5, 2.0), (-2.0, -1.0), (0.0, 0.0)])
 def test_covering_holds_zero_exactly_and_the_ends_nearly(low: float, high: float) -> None:
-    stored = covering(low, high)
-    ends = as_stored(torch.tensor([0.0, low, high]), stored)
+    stored = affine_qparams(low, high)
+    ends = fake_quantize(torch.tensor([0.0, low, high]), stored)
     assert ends[0] == 0
-    assert (ends - torch.tensor([0.0, low, high])).abs().max() <= 0.51 * stored["scale"]
+    assert (ends - torch.tensor([0.0, low, high])).abs().max() <= 0.51 * stored.scale[0]
     if low == 0.0 < high:
-        assert stored["scale"] * 255 <= high
+        assert stored.scale[0] * 255 <= high
 
 
 def test_best_range_clips_outliers_but_not_plain_values() -> None:
     plain = torch.linspace(-1, 1, 100_001)
-    assert best_range(plain)["scale"] == pytest.approx(2 / 255, rel=0.03)
+    assert mse_range(plain).scale[0] == pytest.approx(2 / 255, rel=0.03)
     spiked = torch.cat([plain * 0.05, torch.tensor([1.0, -1.0])])
-    assert best_range(spiked)["scale"] < 1.7 / 255
+    assert mse_range(spiked).scale[0] < 1.7 / 255
 
 
 def test_bias_correction_takes_back_the_mean_error() -> None:

@@ -71,7 +71,7 @@ def test_the_graph_with_integers_where_kernels_fit_computes_the_same(
     before = logits_of(single, images)
     np.testing.assert_allclose(logits_of(tmp_path / "kept.onnx", images), before, atol=1e-5 * np.abs(before).max())
     assert model.quantization is not None
-    stored = [node for node in model.quantization["nodes"] if node.endswith("/Conv")]
+    stored = [node for node in model.quantization.nodes if node.endswith("/Conv")]
     assert share.operations == len(stored) > 10
     assert 0.9 * share.all_weights < share.weights < share.all_weights, "the first convolutions and the head are floats"
 
@@ -126,10 +126,11 @@ def test_executorch_computes_the_stored_scales_in_integers(
     files = []
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
-        files.append(target.convert(write_onnx(model, folder / "m.onnx"), folder, facts=facts_of(model))[0])
+        converted = target.convert(write_onnx(model, folder / "m.onnx"), folder, facts=facts_of(model))
+        files.append(converted.files[0])
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert target.takes_scales
-    assert "INT8 with the stored scales" in target.tensors(facts_of(model))["numbers"]
+    assert converted.takes_scales
+    assert "INT8 with the stored scales" in str(converted.numbers)
     exact = write_onnx(model, tmp_path / "float.onnx", quantized=False)
     assert files[0].stat().st_size < 0.5 * exact.stat().st_size
     images = pixels(8, model)
@@ -150,15 +151,14 @@ def test_executorch_says_that_a_vision_transformer_stays_in_floats(tmp_path: Pat
     if reason is not None:
         pytest.skip(f"executorch: {reason}; {target.needs}")
     model = int8("test_vit")
-    files = target.convert(write_onnx(model, tmp_path / "m.onnx"), tmp_path, facts=facts_of(model))
-    numbers = target.tensors(facts_of(model))["numbers"]
-    assert numbers.startswith("float32")
-    assert "1 of 38 convolutions and matrix products" in numbers
-    assert not target.takes_scales
+    converted = target.convert(write_onnx(model, tmp_path / "m.onnx"), tmp_path, facts=facts_of(model))
+    assert str(converted.numbers).startswith("float32")
+    assert "1 of 38 convolutions and matrix products" in str(converted.numbers)
+    assert not converted.takes_scales
     images = pixels(4, model)
     reference = logits_of(tmp_path / "m.onnx", images)
-    with target.open(files, threads=1) as runner:
+    with target.open(converted.files, threads=1) as runner:
         assert (runner.run(images).argmax(axis=1) == reference.argmax(axis=1)).all()
     small = small_model()
-    target.convert(write_onnx(small, tmp_path / "m.onnx"), tmp_path, facts=facts_of(small, quantized=False))
-    assert "numbers" not in target.tensors(facts_of(small, quantized=False))
+    plain = target.convert(write_onnx(small, tmp_path / "m.onnx"), tmp_path, facts=facts_of(small, quantized=False))
+    assert "numbers" not in plain.to_json()

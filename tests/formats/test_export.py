@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,12 +15,12 @@ import torch
 from export_models import small_model
 from onnx import numpy_helper
 
-from featcache.bundle.measurement import compare
+from featcache.bundle.comparison import compare_with_reference
 from featcache.errors import InputError, VerificationError
-from featcache.formats.interface import ModelFacts
-from featcache.formats.registry import find_target, target_names
+from featcache.formats.registry import find_target
 from featcache.graph.write import write_onnx
 from featcache.model.merged import MergedModel
+from featcache.model.quantization import Quantization, QuantParams, along_axis
 from featcache.model.surgery import resize_layers
 
 
@@ -99,20 +98,18 @@ def test_features_can_be_the_only_output(model: MergedModel, tmp_path: Path) -> 
     np.testing.assert_allclose(model.fitted.predict_logits(features), logits_of(model, images), atol=1e-3)
 
 
-def quantization_of(model: MergedModel, path: Path) -> dict[str, Any]:
+def quantization_of(model: MergedModel, path: Path) -> Quantization:
     """Return stored scales for one convolution of `model`: its input, output and weight."""
     graph = onnx.load(write_onnx(model, path)).graph
     node = next(node for node in graph.node if node.name == "backbone.network.conv_stem/Conv")
     weight = numpy_helper.to_array(next(t for t in graph.initializer if t.name == node.input[1]))
     scale = np.maximum(np.abs(weight).max(axis=(1, 2, 3)), 1e-6) / 127
-    activation = {"scale": 0.05, "zero_point": 128, "signed": False, "axis": None}
-    return {
-        "nodes": [node.name],
-        "activations": {node.input[0]: activation, node.output[0]: activation},
-        "weights": {
-            node.input[1]: {"scale": scale.tolist(), "zero_point": [0] * len(scale), "signed": True, "axis": 0}
-        },
-    }
+    activation = QuantParams((0.05,), (128,), "uint8", None)
+    return Quantization(
+        (node.name,),
+        {node.input[0]: activation, node.output[0]: activation},
+        {node.input[1]: along_axis(scale.tolist(), axis=0)},
+    )
 
 
 def test_stored_scales_become_quantized_nodes(model: MergedModel, tmp_path: Path) -> None:
@@ -178,30 +175,6 @@ def test_a_vision_transformer_exports_for_any_batch(tmp_path: Path) -> None:
         np.testing.assert_allclose(session.run(["logits"], {"image": images})[0], logits_of(model, images), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", target_names())
-def test_every_target_that_runs_here_gives_torchs_logits_twice_the_same_files(
-    model: MergedModel, tmp_path: Path, name: str
-) -> None:
-    target = find_target(name)
-    if target.available() is not None or target.executable() is not None:
-        pytest.skip(f"{name}: {target.available() or target.executable()}")
-    facts = ModelFacts("small", model.classes, model.preprocessing, {}, quantized=False)
-    graph = write_onnx(model, tmp_path / "graph.onnx")
-    folders = [tmp_path / "one", tmp_path / "two"]
-    converted = []
-    for folder in folders:
-        folder.mkdir()
-        converted.append(target.convert(graph, folder, facts=facts))
-    for first, second in zip(*converted, strict=True):
-        assert first.read_bytes() == second.read_bytes(), first.name
-        assert str(tmp_path).encode() not in first.read_bytes()
-    with target.open(converted[0], threads=1) as runner:
-        for count in (1, 4):
-            images = pixels(count, model)
-            np.testing.assert_allclose(runner.run(images), logits_of(model, images), atol=1e-4)
-    assert set(target.tensors(facts)) == {"inputs", "outputs"}
-
-
 def test_unknown_format_names_those_there_are() -> None:
     with pytest.raises(InputError, match=r"onnx, openvino.*'tarball'"):
         find_target("tarball")
@@ -209,18 +182,23 @@ def test_unknown_format_names_those_there_are() -> None:
 
 def test_comparison_refuses_what_differs() -> None:
     reference = np.random.default_rng(0).standard_normal((400, 5)).astype(np.float32)
-    difference, changed, agreement = compare("x", reference, reference + 5e-5, quantized=False, task="classification")
+    difference, changed, agreement = compare_with_reference(
+        "x", reference, reference + 5e-5, quantized=False, task="classification"
+    )
     assert (difference < 1e-4, changed, agreement) == (True, 0, 1.0)
     with pytest.raises(VerificationError, match=r"within 0\.0001"):
-        compare("x", reference, reference + 2e-4, quantized=False, task="classification")
+        compare_with_reference("x", reference, reference + 2e-4, quantized=False, task="classification")
     swapped = reference.copy()
     swapped[:20] = -swapped[:20]
     with pytest.raises(VerificationError, match="98"):
-        compare("x", reference, swapped, quantized=True, task="classification")
+        compare_with_reference("x", reference, swapped, quantized=True, task="classification")
     swapped[6:] = reference[6:]
-    assert compare("x", reference, swapped, quantized=True, task="classification")[1:] == (6, 1 - 6 / 400)
+    assert compare_with_reference("x", reference, swapped, quantized=True, task="classification")[1:] == (
+        6,
+        1 - 6 / 400,
+    )
     with pytest.raises(VerificationError, match="finite"):
-        compare("x", reference, np.full_like(reference, np.nan), quantized=True, task="classification")
+        compare_with_reference("x", reference, np.full_like(reference, np.nan), quantized=True, task="classification")
 
 
 def test_few_images_refuse_an_int8_file_only_where_chance_does_not_explain_it() -> None:
@@ -228,14 +206,14 @@ def test_few_images_refuse_an_int8_file_only_where_chance_does_not_explain_it() 
     reference = np.random.default_rng(0).standard_normal((16, 5)).astype(np.float32)
     swapped = reference.copy()
     swapped[:2] = -swapped[:2]
-    assert compare("x", reference, swapped, quantized=True, task="classification")[1:] == (2, None)
+    assert compare_with_reference("x", reference, swapped, quantized=True, task="classification")[1:] == (2, None)
     swapped[2] = -swapped[2]
     with pytest.raises(VerificationError, match="3 of 16"):
-        compare("x", reference, swapped, quantized=True, task="classification")
+        compare_with_reference("x", reference, swapped, quantized=True, task="classification")
     with pytest.raises(VerificationError):
-        compare("x", reference, swapped, quantized=False, task="classification")
+        compare_with_reference("x", reference, swapped, quantized=False, task="classification")
 
 
 def test_agreement_of_few_images_is_not_claimed() -> None:
     reference = np.eye(5, dtype=np.float32)
-    assert compare("x", reference, reference, quantized=False, task="classification") == (0.0, 0, None)
+    assert compare_with_reference("x", reference, reference, quantized=False, task="classification") == (0.0, 0, None)

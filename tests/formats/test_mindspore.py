@@ -16,8 +16,10 @@ from onnx import numpy_helper
 from featcache.errors import VerificationError
 from featcache.formats.interface import ModelFacts, Target
 from featcache.formats.registry import find_target
+from featcache.formats.tools.program import EnvironmentTarget
 from featcache.graph.write import write_onnx
 from featcache.model.merged import MergedModel
+from featcache.model.quantization import Quantization, along_axis
 
 LABELS = ("cat", "dog, wet", "Öl/„x“")
 # what the file says of itself, printed by the framework's own reader of the format
@@ -50,7 +52,8 @@ def facts_of(model: MergedModel, *, quantized: bool = False) -> ModelFacts:
 
 def test_the_reader_of_each_mindir_is_told_apart() -> None:
     facts = facts_of(small_model())
-    readers = {name: find_target(name).tensors(facts)["reader"] for name in ("mslite", "mindir", "mindspore")}
+    targets = [find_target(name) for name in ("mslite", "mindir", "mindspore")]
+    readers = {t.name: t.tensors(facts)["reader"] for t in targets if isinstance(t, EnvironmentTarget)}
     assert readers == {"mslite": "MindSpore Lite 2.0", "mindir": "MindSpore Lite 2.0", "mindspore": "MindSpore 2.10"}
     assert find_target("mindspore").version() == "mindspore 2.10.0"
 
@@ -61,7 +64,7 @@ def test_the_reader_of_each_mindir_is_told_apart() -> None:
 def test_networks_with_other_operations_give_torchs_logits(target: Target, tmp_path: Path, name: str) -> None:
     model = small_model(name=name)
     graph = write_onnx(model, tmp_path / "graph.onnx")
-    files = target.convert(graph, tmp_path, facts=facts_of(model))
+    files = target.convert(graph, tmp_path, facts=facts_of(model)).files
     shape = (2, model.preprocessing.height, model.preprocessing.width, 3)
     images = np.random.default_rng(0).integers(0, 256, size=shape, dtype=np.uint8)
     with torch.inference_mode():
@@ -80,7 +83,8 @@ def test_a_file_holds_labels_and_no_date_and_weights_as_the_integers_they_are(ta
     written = []
     for place in ("one", "two"):
         (tmp_path / place).mkdir()
-        (file,) = target.convert(quantized, tmp_path / place, facts=facts)
+        converted = target.convert(quantized, tmp_path / place, facts=facts)
+        (file,) = converted.files
         written.append(file.read_bytes())
     assert written[0] == written[1]
     assert target.environment is not None
@@ -96,18 +100,18 @@ def test_a_file_holds_labels_and_no_date_and_weights_as_the_integers_they_are(ta
     with target.open([file], threads=1) as runner:
         difference = np.abs(runner.run(images) - expected).max()
     assert 0 < difference < 0.05, "rounded, and little"
-    assert "stored integers" in target.tensors(facts)["numbers"]
+    assert "stored integers" in str(converted.numbers)
 
 
-def rounded_weights(graph: Path) -> dict[str, object]:
+def rounded_weights(graph: Path) -> Quantization:
     """Return stored scales for the weights of all convolutions, that stay floats otherwise."""
     proto = onnx.load(graph).graph
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.initializer}
     weights = {}
     for name in (node.input[1] for node in proto.node if node.op_type == "Conv"):
         scale = np.maximum(np.abs(tensors[name]).max(axis=(1, 2, 3)), 1e-6) / 127
-        weights[name] = {"scale": scale.tolist(), "zero_point": [0] * len(scale), "signed": True, "axis": 0}
-    return {"nodes": [], "activations": {}, "weights": weights}
+        weights[name] = along_axis(scale.tolist(), axis=0)
+    return Quantization((), {}, weights)
 
 
 @pytest.mark.slow

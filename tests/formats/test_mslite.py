@@ -103,9 +103,10 @@ def test_the_ms_file_holds_the_stored_integers_and_says_so(vit: tuple[MergedMode
     written = []
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
-        written.append(target.convert(path, folder, facts=facts_of(model))[0])
+        converted = target.convert(path, folder, facts=facts_of(model))
+        written.append(converted.files[0])
     assert written[0].read_bytes() == written[1].read_bytes()
-    assert target.tensors(facts_of(model))["numbers"].startswith("99 % of the weights are the stored INT8")
+    assert str(converted.numbers).startswith("99 % of the weights are the stored INT8")
     old = write_opset(write_single(path, tmp_path / "single.onnx"), tmp_path / "old.onnx")  # as floats
     assert written[0].stat().st_size < 0.45 * old.stat().st_size
     images = pixels(3, model)
@@ -132,11 +133,10 @@ def test_mindspore_lite_says_what_stays_in_floats(vit: tuple[MergedModel, Path],
     path = write_onnx(resnet, tmp_path / "resnet.onnx")
     old = write_opset(write_single(path, tmp_path / "single.onnx"), tmp_path / "old.onnx")
     target = installed("mslite")
-    files = target.convert(path, tmp_path, facts=facts_of(resnet))
-    numbers = target.tensors(facts_of(resnet))["numbers"]
+    converted = target.convert(path, tmp_path, facts=facts_of(resnet))
+    numbers = str(converted.numbers)
     assert numbers.startswith("float32") and "larger than one pixel" in numbers
-    with target.open(files, threads=1) as runner:
+    with target.open(converted.files, threads=1) as runner:
         np.testing.assert_allclose(runner.run(images), logits_of(old, images), atol=1e-4)
     mindir = installed("mindir")
-    mindir.convert(vit[1], tmp_path, facts=facts_of(vit[0]))
-    assert mindir.tensors(facts_of(vit[0]))["numbers"].startswith("float32")
+    assert str(mindir.convert(vit[1], tmp_path, facts=facts_of(vit[0])).numbers).startswith("float32")

@@ -17,12 +17,12 @@ from export_models import saved_model, small_model
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
+from featcache.bundle.comparison import compare_with_reference
 from featcache.bundle.exporting import export
-from featcache.bundle.measurement import compare
 from featcache.cli import app
 from featcache.errors import DependencyError, InputError, VerificationError
 from featcache.formats.drivers.torch_graph import TorchGraph
-from featcache.formats.interface import ModelFacts, Target
+from featcache.formats.interface import Converted, ModelFacts, Target
 from featcache.formats.openvino import OpenVinoTarget
 from featcache.formats.registry import find_target
 from featcache.formats.status import install_targets, list_targets
@@ -31,6 +31,7 @@ from featcache.formats.tools.environments import Environment, find_python
 from featcache.graph.passes import write_single
 from featcache.graph.write import write_onnx
 from featcache.model.merged import MergedModel
+from featcache.model.quantization import Quantization, QuantParams, along_axis
 
 LABELS = ("cat", "dog, wet", "Öl/„x“")
 
@@ -76,7 +77,7 @@ def installed(name: str) -> Target:
 
 def made(name: str, model: MergedModel, graph: Path, folder: Path) -> tuple[Target, tuple[Path, ...]]:
     target = installed(name)
-    return target, target.convert(graph, folder, facts=facts_of(model))
+    return target, target.convert(graph, folder, facts=facts_of(model)).files
 
 
 # --- the graph as torch code ----------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ def test_every_format_is_listed_with_what_it_needs() -> None:
 
 
 def test_listing_loads_no_tools_and_no_torch() -> None:
-    code = "import sys; from featcache.export import list_targets; list_targets(); print(sorted(sys.modules))"
+    code = "import sys; from featcache.formats.status import list_targets; list_targets(); print(sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {name for name in ("torch", "onnx", "coremltools", "ncnn") if f"'{name}'" in loaded}
 
@@ -133,7 +134,7 @@ def test_export_never_installs_and_leaves_nothing(tmp_path: Path, monkeypatch: p
 def test_a_network_that_a_format_cannot_hold_is_one_line_and_no_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object, **__: object) -> tuple[Path, ...]:
+    def refuse(*_: object, **__: object) -> Converted:
         raise NotImplementedError("operations without a torch form: Sinh")
 
     monkeypatch.setattr(OpenVinoTarget, "convert", refuse)
@@ -193,10 +194,10 @@ def test_unknown_format_to_install() -> None:
 def test_coreml_holds_the_program_the_labels_and_no_date(model: MergedModel, graph: Path, tmp_path: Path) -> None:
     target, files = made("coreml", model, graph, tmp_path)
     assert [path.relative_to(tmp_path).parts[0] for path in files] == ["model.mlpackage"] * 3
-    twin = target.twin(files, threads=1)
-    assert twin is not None
+    runner = target.reference_runner(files, threads=1)
+    assert runner is not None
     images = pixels(2, model)
-    np.testing.assert_allclose(twin.run(images), logits_of(model, images), atol=1e-4)
+    np.testing.assert_allclose(runner.run(images), logits_of(model, images), atol=1e-4)
     spec = files[1].read_bytes()
     assert all(label.encode() in spec for label in LABELS)
     assert b"conversion_date" not in spec
@@ -210,10 +211,10 @@ def test_coreml_holds_the_program_the_labels_and_no_date(model: MergedModel, gra
 def test_coreml_pads_as_tensorflow_does(tmp_path: Path) -> None:
     same = small_model(classes=LABELS, pad_type="same")  # more after than before, where the stride is 2
     target, files = made("coreml", same, write_onnx(same, tmp_path / "same.onnx"), tmp_path)
-    twin = target.twin(files, threads=1)
-    assert twin is not None
+    runner = target.reference_runner(files, threads=1)
+    assert runner is not None
     images = pixels(2, same)
-    np.testing.assert_allclose(twin.run(images), logits_of(same, images), atol=1e-4)
+    np.testing.assert_allclose(runner.run(images), logits_of(same, images), atol=1e-4)
 
 
 @pytest.mark.target
@@ -225,16 +226,17 @@ def test_coreml_stores_the_weights_of_an_int8_model_as_integers(
     written = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        written.append(target.convert(graph, tmp_path / name, facts=facts))
+        converted = target.convert(graph, tmp_path / name, facts=facts)
+        written.append(converted.files)
     assert [path.read_bytes() for path in written[0]] == [path.read_bytes() for path in written[1]]
     assert sum(p.stat().st_size for p in written[0][2:]) < 0.4 * sum(p.stat().st_size for p in plain[2:])
     assert b"constexpr_affine_dequantize" in written[0][1].read_bytes()
-    twin = target.twin(written[0], threads=1)
-    assert twin is not None
+    runner = target.reference_runner(written[0], threads=1)
+    assert runner is not None
     images = pixels(2, model)
-    difference = np.abs(twin.run(images) - logits_of(model, images)).max()
+    difference = np.abs(runner.run(images) - logits_of(model, images)).max()
     assert 0 < difference < 0.05, "rounded, and little"
-    assert "INT8" in target.tensors(facts)["numbers"]
+    assert "INT8" in str(converted.numbers)
 
 
 @pytest.mark.target
@@ -244,11 +246,13 @@ def test_coreml_with_another_weight_is_noticed(model: MergedModel, graph: Path, 
     middle = len(weights) // 128 * 64  # inside a large tensor, which starts at a multiple of 64
     weights[middle : middle + 4096] = np.full(1024, 0.5, dtype=np.float32).tobytes()
     files[2].write_bytes(bytes(weights))
-    twin = target.twin(files, threads=1)
-    assert twin is not None
+    runner = target.reference_runner(files, threads=1)
+    assert runner is not None
     images = pixels(2, model)
     with pytest.raises(VerificationError):
-        compare("coreml", logits_of(model, images), twin.run(images), quantized=False, task="classification")
+        compare_with_reference(
+            "coreml", logits_of(model, images), runner.run(images), quantized=False, task="classification"
+        )
 
 
 @pytest.mark.target
@@ -311,14 +315,11 @@ def test_tensorrt_gets_symmetric_scales_of_the_same_range(graph: Path) -> None:
     from featcache.graph.qdq import apply_quantization
 
     scale = np.maximum(np.abs(weight).max(axis=(1, 2, 3)), 1e-6) / 127
-    activation = {"scale": 0.05, "zero_point": 100, "signed": False, "axis": None}
-    stored = {
-        "nodes": [conv.name],
-        "activations": {conv.input[0]: activation},
-        "weights": {
-            conv.input[1]: {"scale": scale.tolist(), "zero_point": [0] * len(scale), "signed": True, "axis": 0}
-        },
-    }
+    stored = Quantization(
+        (conv.name,),
+        {conv.input[0]: QuantParams((0.05,), (100,), "uint8", None)},
+        {conv.input[1]: along_axis(scale.tolist(), axis=0)},
+    )
     quantized = apply_quantization(proto, stored)
     symmetric(quantized)
     onnx.checker.check_model(quantized)

@@ -63,7 +63,7 @@ def made(model: MergedModel, folder: Path) -> tuple[Target, Path, tuple[Path, ..
     target = installed()
     graph = write_onnx(model, folder / "graph.onnx")
     (folder / "tfjs").mkdir()
-    return target, graph, target.convert(graph, folder / "tfjs", facts=facts_of(model))
+    return target, graph, target.convert(graph, folder / "tfjs", facts=facts_of(model)).files
 
 
 @pytest.mark.target
@@ -133,7 +133,7 @@ def test_the_file_says_what_goes_in_and_what_comes_out(tmp_path: Path) -> None:
     kinds = [node["op"] for node in written["modelTopology"]["node"]]
     assert "Transpose" not in kinds, "a convolutional network is written channels last"
     (tmp_path / "again").mkdir()
-    again = installed().convert(tmp_path / "graph.onnx", tmp_path / "again", facts=facts_of(model))
+    again = installed().convert(tmp_path / "graph.onnx", tmp_path / "again", facts=facts_of(model)).files
     assert [path.read_bytes() for path in files] == [path.read_bytes() for path in again]
     assert not any(str(tmp_path).encode() in path.read_bytes() for path in files)
 
@@ -144,7 +144,7 @@ def test_unusual_forms_of_operations_compute_what_onnx_says(tmp_path: Path) -> N
     onnx.save(hard_graph(), tmp_path / "hard.onnx")
     image = np.random.default_rng(1).integers(0, 256, size=(1, 14, 17, 3), dtype=np.uint8)
     (expected,) = onnxruntime.InferenceSession(tmp_path / "hard.onnx").run(["logits"], {"image": image})
-    files = target.convert(tmp_path / "hard.onnx", tmp_path, facts=facts_of(small_model()))
+    files = target.convert(tmp_path / "hard.onnx", tmp_path, facts=facts_of(small_model())).files
     with target.open(files, threads=1) as runner:
         np.testing.assert_allclose(runner.run(image), expected, rtol=1e-4, atol=1e-4)
 

@@ -61,7 +61,7 @@ def made(model: MergedModel, folder: Path) -> tuple[Target, Path, Path]:
     """Return the target, the ONNX file and the file made of it."""
     target = installed()
     graph = write_onnx(model, folder / "graph.onnx")
-    (file,) = target.convert(graph, folder, facts=facts_of(model))
+    (file,) = target.convert(graph, folder, facts=facts_of(model)).files
     return target, graph, file
 
 
@@ -147,7 +147,7 @@ def test_unusual_forms_of_operations_compute_what_onnx_says(tmp_path: Path) -> N
     onnx.save(hard_graph(), tmp_path / "hard.onnx")
     image = np.random.default_rng(1).integers(0, 256, size=(1, 14, 17, 3), dtype=np.uint8)
     (expected,) = onnxruntime.InferenceSession(tmp_path / "hard.onnx").run(["logits"], {"image": image})
-    files = target.convert(tmp_path / "hard.onnx", tmp_path, facts=facts_of(small_model()))
+    files = target.convert(tmp_path / "hard.onnx", tmp_path, facts=facts_of(small_model())).files
     for runner in (target.open(files, threads=1), open_plain(files[0], threads=1)):
         with runner:
             np.testing.assert_allclose(runner.run(image), expected, rtol=1e-4, atol=1e-4)
@@ -173,7 +173,7 @@ def test_padding_of_tensorflow_is_its_own_and_of_torch_is_written_out(tmp_path: 
 def test_what_onnx_computes_in_integers_is_computed_in_integers(tmp_path: Path) -> None:
     model = quantized(stirred("test_resnet"), tmp_path)
     proto, graph = graph_of(model, tmp_path)
-    stored = model.quantization or {}
+    assert model.quantization is not None
     tensors = graph.tensors
     convolutions = [operator for operator in graph.operators if operator.kind == "CONV_2D"]
     assert len(convolutions) == sum(node.op_type == "Conv" for node in proto.graph.node)
@@ -191,8 +191,8 @@ def test_what_onnx_computes_in_integers_is_computed_in_integers(tmp_path: Path) 
     assert any(tensors[operator.output].dtype == "int8" for operator in graph.operators if operator.kind == "ADD")
     # the scales are the stored ones; 128 less of what was unsigned
     wanted = {
-        Scale((float(np.float32(entry["scale"])),), entry["zero_point"] - (0 if entry["signed"] else 128))
-        for entry in stored["activations"].values()
+        Scale((float(np.float32(params.scale[0])),), params.zero_point[0] - (0 if params.dtype == "int8" else 128))
+        for params in model.quantization.activations.values()
     }
     assert {t.scale for t in tensors.values() if t.dtype == "int8" and t.values is None} <= wanted
     integers = [value for value in map(numpy_helper.to_array, proto.graph.initializer) if value.dtype == np.int8]
@@ -259,7 +259,7 @@ def test_the_file_says_what_goes_in_and_what_comes_out(tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(data)) as attached:
         assert attached.read("labels.txt").decode().splitlines() == list(LABELS)
     (tmp_path / "again").mkdir()
-    assert target.convert(graph, tmp_path / "again", facts=facts_of(model))[0].read_bytes() == data
+    assert target.convert(graph, tmp_path / "again", facts=facts_of(model)).files[0].read_bytes() == data
     assert str(tmp_path).encode() not in data
 
 

@@ -21,13 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import VerificationError
-from featcache.formats.interface import ModelFacts, Runner, Target, single_tensors
+from featcache.formats.interface import Converted, ModelFacts, Runner, Target, single_tensors
 from featcache.system.files import write_atomically
 
 _PACKAGE = "model.mlpackage"
 _SPEC, _WEIGHTS = "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"
 _LABEL, _SCORES = "label", "probabilities"
 _DEPLOYMENT = "iOS16"
+_NUMBERS = (
+    "weights INT8, symmetric, a scale per output channel as coremltools chooses it over the values of the stored "
+    "integers; activations are not rounded"
+)
 # of an operation, what it computes; the last four are of weights stored as INT8
 _ATTRIBUTES = ("name", "val", "quantized_data", "axis", "scale", "zero_point")
 _LEAST_NUMBERS = 512  # of a tensor that is stored as INT8: below, its scales would take as much as they save
@@ -42,7 +46,6 @@ class CoreMlTarget(Target):
     name = "coreml"
     needs = "featcache targets install coreml, or pip install 'featcache[coreml]'"
     packages = ("coremltools==9.0",)
-    takes_scales = False
 
     def available(self) -> str | None:
         """Return why coremltools cannot be used here, or None."""
@@ -58,22 +61,7 @@ class CoreMlTarget(Target):
         """Return the version of coremltools."""
         return f"coremltools {importlib.metadata.version('coremltools')}"
 
-    def tensors(self, facts: ModelFacts) -> dict[str, Any]:
-        """Return an image in; logits and, where classes exclude each other, a label and a score per label out."""
-        tensors = single_tensors(facts, takes_scales=self.takes_scales)
-        image = tensors["inputs"]["image"]
-        image.update(dtype="image, 8 bits a channel", layout="Core ML image")
-        tensors["outputs"][_SCORES] = {"dtype": "dictionary of label to float"}
-        tensors["outputs"][_LABEL] = {"dtype": "string"}
-        if facts.quantized:
-            tensors["numbers"] = (
-                "weights INT8, symmetric, a scale per output channel as coremltools chooses it over the values of the "
-                "stored integers; activations are not rounded"
-            )
-        tensors["least_system"] = _DEPLOYMENT
-        return tensors
-
-    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> tuple[Path, ...]:
+    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> Converted:
         """Write the package, check what its description says, and return its files."""
         self.require()
         import onnx
@@ -117,14 +105,15 @@ class CoreMlTarget(Target):
         for name, value in contents.items():
             (package / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(package / name, value)
-        return tuple(package / name for name in contents)
+        files = tuple(package / name for name in contents)
+        return Converted(files, _tensors(facts), _NUMBERS if facts.quantized else None, takes_scales=False)
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the model on macOS."""
         self.require()
         return _CoreMlRunner(files[0].parent)
 
-    def twin(self, files: Sequence[Path], *, threads: int) -> Runner | None:
+    def reference_runner(self, files: Sequence[Path], *, threads: int) -> Runner | None:
         """Return the saved program computed by torch."""
         if self.available() is not None:
             return None
@@ -134,6 +123,15 @@ class CoreMlTarget(Target):
             warnings.simplefilter("ignore")
             _tools()
             return MilRunner(files[0].parent / _SPEC, files[0].parent / Path(_WEIGHTS).parent)
+
+
+def _tensors(facts: ModelFacts) -> dict[str, Any]:
+    """Return an image in; logits and, where classes exclude each other, a label and a score per label out."""
+    tensors = single_tensors(facts)
+    tensors["inputs"]["image"].update(dtype="image, 8 bits a channel", layout="Core ML image")
+    tensors["outputs"][_SCORES] = {"dtype": "dictionary of label to float"}
+    tensors["outputs"][_LABEL] = {"dtype": "string"}
+    return {**tensors, "least_system": _DEPLOYMENT}
 
 
 class _CoreMlRunner(Runner):
@@ -211,8 +209,8 @@ def _describe(spec: Any, facts: ModelFacts) -> None:
             for operation in block.operations:
                 for output in operation.outputs:
                     output.name = names.get(output.name, output.name)
-                for given in operation.inputs.values():
-                    for argument in given.arguments:
+                for source in operation.inputs.values():
+                    for argument in source.arguments:
                         if argument.name:
                             argument.name = names.get(argument.name, argument.name)
                 texts = operation.attributes["name"].immediateValue.tensor.strings.values

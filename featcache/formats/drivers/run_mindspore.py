@@ -13,7 +13,7 @@ class MindSpore(protocol.Program):
     """The file keeps uint8 NHWC in; logits and probabilities come out, in this order."""
 
     def convert(self, graph: str, folder: str, facts: dict[str, Any]) -> list[str]:
-        """Write ``model.mindir``."""
+        """Write ``model.mindir``; `NotImplementedError` for a network above a gigabyte."""
         import mindspore
         import mindspore_graph
 

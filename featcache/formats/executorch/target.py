@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
 
-from featcache.formats.interface import ModelFacts
+from featcache.formats.interface import FLOATS_FOR_INTEGERS, ModelFacts
 from featcache.formats.tools.environments import Environment
-from featcache.formats.tools.program import EnvironmentTarget
+from featcache.formats.tools.program import EnvironmentTarget, Prepared
 from featcache.system.files import write_atomically
 
 _LEAST_SHARE = 0.5  # of the weights in integers: below, roundings between the two kinds cost more than they save
@@ -18,7 +18,6 @@ class ExecuTorchTarget(EnvironmentTarget):
 
     Of an INT8 model, XNNPACK's kernels compute what fits their pattern in integers with the stored scales
     (`featcache.formats.executorch.integers`), the rest in floats; where the rest holds most of the weights, everything.
-    `takes_scales` is of the last model converted.
     """
 
     name = "executorch"
@@ -30,43 +29,24 @@ class ExecuTorchTarget(EnvironmentTarget):
         megabytes=320,
     )
 
-    def __init__(self) -> None:
-        self._numbers: str | None = None
-
-    def graph(self, onnx_path: Path, scratch: Path) -> Path:
+    def prepare(self, onnx_path: Path, scratch: Path, *, facts: ModelFacts) -> Prepared:
         """Return the graph for one image, of a quantized one with integers where the kernels take them."""
+        prepared = super().prepare(onnx_path, scratch, facts=facts)
+        if not facts.quantized:
+            return dataclasses.replace(prepared, settings={"integers": "none"})
         import onnx
 
         from featcache.formats.executorch.integers import keep_integers
 
-        single = super().graph(onnx_path, scratch)
-        self.takes_scales, self._numbers = False, None
-        proto = onnx.load(single)
-        if not any(node.op_type == "DequantizeLinear" for node in proto.graph.node):
-            return single
+        proto = onnx.load(prepared.graph)
         share = keep_integers(proto)
         if share.weights < _LEAST_SHARE * share.all_weights:
-            self._numbers = (
-                "float32: weights are what their integers stand for, activations are not rounded; XNNPACK's integer "
-                f"kernels fit {share.described()} only"
-            )
-            return single
-        self.takes_scales = True
-        self._numbers = (
+            numbers = f"{FLOATS_FOR_INTEGERS}; XNNPACK's integer kernels fit {share.described()} only"
+            return Prepared(prepared.graph, {"integers": "none"}, numbers)
+        kept = scratch / "integers.onnx"
+        write_atomically(kept, proto.SerializeToString(deterministic=True))
+        numbers = (
             f"INT8 with the stored scales, unsigned activations shifted by -128: {share.described()}; "
             "the others, and operations without an integer kernel, in float32"
         )
-        kept = scratch / "integers.onnx"
-        write_atomically(kept, proto.SerializeToString(deterministic=True))
-        return kept
-
-    def facts(self, facts: ModelFacts) -> dict[str, Any]:
-        """Return what the program is told, with the form of what is quantized in `graph`'s file."""
-        return {**super().facts(facts), "integers": "stored" if self.takes_scales else "none"}
-
-    def tensors(self, facts: ModelFacts) -> dict[str, Any]:
-        """Return the reference form for one image at a time, and of an INT8 model which numbers compute."""
-        tensors = super().tensors(facts)
-        if self._numbers is not None:
-            tensors["numbers"] = self._numbers
-        return tensors
+        return Prepared(kept, {"integers": "stored"}, numbers, takes_scales=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import FormatError
-from featcache.formats.interface import ModelFacts
+from featcache.formats.interface import FLOATS_FOR_INTEGERS, Converted, ModelFacts
 from featcache.formats.mindspore.ms_file import StoredWeight, put_integers
 from featcache.formats.tools.environments import Environment
-from featcache.formats.tools.program import EnvironmentTarget
+from featcache.formats.tools.program import EnvironmentTarget, Program, describe_for_program
 from featcache.system.files import write_atomically
 
 _ENVIRONMENT = Environment(
@@ -32,94 +33,103 @@ _ENVIRONMENT = Environment(
     machines=("x86_64", "aarch64"),
 )
 _OPSET = 11
-
-
 _MOST_SKIPPED = 65535  # numbers of a weight that the converter can be told to leave in floats
 _LEAST_SHARE = 0.5  # of the weights as integers: below, the file is left in floats
 
 
-class MsliteTarget(EnvironmentTarget):
-    """``.ms``, run with MindSpore Lite's Python runtime.
+class _LiteTarget(EnvironmentTarget):
+    """A file of MindSpore Lite's converter, run with its Python runtime. `file_kind`: the converter's word for it."""
 
-    Of an INT8 model it holds the stored integers of the weights, where its kernels open those; the runtime makes floats
-    of them and computes in floats. Which weights these are is known of the last model converted.
-    """
-
-    name = "mslite"
     environment = _ENVIRONMENT
-    kind = "ms"
+    reader = "MindSpore Lite 2.0"
+    file_kind: str
     # its kernels differ from torch's by 4e-5 on logits of small vision transformers, by 1e-6 on convolutional ones
     tolerance = 1e-3
-
-    def __init__(self) -> None:
-        self._plan: IntegerPlan | None = None
-        self._numbers: str | None = None
 
     def tensors(self, facts: ModelFacts) -> dict[str, Any]:
         """Return the reference form for one image at a time, logits only, and the reader the file is for."""
         tensors = super().tensors(facts)
         del tensors["outputs"]["probabilities"]
-        tensors["reader"] = "MindSpore Lite 2.0"
-        if facts.quantized and self._numbers is not None:
-            tensors["numbers"] = self._numbers
-        return tensors
+        return {**tensors, "reader": self.reader}
 
-    def facts(self, facts: ModelFacts) -> dict[str, Any]:
-        """Return what the program is told, with the kind of file and which weights become integers."""
-        least = None if self._plan is None else self._plan.most_skipped
-        return {**super().facts(facts), "kind": self.kind, "integers_above": least}
+    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> Converted:
+        """Have the converter write the file."""
+        self.require()
+        from featcache.graph.passes import write_single
 
-    def graph(self, onnx_path: Path, scratch: Path) -> Path:
-        """Return the graph in the old opset that the converter reads."""
-        single = super().graph(onnx_path, scratch)
-        old = write_opset(single, scratch / "old.onnx")
-        if self._plan is None:
-            return old
-        return write_pointwise(old, scratch / "pointwise.onnx")
+        with tempfile.TemporaryDirectory() as scratch:
+            single = write_single(onnx_path, Path(scratch) / "single.onnx")
+            old = write_opset(single, Path(scratch) / "old.onnx")
+            if facts.quantized:
+                files, numbers = self.write_quantized(single, old, folder, facts=facts)
+            else:
+                files, numbers = self.write(old, folder, facts=facts), None
+        return Converted(files, self.tensors(facts), numbers, takes_scales=False)
 
-    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> tuple[Path, ...]:
-        """Have the converter write the file; of an INT8 model, put the stored integers into it."""
-        self._plan, self._numbers = None, None
-        if facts.quantized:
-            self.require()
-            self._plan, self._numbers = self._planned(onnx_path)
-        files = super().convert(onnx_path, folder, facts=facts)
-        if self._plan is None:
-            return files
+    def write(
+        self, graph: Path, folder: Path, *, facts: ModelFacts, integers_above: int | None = None
+    ) -> tuple[Path, ...]:
+        """Have the converter write the file of `graph`, weights of more numbers than `integers_above` as integers."""
+        described = {**describe_for_program(facts), "kind": self.file_kind, "integers_above": integers_above}
+        with Program(self.environment) as program:
+            names = program.call("convert", graph=str(graph), folder=str(folder.resolve()), facts=described)
+        return tuple(folder / name for name in names)
+
+    @abstractmethod
+    def write_quantized(
+        self, single: Path, old: Path, folder: Path, *, facts: ModelFacts
+    ) -> tuple[tuple[Path, ...], str]:
+        """Write the file of a quantized model and return it with what it computes in.
+
+        `single`: the quantized graph for one image; `old`: the same in the opset that the converter reads, of floats.
+        """
+
+
+class MsliteTarget(_LiteTarget):
+    """``.ms``; of an INT8 model it holds the stored integers of the weights, where the runtime's kernels open those.
+
+    The runtime makes floats of them and computes in floats.
+    """
+
+    name = "mslite"
+    file_kind = "ms"
+
+    def write_quantized(
+        self, single: Path, old: Path, folder: Path, *, facts: ModelFacts
+    ) -> tuple[tuple[Path, ...], str]:
+        """Write the file with the stored integers in it, or one of floats and why."""
+        pointwise = write_pointwise(old, old.with_name("pointwise.onnx"))
+        plan = plan_integers(single, pointwise)
+        if plan.most_skipped > _MOST_SKIPPED or plan.share < _LEAST_SHARE:
+            reason = "the runtime cannot open integer weights of convolutions larger than one pixel"
+            return self.write(old, folder, facts=facts), _floats(reason)
+        files = self.write(pointwise, folder, facts=facts, integers_above=plan.most_skipped)
         try:
-            data, count = put_integers(files[0].read_bytes(), self._plan.weights)
+            data, count = put_integers(files[0].read_bytes(), plan.weights)
         except FormatError as error:
-            self._plan, self._numbers = None, _floats(str(error))
-            return super().convert(onnx_path, folder, facts=facts)
+            return self.write(old, folder, facts=facts), _floats(str(error))
         write_atomically(files[0], data)
-        self._numbers = (
-            f"{100 * count // self._plan.all_weights} % of the weights are the stored INT8 with their scales, which "
+        return files, (
+            f"{100 * count // plan.all_weights} % of the weights are the stored INT8 with their scales, which "
             "the runtime makes floats when it opens the file; the other weights, and activations, are float32"
         )
-        return files
-
-    def _planned(self, onnx_path: Path) -> tuple[IntegerPlan | None, str | None]:
-        """Return which weights of the quantized ONNX file become integers, or None and what to say of that."""
-        with tempfile.TemporaryDirectory() as scratch:
-            single = super().graph(onnx_path, Path(scratch))
-            old = write_opset(single, Path(scratch) / "old.onnx")
-            plan = plan_integers(single, write_pointwise(old, Path(scratch) / "pointwise.onnx"))
-        if plan.most_skipped > _MOST_SKIPPED or plan.share < _LEAST_SHARE:
-            return None, _floats("the runtime cannot open integer weights of convolutions larger than one pixel")
-        return plan, None
 
 
-class MindirTarget(MsliteTarget):
-    """``.mindir`` of MindSpore Lite, run with its Python runtime; always of floats.
+class MindirTarget(_LiteTarget):
+    """``.mindir`` of MindSpore Lite; always of floats.
 
     The converter can round weights in it too, but anew: the stored integers have no fixed places in this format.
     """
 
     name = "mindir"
-    kind = "mindir"
+    file_kind = "mindir"
 
-    def _planned(self, onnx_path: Path) -> tuple[IntegerPlan | None, str | None]:
-        return None, _floats("in this format the converter rounds weights anew instead of taking the stored integers")
+    def write_quantized(
+        self, single: Path, old: Path, folder: Path, *, facts: ModelFacts
+    ) -> tuple[tuple[Path, ...], str]:
+        """Write the file of floats."""
+        reason = "in this format the converter rounds weights anew instead of taking the stored integers"
+        return self.write(old, folder, facts=facts), _floats(reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +174,10 @@ def plan_integers(single: Path, written: Path) -> IntegerPlan:
         if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in constants:
             continue
         weight = constants[node.input[1]]
-        found = stored.get(np.ascontiguousarray(weight).tobytes())
+        match = stored.get(np.ascontiguousarray(weight).tobytes())
         total += weight.size
-        if found is not None and openable(node, weight.shape):
-            weights[node.input[1]] = StoredWeight(found[0].reshape(weight.shape), found[1])
+        if match is not None and openable(node, weight.shape):
+            weights[node.input[1]] = StoredWeight(match[0].reshape(weight.shape), match[1])
         else:
             skipped = max(skipped, weight.size)
     kept = sum(entry.integers.size for entry in weights.values() if entry.integers.size > skipped)
@@ -189,7 +199,7 @@ def write_pointwise(old: Path, path: Path) -> Path:
 
 
 def _floats(reason: str) -> str:
-    return f"float32: weights are what their integers stand for, activations are not rounded; {reason}"
+    return f"{FLOATS_FOR_INTEGERS}; {reason}"
 
 
 def write_opset(single: Path, path: Path) -> Path:

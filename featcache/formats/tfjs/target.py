@@ -10,9 +10,8 @@ import importlib.metadata
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from featcache.formats.interface import ModelFacts, Runner, Target, single_tensors
+from featcache.formats.interface import Converted, ModelFacts, Runner, Target, single_tensors
 from featcache.formats.tools.npm import NodeProgram, NpmPackage
 from featcache.formats.tools.program import ProgramRunner
 from featcache.system.files import write_atomically
@@ -20,6 +19,10 @@ from featcache.system.files import write_atomically
 _MODEL = "model.json"
 _PIECE_BYTES = 4 << 20  # a browser caches files of this size at the most
 _OUTPUTS = ("logits", "probabilities")
+_NUMBERS = (
+    "float32 that holds the whole numbers of the stored scales: weights are stored as bytes and multiplied as the "
+    "integers they are, activations are rounded to theirs"
+)
 
 
 class TfjsTarget(Target):
@@ -51,7 +54,6 @@ class TfjsTarget(Target):
             ),
         ),
     )
-    takes_scales = False
 
     def available(self) -> str | None:
         """Return why TensorFlow.js cannot be used here, or None: what cannot be run is not written either."""
@@ -61,18 +63,7 @@ class TfjsTarget(Target):
         """Return the version of TensorFlow.js and what it computes with."""
         return f"tfjs {self.environment.packages[0].version} (wasm) in Node.js"
 
-    def tensors(self, facts: ModelFacts) -> dict[str, Any]:
-        """Return the reference form for one image at a time, of int32."""
-        tensors = single_tensors(facts, takes_scales=self.takes_scales)
-        tensors["inputs"]["image"].update(dtype="int32", range=[0, 255])
-        if facts.quantized:
-            tensors["numbers"] = (
-                "float32 that holds the whole numbers of the stored scales: weights are stored as bytes and multiplied "
-                "as the integers they are, activations are rounded to theirs"
-            )
-        return tensors
-
-    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> tuple[Path, ...]:
+    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> Converted:
         """Write ``model.json``, with classes and preprocessing in its metadata, and the pieces of the weights."""
         self.require()
         import onnx
@@ -103,7 +94,10 @@ class TfjsTarget(Target):
         contents = {_MODEL: text.encode(), **dict(zip(names, pieces, strict=True))}
         for name, piece in contents.items():
             write_atomically(folder / name, piece)
-        return tuple(folder / name for name in contents)
+        tensors = single_tensors(facts)
+        tensors["inputs"]["image"].update(dtype="int32", range=[0, 255])
+        numbers = _NUMBERS if facts.quantized else None
+        return Converted(tuple(folder / name for name in contents), tensors, numbers, takes_scales=False)
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the model in Node.js, on one thread whatever `threads` says, as in a page that is not isolated."""

@@ -10,18 +10,21 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import VerificationError
-from featcache.formats.interface import ModelFacts, Runner, Target, single_tensors
+from featcache.formats.interface import Converted, ModelFacts, Runner, Target, single_tensors
 from featcache.system.files import write_atomically
 
 _MODEL = "model.tflite"
 _OUTPUTS = ("logits", "probabilities")
 _RUNTIME = "ai-edge-litert"
+_NUMBERS = (
+    "int8 with the stored scales (zero points 128 lower where those are of uint8), per output channel for weights; "
+    "float32 where the ONNX graph computes in it"
+)
 
 
 class TfliteTarget(Target):
@@ -40,17 +43,7 @@ class TfliteTarget(Target):
         """Return LiteRT's version."""
         return f"{_RUNTIME} {importlib.metadata.version(_RUNTIME)}"
 
-    def tensors(self, facts: ModelFacts) -> dict[str, Any]:
-        """Return the reference form for one image at a time."""
-        tensors = single_tensors(facts, takes_scales=self.takes_scales)
-        if facts.quantized:
-            tensors["numbers"] = (
-                "int8 with the stored scales (zero points 128 lower where those are of uint8), per output channel for "
-                "weights; float32 where the ONNX graph computes in it"
-            )
-        return tensors
-
-    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> tuple[Path, ...]:
+    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> Converted:
         """Write ``model.tflite``, with metadata and labels."""
         self.require()
         import onnx
@@ -73,7 +66,7 @@ class TfliteTarget(Target):
         maker = f"featcache {importlib.metadata.version('featcache')}"
         data = file_bytes(graph, description=maker, metadata={NAME: metadata})
         write_atomically(folder / _MODEL, data + attached_labels(labels_text(facts.classes)))
-        return (folder / _MODEL,)
+        return Converted((folder / _MODEL,), single_tensors(facts), _NUMBERS if facts.quantized else None)
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the interpreter, with the XNNPACK kernels that are its default."""

@@ -148,8 +148,8 @@ def find_python(version: str) -> str:
         Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions",
         Path(os.environ.get("UV_PYTHON_INSTALL_DIR", Path.home() / ".local/share/uv/python")),
     ]
-    found = [path for home in homes for path in sorted(home.glob(f"*{version}.*/bin/python{version}"), reverse=True)]
-    for candidate in [named, shutil.which(f"python{version}"), *map(str, found)]:
+    pythons = [path for home in homes for path in sorted(home.glob(f"*{version}.*/bin/python{version}"), reverse=True)]
+    for candidate in [named, shutil.which(f"python{version}"), *map(str, pythons)]:
         # pyenv puts programs on the PATH that only say they are not chosen: it has to answer
         if candidate and _answers(candidate, version):
             return candidate

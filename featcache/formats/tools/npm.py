@@ -86,8 +86,8 @@ class NpmPackage:
             )
             archives = sorted(Path(scratch).glob("*.tgz"))
             if done.returncode or len(archives) != 1:
-                said = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()
-                raise DependencyError(f"{self.name} {self.version} must install, npm says: {said[-1]}")
+                lines = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()
+                raise DependencyError(f"{self.name} {self.version} must install, npm says: {lines[-1]}")
             self._keep(archives[0], folder)
             write_atomically(folder / _MARKER, json.dumps(self._stated()).encode())
         return self.path()
@@ -95,11 +95,11 @@ class NpmPackage:
     def _keep(self, archive: Path, folder: Path) -> None:
         kind, _, stated = self.integrity.partition("-")
         with open(archive, "rb") as file:
-            found = hashlib.file_digest(file, kind).digest()
-        if found != base64.b64decode(stated, validate=True):
+            digest = hashlib.file_digest(file, kind).digest()
+        if digest != base64.b64decode(stated, validate=True):
             raise DependencyError(
                 f"{self.name} {self.version} must have the digest {self.integrity}, npm brought another file with "
-                f"{kind}-{base64.b64encode(found).decode()}"
+                f"{kind}-{base64.b64encode(digest).decode()}"
             )
         try:
             with tarfile.open(archive) as packed:

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import VerificationError
-from featcache.formats.interface import ModelFacts, Runner, Target, single_tensors
+from featcache.formats.interface import FLOATS_FOR_INTEGERS, Converted, ModelFacts, Runner, Target, single_tensors
 from featcache.formats.tools.environments import Environment
 
 
@@ -37,7 +38,7 @@ class Program:
         self._name = environment.name
         self._scratch = tempfile.TemporaryDirectory()
         self.folder = Path(self._scratch.name)
-        self._said = self.folder / "stderr"
+        self._errors = self.folder / "stderr"
         hidden = ("PYTHONPATH", "PYTHONHOME", "PYTHONWARNINGS", "VIRTUAL_ENV")
         variables = {key: value for key, value in os.environ.items() if key not in hidden}
         variables |= {
@@ -48,7 +49,7 @@ class Program:
             "HF_HUB_OFFLINE": "1",  # one of the tools brings a hub client: it has nothing to ask anybody
             "CUDA_VISIBLE_DEVICES": "",
         }
-        with open(self._said, "wb") as errors:
+        with open(self._errors, "wb") as errors:
             self._process = subprocess.Popen(
                 environment.command(),
                 stdin=subprocess.PIPE,
@@ -78,8 +79,8 @@ class Program:
     def _last_word(self) -> str:
         """Return the line in which the program said why it ended."""
         status = self._process.wait()
-        said = self._said.read_text(encoding="utf-8", errors="replace")
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        text = self._errors.read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         named = [line for line in lines if line.split(":")[0].replace(".", "").isidentifier() and "Error" in line]
         return (named or lines or [f"exit status {status}"])[-1][:500]
 
@@ -132,8 +133,8 @@ class ProgramRunner(Runner):
 
     def resident_bytes(self) -> int | None:
         """Return what the program measured of itself."""
-        found: int | None = self._program.call("resident")
-        return found
+        count: int | None = self._program.call("resident")
+        return count
 
     def close(self) -> None:
         """End the program."""
@@ -145,11 +146,23 @@ class ProgramRunner(Runner):
         return place
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What an environment's converter is handed. `graph`: the file. `settings`: of the format, for its program.
+
+    `numbers`, `takes_scales`: as of `Converted`.
+    """
+
+    graph: Path
+    settings: Mapping[str, Any]
+    numbers: str | None
+    takes_scales: bool = False
+
+
 class EnvironmentTarget(Target):
     """A format whose tools live in an `environment` of their own; `convert` hands them the graph for one image."""
 
     environment: Environment
-    takes_scales = False
 
     @property
     def needs(self) -> str:  # type: ignore[override]
@@ -165,36 +178,40 @@ class EnvironmentTarget(Target):
         return self.environment.version()
 
     def tensors(self, facts: ModelFacts) -> dict[str, Any]:
-        """Return the reference form for one image at a time."""
-        return single_tensors(facts, takes_scales=self.takes_scales)
+        """Return the tensors of the files: the reference form for one image at a time."""
+        return single_tensors(facts)
 
-    def graph(self, onnx_path: Path, scratch: Path) -> Path:
-        """Return the file that the tools are handed: the graph with a batch of one."""
+    def prepare(self, onnx_path: Path, scratch: Path, *, facts: ModelFacts) -> Prepared:
+        """Return what the tools are handed, made in `scratch`: the graph with a batch of one, for floats."""
         from featcache.graph.passes import write_single
 
-        return write_single(onnx_path, scratch / "single.onnx")
+        single = write_single(onnx_path, scratch / "single.onnx")
+        return Prepared(single, {}, FLOATS_FOR_INTEGERS if facts.quantized else None)
 
-    def facts(self, facts: ModelFacts) -> dict[str, Any]:
-        """Return what the program is told of the model, as JSON."""
-        from featcache.formats.labels import labels_text
-
-        height, width, _ = facts.image_shape
-        return {
-            "name": facts.name,
-            "shape": [1, height, width, 3],
-            "labels_text": labels_text(facts.classes),
-            "input_text": f"RGB, {width} x {height} pixels, bytes 0 to 255, made as preprocess.json says",
-        }
-
-    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> tuple[Path, ...]:
+    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> Converted:
         """Have the environment's tools write the files."""
         self.require()
         with tempfile.TemporaryDirectory() as scratch, Program(self.environment) as program:
-            graph = self.graph(onnx_path, Path(scratch))
-            names = program.call("convert", graph=str(graph), folder=str(folder.resolve()), facts=self.facts(facts))
-        return tuple(folder / name for name in names)
+            prepared = self.prepare(onnx_path, Path(scratch), facts=facts)
+            described = {**describe_for_program(facts), **prepared.settings}
+            names = program.call("convert", graph=str(prepared.graph), folder=str(folder.resolve()), facts=described)
+        files = tuple(folder / name for name in names)
+        return Converted(files, self.tensors(facts), prepared.numbers, takes_scales=prepared.takes_scales)
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the model, loaded inside the environment."""
         self.require()
         return ProgramRunner(self.environment, files, threads=threads)
+
+
+def describe_for_program(facts: ModelFacts) -> dict[str, Any]:
+    """Return what a converter's program needs to know of the model, as JSON values."""
+    from featcache.formats.labels import labels_text
+
+    height, width, _ = facts.image_shape
+    return {
+        "name": facts.name,
+        "shape": [1, height, width, 3],
+        "labels_text": labels_text(facts.classes),
+        "input_text": f"RGB, {width} x {height} pixels, bytes 0 to 255, made as preprocess.json says",
+    }

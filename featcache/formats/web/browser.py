@@ -41,7 +41,7 @@ _PATIENCE_SECONDS = 300.0
 def find_chromium() -> str | None:
     """Return the path of a Chromium, or None: the variable ``FEATCACHE_CHROMIUM``, else the PATH."""
     named = os.environ.get("FEATCACHE_CHROMIUM")
-    return next((found for name in [named, *_NAMES] if name and (found := shutil.which(name))), None)
+    return next((path for name in [named, *_NAMES] if name and (path := shutil.which(name))), None)
 
 
 class _Server(ThreadingHTTPServer):
@@ -95,7 +95,7 @@ class Browser:
         end = time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
-                answer, _, found = self._answers.get(timeout=0.5).partition(b"\n")
+                answer, _, data = self._answers.get(timeout=0.5).partition(b"\n")
                 break
             except queue.Empty:
                 if self._process.poll() is not None:
@@ -109,7 +109,7 @@ class Browser:
         values = json.loads(answer)
         if "error" in values:
             raise VerificationError(f"the browser must {name} this model, it says: {values['error']}")
-        return values["value"], found
+        return values["value"], data
 
     def close(self) -> None:
         """End the browser and the server."""

@@ -10,12 +10,11 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.formats.interface import ModelFacts, Runner, Target, classifier_tensors
+from featcache.formats.interface import Converted, ModelFacts, Runner, Target, classifier_tensors
 from featcache.formats.tools.npm import NpmPackage
 from featcache.formats.web.browser import Browser, find_chromium
 from featcache.system.files import write_atomically
@@ -54,11 +53,7 @@ class WebTarget(Target):
         """Return the version of onnxruntime-web."""
         return f"{self.environment.name} {self.environment.version}"
 
-    def tensors(self, facts: ModelFacts) -> dict[str, Any]:
-        """Return the reference form."""
-        return classifier_tensors(facts)
-
-    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> tuple[Path, ...]:
+    def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> Converted:
         """Write the page, the runtime, the model and its description."""
         self.require()
         contents = {name: (_PAGE / name).read_bytes() for name in _PAGE_FILES}
@@ -77,7 +72,7 @@ class WebTarget(Target):
         (folder / "ort").mkdir()
         for name, data in contents.items():
             write_atomically(folder / name, data)
-        return tuple(folder / name for name in contents)
+        return Converted(tuple(folder / name for name in contents), classifier_tensors(facts))
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the page's classifier in a headless Chromium, on one thread whatever `threads` says.
@@ -86,7 +81,7 @@ class WebTarget(Target):
         """
         return _WebRunner(files[0].parent, self.version())
 
-    def twin(self, files: Sequence[Path], *, threads: int) -> Runner:
+    def reference_runner(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the page's ONNX file in ONNX Runtime."""
         from featcache.formats.onnx import OnnxTarget
 
@@ -102,12 +97,12 @@ class _WebRunner(Runner):
     def __init__(self, folder: Path, version: str) -> None:
         self._browser = Browser({"web": folder})
         try:
-            found, _ = self._browser.call(_MODULE, "load")
+            loaded, _ = self._browser.call(_MODULE, "load")
         except BaseException:
             self._browser.close()
             raise
-        named = re.search(r"Chrom\w*/(\d+)", found["agent"])
-        self.described = f"{version} in Chromium {named[1] if named else '(version unknown)'}"
+        browser = re.search(r"Chrom\w*/(\d+)", loaded["agent"])
+        self.described = f"{version} in Chromium {browser[1] if browser else '(version unknown)'}"
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the logits."""

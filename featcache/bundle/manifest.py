@@ -1,4 +1,4 @@
-"""Check a bundle against its manifest, byte for byte."""
+"""The manifest: written over every file of a bundle but those measured or signed, and checked byte for byte."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def verify_bundle(
     A problem is a changed, added or missing file, a link (it could point anywhere), or JSON that is not a bundle's.
     Only ``report.json``, which holds measurements, may differ. A manifest rewritten to match is a problem where the
     bundle is signed; where the signature was made anew or taken away as well, only with the `public_key` of its maker.
+    Raises `MissingError` where `path` is no directory.
     """
     place = Path(path)
     if not place.is_dir():
@@ -101,10 +102,10 @@ def verify_bundle(
 
 def files_below(folder: Path) -> list[tuple[str, Path]]:
     """Return (name, path) of everything below `folder` that is no directory; links are not followed."""
-    found = []
+    entries = []
     for parent, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
         for name in [*files, *links]:
             path = Path(parent, name)
-            found.append((path.relative_to(folder).as_posix(), path))
-    return found
+            entries.append((path.relative_to(folder).as_posix(), path))
+    return entries

@@ -1,0 +1,73 @@
+"""The one place where ONNX Runtime is started: its options are stated here, and a file it refuses is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+
+from featcache.errors import FormatError
+
+_ERRORS_ONLY = 3  # of ONNX Runtime's levels: its remarks about a graph are no news to who asked for a result
+_REFUSALS = (
+    onnxruntime.capi.onnxruntime_pybind11_state.Fail,
+    onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument,
+    onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph,
+    onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf,
+    onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented,
+    onnxruntime.capi.onnxruntime_pybind11_state.NoModel,
+    onnxruntime.capi.onnxruntime_pybind11_state.NoSuchFile,
+)
+
+
+def open_session(
+    model: str | Path | bytes,
+    *,
+    threads: int | None = None,
+    optimise: bool = True,
+    save_optimised: Path | None = None,
+) -> onnxruntime.InferenceSession:
+    """Return ONNX Runtime's session of an ONNX file, on the processor.
+
+    Parameters
+    ----------
+    model
+        Path of the file, or its bytes.
+    threads
+        How many compute one run; None: as many as ONNX Runtime chooses. 1: the calling thread alone.
+    optimise
+        False: node by node as the graph is written, so that stored scales are computed in float32, no integers.
+    save_optimised
+        Where to write the graph in the form that is run.
+
+    Raises
+    ------
+    FormatError
+        Where `model` is no ONNX file, or one with what ONNX Runtime does not know.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from onnx import TensorProto, helper
+    >>> value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
+    >>> graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "negate", value[:1], value[1:])
+    >>> model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    >>> session = open_session(model.SerializeToString(), threads=1)
+    >>> session.run(["y"], {"x": np.array([1, -2], dtype=np.float32)})[0].tolist()
+    [-1.0, 2.0]
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.inter_op_num_threads = 1  # nodes one after the other
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if save_optimised is not None:
+        options.optimized_model_filepath = str(save_optimised)
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except _REFUSALS as error:
+        first_line = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise FormatError(f"the network must be an ONNX file, ONNX Runtime says: {first_line}") from error
