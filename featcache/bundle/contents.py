@@ -12,7 +12,7 @@ from featcache.bundle.manifest import manifest_bytes, manifest_entries
 from featcache.bundle.snippet import write_snippets
 from featcache.formats.interface import Converted, ModelFacts
 from featcache.formats.labels import labels_text
-from featcache.graph.cost import Figures
+from featcache.graph.cost import GraphCost
 from featcache.model.golden import Golden
 from featcache.recipe import Recipe
 from featcache.runtime.bundle import FORMAT, PREPROCESS_FILE, VERSION
@@ -40,7 +40,7 @@ def write_contents(
 
 
 def bundle_manifest(
-    folder: Path, facts: ModelFacts, converted: Mapping[str, Converted], figures: Mapping[str, Figures]
+    folder: Path, facts: ModelFacts, converted: Mapping[str, Converted], costs: Mapping[str, GraphCost]
 ) -> bytes:
     """Return ``manifest.json`` of what is in `folder` now."""
     return manifest_bytes(
@@ -50,7 +50,7 @@ def bundle_manifest(
             "name": facts.name,
             "quantized": facts.quantized,
             "formats": {
-                name: {"files": list(relative_names(folder, made)), "figures": figures[name].to_json()}
+                name: {"files": list(relative_names(folder, made)), "figures": costs[name].to_json()}
                 for name, made in converted.items()
             },
             "lineage": dict(facts.lineage),

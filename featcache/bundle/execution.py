@@ -16,7 +16,7 @@ from featcache.datasets.labelled import LabelledImages
 from featcache.errors import VerificationError
 from featcache.formats.interface import Converted, ModelFacts, Runner, Target
 from featcache.formats.onnx import open_unoptimised
-from featcache.graph.cost import Figures
+from featcache.graph.cost import GraphCost
 from featcache.model.golden import Golden, golden_patterns
 from featcache.runtime.classifier import TorchRunner
 from featcache.runtime.evaluation import Evaluation
@@ -45,7 +45,7 @@ def execute_formats(
     facts: ModelFacts,
     labelled: LabelledImages | None,
     golden: Golden | None,
-    figures: Mapping[str, Figures],
+    costs: Mapping[str, GraphCost],
 ) -> Execution:
     """Return what every format does on the same images, compared with the reference.
 
@@ -70,7 +70,7 @@ def execute_formats(
         )
         reports, evaluation = report_formats(
             targets, converted, folder=folder, facts=facts, runners=runners, measured=measured, labelled=labelled,
-            threads=threads, figures=figures,
+            threads=threads, costs=costs,
         )  # fmt: skip
     return Execution(verified_on, reports, evaluation)
 

@@ -18,7 +18,7 @@ from featcache.datasets.labelled import LabelledImages, cached_images, labelled_
 from featcache.errors import InputError, VerificationError
 from featcache.formats.interface import Converted, ModelFacts, Target
 from featcache.formats.registry import find_target, target_names
-from featcache.graph.cost import count_figures
+from featcache.graph.cost import count_cost
 from featcache.graph.write import write_onnx
 from featcache.model.golden import GOLDEN_FILE, Golden
 from featcache.runtime.bundle import MANIFEST_FILE, REPORT_FILE, SIGNATURE_FILE
@@ -100,10 +100,10 @@ def export(
         graph = write_onnx(merged, Path(scratch) / "model.onnx", metadata={"lineage": canonical_json(facts.lineage)})
         converted = _convert(targets, graph, folder, facts)
         write_contents(folder, facts, converted, recipe=recipe, golden=golden)
-        figures = {name: count_figures(graph, integers=made.takes_scales) for name, made in converted.items()}
+        costs = {name: count_cost(graph, integers=made.takes_scales) for name, made in converted.items()}
         execution = execute_formats(
             targets, converted, model=merged, graph=graph, folder=folder, facts=facts, labelled=labelled,
-            golden=golden, figures=figures,
+            golden=golden, costs=costs,
         )  # fmt: skip
         report = ExportReport(
             bundle=str(place),
@@ -119,7 +119,7 @@ def export(
             not_installed=missing,
         )
         write_atomically(folder / REPORT_FILE, json_bytes(report_document(report, facts, labelled)))
-        manifest = bundle_manifest(folder, facts, converted, figures)
+        manifest = bundle_manifest(folder, facts, converted, costs)
         write_atomically(folder / MANIFEST_FILE, manifest)
         if key is not None:
             write_atomically(folder / SIGNATURE_FILE, signature_of(manifest, key))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from featcache.graph.cost import Figures, figures_json
+from featcache.graph.cost import GraphCost, cost_json
 from featcache.runtime.benchmark import Latency
 
 
@@ -20,7 +20,7 @@ class FormatReport:
     `computed_by`: where the files were not run, what computed their own program and weights instead to compare them;
     None where nothing did. It counts as no execution: neither accuracy nor latency is claimed of it. `from_files`: of a
     format that decodes and resizes by itself (the web page), what that changes: images compared with the reference,
-    `disagreements`, `max_abs_diff`, and images it cannot decode; `accuracy` is then of this way. `figures`: what the
+    `disagreements`, `max_abs_diff`, and images it cannot decode; `accuracy` is then of this way. `cost`: what the
     graph costs by counting; `resident_bytes`: memory that the opened file took here.
     """
 
@@ -38,7 +38,7 @@ class FormatReport:
     latency_ms: Latency | None = None
     computed_by: str | None = None
     from_files: Mapping[str, Any] | None = None
-    figures: Figures | None = None
+    cost: GraphCost | None = None
     resident_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -58,5 +58,5 @@ class FormatReport:
             "latency_ms": None if self.latency_ms is None else self.latency_ms.to_json(),
             "computed_by": self.computed_by,
             "from_files": None if self.from_files is None else dict(self.from_files),
-            **figures_json(self.figures, self.resident_bytes),
+            **cost_json(self.cost, self.resident_bytes),
         }

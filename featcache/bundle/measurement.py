@@ -17,7 +17,7 @@ from featcache.bundle.format_report import FormatReport
 from featcache.datasets.labelled import LabelledImages
 from featcache.formats.interface import Converted, ModelFacts, Runner, Target
 from featcache.formats.memory import resident_bytes
-from featcache.graph.cost import Figures
+from featcache.graph.cost import GraphCost
 from featcache.images.batches import decoded_batches
 from featcache.recipe import Preprocessing
 from featcache.runtime.benchmark import measure_latency
@@ -79,11 +79,11 @@ def report_formats(
     measured: Measured,
     labelled: LabelledImages | None,
     threads: int,
-    figures: Mapping[str, Figures],
+    costs: Mapping[str, GraphCost],
 ) -> tuple[dict[str, FormatReport], Evaluation | None]:
     """Return one report per format, and the evaluation of the first that ran; raises as `compare_with_reference`.
 
-    `labelled`: the images behind `measured`, None for golden samples, of which no accuracy is claimed. `figures`: of
+    `labelled`: the images behind `measured`, None for golden samples, of which no accuracy is claimed. `costs`: of
     every format.
     """
     reports: dict[str, FormatReport] = {}
@@ -93,7 +93,7 @@ def report_formats(
         files = converted[name].files
         report = FormatReport(
             tuple(path.relative_to(folder).as_posix() for path in files), sum(path.stat().st_size for path in files),
-            executed=False, reason=target.executable(), figures=figures[name],
+            executed=False, reason=target.executable(), cost=costs[name],
         )  # fmt: skip
         if name in runners:
             report = dataclasses.replace(report, **_comparison(name, measured, facts, tolerance=target.tolerance))

@@ -135,6 +135,6 @@ def bench(
             f"{entry.format:>12}  {entry.bytes / 1e6:8.2f} MB  {took.median:8.2f} ms (p95 {took.p95:.2f}, "
             f"{took.threads} threads)  {resident:<18} {bar}"
         )
-    if (counted := found[0].figures) is not None:
+    if (counted := found[0].cost) is not None:
         say(f"{counted.macs:,} multiply-accumulates and {counted.parameters:,} parameters, counted when exported")
     say("power is not measured: it takes the device and a meter")

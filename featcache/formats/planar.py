@@ -5,29 +5,34 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-import onnx
 import torch
 
+from featcache.errors import VerificationError
 from featcache.formats.drivers.torch_graph import TorchGraph
+from featcache.graph.nodes import Graph
 
 
 def trace_planar(single: Path, *, outputs: tuple[str, ...]) -> tuple[torch.jit.ScriptModule, tuple[int, int, int, int]]:
     """Return the ONNX file `single` (batch of one) traced on (1, 3, H, W) float32 of values 0 to 255, and that shape.
 
-    One of `outputs` is returned by itself, several as a tuple.
+    One of `outputs` is returned by itself, several as a tuple. Raises `VerificationError` where the image's size is not
+    fixed, and `NotImplementedError` naming operations without a torch form.
     """
+    graph = Graph.load(single)
 
     class Planar(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.network = TorchGraph(str(single), outputs=outputs, integers="none")
+            self.network = TorchGraph(graph, outputs=outputs, integers="none")
 
         def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-            found: tuple[torch.Tensor, ...] = self.network(image.permute(0, 2, 3, 1))
-            return found if len(found) > 1 else found[0]
+            values: tuple[torch.Tensor, ...] = self.network(image.permute(0, 2, 3, 1))
+            return values if len(values) > 1 else values[0]
 
-    graph = onnx.load(single).graph
-    _, height, width, channels = (dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim)
+    image_shape = graph.shape(graph.inputs[0])
+    if image_shape is None:
+        raise VerificationError(f"the graph must be for one image of a fixed size, {single.name!r} is not")
+    _, height, width, channels = image_shape
     shape = (1, channels, height, width)
     with torch.no_grad(), warnings.catch_warnings():
         # torch announces the end of TorchScript, which these tools still need

@@ -13,19 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from featcache.errors import FormatError
 
 if TYPE_CHECKING:
     import onnx
 
-_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+    from featcache.graph.nodes import Graph, Node
+
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
 _VIEWS = ("Reshape", "Flatten", "Identity", "Squeeze", "Unsqueeze", "Dropout")
 _IN_PLACE = ("Relu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "LeakyRelu", "Elu", "Tanh", "Gelu", "Erf", "Sqrt",
              "BatchNormalization", "Softmax")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class GraphCost:
     """`macs`: multiply-accumulates per image of convolutions and matrix products. `parameters`: numbers stored.
 
     `peak_activation_bytes`: the most memory that values on the way need at once for one image, operations in the order
@@ -41,82 +45,66 @@ class Figures:
         return dataclasses.asdict(self)
 
 
-def count_figures(path: str | Path, *, integers: bool) -> Figures:
-    """Return the figures of the ONNX file at `path`.
+def count_cost(path: str | Path, *, integers: bool) -> GraphCost:
+    """Return what the graph of the ONNX file at `path` costs.
 
     `integers`: values between QuantizeLinear and DequantizeLinear are held as the bytes they are there; else as the
-    floats they stand for, as by a runtime that was given the floats. `FormatError` where a shape stays unknown.
+    floats they stand for, as by a runtime that was given the floats. Raises `FormatError` where a shape stays unknown.
     """
     import onnx
 
-    model = onnx.load(str(path))
-    inferred = _inferred(model)
-    macs = sum(_node_macs(inferred).values())
-    return Figures(macs, _parameters(model.graph), _peak_bytes(inferred, integers=integers))
+    graph = _of_one_image(onnx.load(str(path)))
+    macs = sum(_node_macs(graph).values())
+    return GraphCost(macs, _parameters(graph), _peak_bytes(graph, integers=integers))
 
 
 def node_macs(model: onnx.ModelProto) -> dict[str, int]:
     """Return the multiply-accumulates per image of every convolution and matrix product, by node name.
 
-    Counted on the exported graph with a batch of one, after shape inference; `FormatError` where a shape stays unknown.
+    Counted on the exported graph with a batch of one. Raises `FormatError` where a shape stays unknown.
     """
-    return _node_macs(_inferred(model))
+    return _node_macs(_of_one_image(model))
 
 
-def _inferred(model: onnx.ModelProto) -> onnx.GraphProto:
-    import onnx
+def _of_one_image(model: onnx.ModelProto) -> Graph:
+    from featcache.graph.nodes import Graph
+    from featcache.graph.passes import with_batch_of_one
 
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    for value in (*fixed.graph.input, *fixed.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    return onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
+    return Graph(with_batch_of_one(model))
 
 
-def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    for value in (*graph.value_info, *graph.input, *graph.output):
-        shapes[value.name] = tuple(dimension.dim_value for dimension in value.type.tensor_type.shape.dim)
-    return shapes
+def _node_macs(graph: Graph) -> dict[str, int]:
+    return {node.name: _macs(graph, node) for node in graph.nodes if node.kind in _PRODUCTS}
 
 
-def _node_macs(graph: onnx.GraphProto) -> dict[str, int]:
-    shapes = _shapes(graph)
-    counts: dict[str, int] = {}
-    for node in graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
-            continue
-        result, weight = shapes.get(node.output[0], ()), shapes.get(node.input[1], ())
-        if not result or not weight or not all(result) or not all(weight):
-            raise FormatError(f"the graph must have known shapes to count its work, node {node.name!r} has not")
-        if node.op_type == "Conv":
-            per_value = math.prod(weight[1:])
-        elif node.op_type == "MatMul":
-            per_value = weight[-2]
-        else:
-            transposed = any(entry.name == "transB" and entry.i for entry in node.attribute)
-            per_value = weight[1] if transposed else weight[0]
-        counts[node.name] = math.prod(result) * per_value
-    return counts
+def _macs(graph: Graph, node: Node) -> int:
+    result, weight = node.result_shape, graph.shape(node.inputs[1])
+    if not result or not weight:
+        raise FormatError(f"the graph must have known shapes to count its work, node {node.name!r} has not")
+    if node.kind == "Conv":
+        per_value = math.prod(weight[1:])
+    elif node.kind == "MatMul":
+        per_value = weight[-2]
+    else:
+        per_value = weight[1] if node.attributes["transB"] else weight[0]
+    return math.prod(result) * per_value
 
 
-def _parameters(graph: onnx.GraphProto) -> int:
+def _parameters(graph: Graph) -> int:
     """Return how many numbers the graph holds, scales, zero points and shapes not counted."""
-    import onnx
+    from featcache.graph.nodes import QUANTIZERS
 
-    scales = {name for node in graph.node if node.op_type in _QUANTIZERS for name in node.input[1:]}
-    shapes = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL)
-    counted = [t for t in graph.initializer if t.name not in scales and t.data_type not in shapes and len(t.dims)]
-    return sum(math.prod(tensor.dims) for tensor in counted)
+    scales = {name for node in graph.nodes if node.kind in QUANTIZERS for name in node.inputs[1:]}
+    shapes = (np.int64, np.bool_)
+    counted = [v for name, v in graph.constants.items() if name not in scales and v.dtype not in shapes and v.ndim]
+    return sum(math.prod(values.shape) for values in counted)
 
 
-def _peak_bytes(graph: onnx.GraphProto, *, integers: bool) -> int:
+def _peak_bytes(graph: Graph, *, integers: bool) -> int:
     """Return the largest sum of bytes of values that are alive at once."""
+    from featcache.graph.nodes import QUANTIZERS
+
     sizes = _value_bytes(graph)
-    readers: dict[str, list[int]] = {}
-    for position, node in enumerate(graph.node):
-        for name in node.input:
-            readers.setdefault(name, []).append(position)
     place: dict[str, str] = {}  # value → the value whose memory it is in
 
     def home(name: str) -> str:
@@ -124,31 +112,31 @@ def _peak_bytes(graph: onnx.GraphProto, *, integers: bool) -> int:
             name = place[name]
         return name
 
-    for node in graph.node:
-        source, result = next(iter(node.input), ""), node.output[0]
+    for node in graph.nodes:
+        source, result = next(iter(node.inputs), ""), node.output
         if source not in sizes:
             continue
-        alone = len(readers.get(source, [])) == 1
-        if node.op_type in _QUANTIZERS:
+        alone = len(graph.readers(source)) == 1
+        if node.kind in QUANTIZERS:
             place[result] = source
-            if integers and node.op_type == "QuantizeLinear" and alone:
+            if integers and node.kind == "QuantizeLinear" and alone:
                 # the operation before writes the integers itself
                 sizes[home(source)] = min(sizes[home(source)], sizes[result])
-        elif node.op_type in _VIEWS or (node.op_type in _IN_PLACE and alone):
+        elif node.kind in _VIEWS or (node.kind in _IN_PLACE and alone):
             place[result] = source
-    born: dict[str, int] = {value.name: 0 for value in graph.input}
+    born: dict[str, int] = dict.fromkeys(graph.inputs, 0)
     died: dict[str, int] = dict(born)
-    for position, node in enumerate(graph.node):
-        for name in node.output:
+    for position, node in enumerate(graph.nodes):
+        for name in node.outputs:
             if name in sizes:
                 born.setdefault(home(name), position)
                 died[home(name)] = max(died.get(home(name), 0), position)
-        for name in node.input:
+        for name in node.inputs:
             if home(name) in born:
                 died[home(name)] = position
-    for value in graph.output:
-        died[home(value.name)] = len(graph.node)
-    changes = [0] * (len(graph.node) + 2)
+    for name in graph.outputs:
+        died[home(name)] = len(graph.nodes)
+    changes = [0] * (len(graph.nodes) + 2)
     for name, position in born.items():
         changes[position] += sizes[name]
         changes[died[name] + 1] -= sizes[name]
@@ -159,29 +147,25 @@ def _peak_bytes(graph: onnx.GraphProto, *, integers: bool) -> int:
     return peak
 
 
-def _value_bytes(graph: onnx.GraphProto) -> dict[str, int]:
-    """Return the bytes of every value that is computed from the image, by name."""
-    import onnx
-
-    shapes = _shapes(graph)
-    kinds = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
-    reached = {value.name for value in graph.input}
+def _value_bytes(graph: Graph) -> dict[str, int]:
+    """Return the bytes of every value that is computed from the image, by name; none of values of unknown shape."""
+    reached = set(graph.inputs)
+    for node in graph.nodes:
+        if reached.intersection(node.inputs):
+            reached.update(node.outputs)
     sizes: dict[str, int] = {}
-    for node in graph.node:
-        if reached.intersection(node.input):
-            reached.update(node.output)
     for name in reached:
-        if name in kinds:
-            width = onnx.helper.tensor_dtype_to_np_dtype(kinds[name]).itemsize
-            sizes[name] = math.prod(shapes[name]) * int(width)
+        shape, dtype = graph.shape(name), graph.dtype(name)
+        if shape is not None and dtype is not None:
+            sizes[name] = math.prod(shape) * dtype.itemsize
     return sizes
 
 
-def figures_json(figures: Figures | None, resident_bytes: int | None) -> Mapping[str, int | str | None]:
-    """Return the figures as the JSON keys that reports and benchmarks share."""
+def cost_json(cost: GraphCost | None, resident_bytes: int | None) -> Mapping[str, int | str | None]:
+    """Return the cost as the JSON keys that reports and benchmarks share."""
     unknown = {"macs": None, "parameters": None, "peak_activation_bytes": None}
     return {
-        **(unknown if figures is None else figures.to_json()),
+        **(unknown if cost is None else cost.to_json()),
         "resident_bytes": resident_bytes,
         "power": "not measured: it takes the device and a meter",
     }

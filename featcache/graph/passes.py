@@ -25,10 +25,15 @@ def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fixed_batch(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph for one image at a time: tools that cannot vary the batch also fold its shape arithmetic away.
+    """Return the graph for one image at a time, simplified: its shape arithmetic is folded away.
 
     Nodes and values keep their names where they remain.
     """
+    return simplify(with_batch_of_one(proto))
+
+
+def with_batch_of_one(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of the graph whose inputs and outputs are of one image, and nothing else is changed."""
     import onnx
 
     fixed = onnx.ModelProto()
@@ -37,7 +42,7 @@ def fixed_batch(proto: onnx.ModelProto) -> onnx.ModelProto:
         batch = value.type.tensor_type.shape.dim[0]
         batch.ClearField("dim_param")
         batch.dim_value = 1
-    return simplify(fixed)
+    return fixed
 
 
 def write_single(source: Path, destination: Path) -> Path:
@@ -64,12 +69,12 @@ def unshare(proto: onnx.ModelProto) -> None:
                 continue
             name = node.input[position]
             if name in seen:
-                own = onnx.TensorProto()
-                own.CopyFrom(tensors[name])
-                own.name = f"onnx::own_{len(tensors)}"
-                proto.graph.initializer.append(own)
-                tensors[own.name] = own
-                node.input[position] = own.name
+                copy = onnx.TensorProto()
+                copy.CopyFrom(tensors[name])
+                copy.name = f"onnx::own_{len(tensors)}"
+                proto.graph.initializer.append(copy)
+                tensors[copy.name] = copy
+                node.input[position] = copy.name
             seen.add(name)
 
 

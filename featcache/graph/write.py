@@ -1,9 +1,7 @@
 """Write a model as ONNX: the reference graph, from which every device format is made.
 
-The graph is traced with torch's TorchScript exporter and then simplified, which was measured against the
-``torch.export`` one: a sixth of the time (1.3 s against 8 s for MobileNetV2), a smaller graph (105 nodes against
-115; 344 against 508 for ViT-tiny), a plain GlobalAveragePool where the other leaves a strided gather over the
-dynamic batch, no source paths to strip, and equal outputs. Both give the same bytes when run twice.
+The graph is traced with torch's TorchScript exporter, simplified, and named after the model's modules, so that stored
+scales and bug reports can refer to its parts. ``README.md`` of this room says why that exporter.
 """
 
 from __future__ import annotations
@@ -41,17 +39,49 @@ def write_onnx(
     metadata: Mapping[str, str] | None = None,
     quantized: bool = True,
 ) -> Path:
-    """Write `model` as an ONNX file of opset 18 and return its path; the same model gives the same bytes.
+    """Return `path`, where `model` is written as an ONNX file of opset 18; the same model gives the same bytes.
 
-    Input ``image`` (N, height, width, 3) uint8 RGB, N dynamic, already resized and cropped; normalisation is part of
-    the graph and batch norms are folded into convolutions. `outputs`: any of ``logits``, ``probabilities`` (N,
-    n_classes) and ``features`` (N, n_features), float32. `metadata`: more ``metadata_props`` beside labels and
-    preprocessing. Nodes, and what they compute, are named after the module they come from
-    (``backbone.network.conv_stem/Conv``), weights as in its state (``backbone.network.conv_stem.weight``). Where the
-    model has stored scales and `quantized` is true, the graph holds QuantizeLinear/DequantizeLinear pairs.
+    Its input is ``image`` (N, height, width, 3) uint8 RGB, N dynamic, already resized and cropped; normalisation is
+    part of the graph and batch norms are folded into convolutions. Nodes, and what they compute, are named after the
+    module they come from (``backbone.network.conv_stem/Conv``), weights as in its state
+    (``backbone.network.conv_stem.weight``).
 
-    Raises `InputError` for unknown outputs or a model above protobuf's 2 GiB, `VerificationError` where torch's
-    exporter did not keep the opset or the dynamic batch.
+    Parameters
+    ----------
+    model
+        The merged model.
+    path
+        The file to write; it is replaced whole or not at all.
+    outputs
+        Any of ``logits``, ``probabilities`` (N, n_classes) and ``features`` (N, n_features), float32.
+    metadata
+        More ``metadata_props`` beside labels and preprocessing.
+    quantized
+        Whether a model with stored scales is written with QuantizeLinear/DequantizeLinear pairs, or in floats.
+
+    Returns
+    -------
+    Path
+        Where the file is.
+
+    Raises
+    ------
+    InputError
+        For unknown outputs, or a model above protobuf's 2 GiB.
+    BackboneError
+        Where the backbone has operations that ONNX has not.
+    FormatError
+        Where the graph lacks a node or tensor that the stored scales name.
+    VerificationError
+        Where torch's exporter did not keep the opset or the dynamic batch.
+
+    Examples
+    --------
+    >>> import onnx
+    >>> from featcache.model.directory import load_model
+    >>> path = write_onnx(load_model("model"), "classifier.onnx")
+    >>> [value.name for value in onnx.load(path).graph.output]
+    ['logits', 'probabilities']
     """
     unknown = set(outputs) - {"logits", "probabilities", "features"}
     if unknown or not outputs:
@@ -136,11 +166,11 @@ def _wrapper(model: MergedModel, outputs: tuple[str, ...]) -> nn.Module:
             self.model = model
 
         def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            found = {}
+            values = {}
             if "features" in outputs:
-                found["features"] = model.features(image)
+                values["features"] = model.features(image)
             if outputs != ("features",):
-                found["logits"], found["probabilities"] = model(image)
-            return tuple(found[name] for name in outputs)
+                values["logits"], values["probabilities"] = model(image)
+            return tuple(values[name] for name in outputs)
 
     return Outputs().eval()

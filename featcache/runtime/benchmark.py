@@ -15,7 +15,7 @@ from featcache.errors import DependencyError
 from featcache.formats.interface import Runner
 from featcache.formats.memory import resident_bytes
 from featcache.formats.registry import find_target
-from featcache.graph.cost import Figures, figures_json
+from featcache.graph.cost import GraphCost, cost_json
 from featcache.runtime.bundle import open_bundle
 from featcache.system.threads import processor_count
 
@@ -40,7 +40,7 @@ class Latency:
 class Benchmark:
     """One device file, measured. `latency_ms` is None where it was not run, and `reason` says why.
 
-    `figures`: what its graph costs by counting, None in a bundle that does not say. `resident_bytes`: the memory
+    `cost`: what its graph costs by counting, None in a bundle that does not say. `resident_bytes`: the memory
     that it took here.
     """
 
@@ -49,7 +49,7 @@ class Benchmark:
     bytes: int
     latency_ms: Latency | None
     reason: str | None
-    figures: Figures | None
+    cost: GraphCost | None
     resident_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Benchmark:
             "executed": latency is not None,
             "reason": self.reason,
             "latency_ms": latency,
-            **figures_json(self.figures, self.resident_bytes),
+            **cost_json(self.cost, self.resident_bytes),
         }
 
 
@@ -87,16 +87,16 @@ def bench(
     for name in tqdm(chosen, desc="bench", unit="format", disable=None):
         size = sum(path.stat().st_size for path in opened.files(name))
         target = find_target(name)
-        figures = opened.figures[name]
+        cost = opened.costs[name]
         reason = target.available() or target.executable()
         if reason is not None:
-            measurements.append(Benchmark(name, None, size, None, reason, figures))
+            measurements.append(Benchmark(name, None, size, None, reason, cost))
             continue
         with opened.open(name, threads=count) as runner:
             latency = measure_latency(runner, image, threads=count, seconds=seconds)
             resident = resident_bytes(target, runner, opened.files(name), image_shape=shape, threads=count)
         runtime = runner.described or target.version()
-        measurements.append(Benchmark(name, runtime, size, latency, None, figures, resident))
+        measurements.append(Benchmark(name, runtime, size, latency, None, cost, resident))
     if all(entry.latency_ms is None for entry in measurements):
         reasons = "; ".join(f"{entry.format}: {entry.reason}" for entry in measurements)
         raise DependencyError(f"at least one format must be runnable here, got none ({reasons})")

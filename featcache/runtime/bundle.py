@@ -17,7 +17,7 @@ from typing import Any
 from featcache.errors import CorruptError, InputError
 from featcache.formats.interface import Runner
 from featcache.formats.registry import find_target
-from featcache.graph.cost import Figures
+from featcache.graph.cost import GraphCost
 from featcache.heads.unknown import UnknownRule
 from featcache.recipe import Preprocessing
 from featcache.system.json import DocumentKind, read_document
@@ -54,7 +54,7 @@ class Bundle:
         Files of each format, the one to open first.
     lineage
         Where the model came from.
-    figures
+    costs
         What each format's graph costs by counting, as counted by the export; None in bundles that lack them.
     """
 
@@ -66,7 +66,7 @@ class Bundle:
     preprocessing: Preprocessing
     formats: Mapping[str, tuple[str, ...]]
     lineage: Mapping[str, Any]
-    figures: Mapping[str, Figures | None]
+    costs: Mapping[str, GraphCost | None]
 
     def format_named(self, name: str | None) -> str:
         """Return `name`, or for None the first format; `InputError` for one the bundle does not hold."""
@@ -135,8 +135,8 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             preprocessing=Preprocessing.from_json(described["preprocessing"]),
             formats={name: tuple(entry["files"]) for name, entry in manifest["formats"].items()},
             lineage=manifest["lineage"],
-            figures={
-                name: Figures(**entry["figures"]) if "figures" in entry else None
+            costs={
+                name: GraphCost(**entry["figures"]) if "figures" in entry else None
                 for name, entry in manifest["formats"].items()
             },
         )

@@ -11,21 +11,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnx
-from onnx import numpy_helper
 
 from featcache.errors import VerificationError
+from featcache.graph.nodes import Array, Graph, Node
 
 _ROWS_AXES = 3  # of a batch of rows, such as a transformer's tokens
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,24 +58,20 @@ class Value:
 
 
 class ChannelsLastGraph(ABC):
-    """The graph that is written for the ONNX `graph`, whose shapes are stated: empty but for its image.
+    """The graph that is written for the ONNX graph `source`, of known shapes: empty but for its image.
 
     A node is called by its name. The abstract methods add one and return its name, which is `name` or much like it;
     axes, sizes and places are those of the graph that is written.
     """
 
-    def __init__(self, graph: onnx.GraphProto, *, outputs: tuple[str, ...]) -> None:
+    def __init__(self, source: Graph, *, outputs: tuple[str, ...]) -> None:
+        self.source = source
         self._made: dict[tuple[Any, ...], str] = {}
-        self._constants = {tensor.name: Constant(numpy_helper.to_array(tensor)) for tensor in graph.initializer}
+        self._constants = {name: Constant(values) for name, values in source.constants.items()}
         self._values: dict[str, Value] = {}
-        (image,) = graph.input
-        self._shapes = {
-            value.name: tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
-            for value in (image, *graph.value_info, *graph.output)
-        }
-        self._readers = Counter([*outputs, *(name for node in graph.node for name in node.input)])
-        self._image, self._ends = image.name, outputs
-        self._taken = {image.name, *outputs}
+        (self._image,) = source.inputs
+        self._ends = outputs
+        self._taken = {self._image, *outputs}
 
     # --- nodes of the graph that is written -------------------------------------------------------------------------
 
@@ -137,6 +128,10 @@ class ChannelsLastGraph(ABC):
         """Repeat `x` to `sizes`."""
 
     @abstractmethod
+    def finish(self) -> None:
+        """End at the outputs, which lie in ONNX's order and have its names."""
+
+    @abstractmethod
     def plain(self, value: Value) -> Value:
         """Return `value` with its scale applied."""
 
@@ -159,20 +154,23 @@ class ChannelsLastGraph(ABC):
         """Say that what ONNX calls `name` is `constant`."""
         self._constants[name] = constant
 
-    def known(self, node: onnx.NodeProto, position: int) -> Array | None:
-        """Return the numbers of the node's input at `position`, None without one; they must not be computed."""
-        if position >= len(node.input) or not node.input[position]:
+    def known(self, node: Node, position: int) -> Array | None:
+        """Return the numbers of the node's input at `position`, None without one.
+
+        Raises `NotImplementedError` where they are computed.
+        """
+        if not node.has(position):
             return None
-        found = self._constants.get(node.input[position])
-        if found is None:
-            raise NotImplementedError(f"{node.op_type} with a computed {node.input[position]!r}")
-        return found.real()
+        constant = self._constants.get(node.inputs[position])
+        if constant is None:
+            raise NotImplementedError(f"{node.kind} with a computed {node.inputs[position]!r}")
+        return constant.real()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of what ONNX calls `name`."""
-        shape = self._shapes.get(name, ())
-        if name not in self._shapes or not all(shape):
-            raise VerificationError(f"the shape of {name!r} must be known to convert the graph, got {shape!r}")
+        """Return the shape of what ONNX calls `name`; raises `VerificationError` where it is not known."""
+        shape = self.source.shape(name)
+        if shape is None:
+            raise VerificationError(f"the shape of {name!r} must be known to convert the graph, it is not")
         return shape
 
     def put(self, name: str, node: str, *, order: Sequence[int] | None = None, scale: Any = None) -> None:
@@ -186,10 +184,10 @@ class ChannelsLastGraph(ABC):
 
     def alone(self, name: str) -> bool:
         """Return whether what ONNX calls `name` is read once, and is no output."""
-        return self._readers[name] == 1 and name not in self._ends
+        return len(self.source.readers(name)) == 1 and name not in self._ends
 
     def scaled(self, name: str) -> Value:
-        """Return the value `name`, its scale still to be applied."""
+        """Return the value `name`, its scale still to be applied; raises `NotImplementedError` for a constant."""
         if name not in self._values:
             raise NotImplementedError(f"{name!r}, a constant where a computed value is expected")
         return self._values[name]
@@ -223,7 +221,10 @@ class ChannelsLastGraph(ABC):
         return self.as_written(self.value(name))
 
     def aligned(self, names: Sequence[str]) -> tuple[list[str], tuple[int, ...]]:
-        """Return nodes of values and constants that broadcast with each other, and the order that their axes have."""
+        """Return nodes of values and constants that broadcast with each other, and the order that their axes have.
+
+        Raises `NotImplementedError` for constants alone, and for ones that have more axes than the values.
+        """
         values = {name: self.value(name) for name in names if name in self._values}
         if not values:
             raise NotImplementedError(f"an operation on constants alone: {', '.join(names)}")

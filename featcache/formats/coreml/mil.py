@@ -20,7 +20,10 @@ from featcache.formats.interface import Runner
 
 
 class MilRunner(Runner):
-    """The program of the specification at `spec` with the weights in `weights`."""
+    """The program of the specification at `spec` with the weights in `weights`.
+
+    Raises `VerificationError` where it has operations that are not known here.
+    """
 
     described = "the saved program and weights, computed by torch"
 
@@ -70,11 +73,11 @@ class MilRunner(Runner):
         self._operations = []
 
 
-def _dequantize(given: dict[str, Any]) -> torch.Tensor:
-    data = torch.as_tensor(given["quantized_data"]).to(torch.float32)
+def _dequantize(inputs: dict[str, Any]) -> torch.Tensor:
+    data = torch.as_tensor(inputs["quantized_data"]).to(torch.float32)
     shape = [1] * data.ndim
-    shape[int(given["axis"])] = -1
-    scale, zero = (torch.as_tensor(np.asarray(given[key], dtype=np.float32)) for key in ("scale", "zero_point"))
+    shape[int(inputs["axis"])] = -1
+    scale, zero = (torch.as_tensor(np.asarray(inputs[key], dtype=np.float32)) for key in ("scale", "zero_point"))
     if scale.ndim:
         scale = scale.reshape(shape)
     if zero.ndim:
@@ -86,44 +89,44 @@ def _ints(value: Any) -> list[int]:
     return [int(entry) for entry in np.asarray(value).reshape(-1)]
 
 
-def _conv(given: dict[str, Any]) -> torch.Tensor:
-    x, pads = given["x"], [0, 0, 0, 0]
-    if given["pad_type"] == "custom":
-        pads = _ints(given["pad"])
-    elif given["pad_type"] != "valid":
-        raise VerificationError(f"a Core ML convolution must be padded by numbers, it is by {given['pad_type']!r}")
+def _conv(inputs: dict[str, Any]) -> torch.Tensor:
+    x, pads = inputs["x"], [0, 0, 0, 0]
+    if inputs["pad_type"] == "custom":
+        pads = _ints(inputs["pad"])
+    elif inputs["pad_type"] != "valid":
+        raise VerificationError(f"a Core ML convolution must be padded by numbers, it is by {inputs['pad_type']!r}")
     x = functional.pad(x, [pads[2], pads[3], pads[0], pads[1]])
-    strides, dilations = _ints(given["strides"]), _ints(given["dilations"])
-    return functional.conv2d(x, given["weight"], given.get("bias"), strides, 0, dilations, int(given["groups"]))
+    strides, dilations = _ints(inputs["strides"]), _ints(inputs["dilations"])
+    return functional.conv2d(x, inputs["weight"], inputs.get("bias"), strides, 0, dilations, int(inputs["groups"]))
 
 
-def _pool(given: dict[str, Any], *, largest: bool) -> torch.Tensor:
-    pads = _ints(given["pad"]) if given["pad_type"] == "custom" else [0, 0, 0, 0]
-    size, strides, ceil = _ints(given["kernel_sizes"]), _ints(given["strides"]), bool(given["ceil_mode"])
-    x = given["x"]
+def _pool(inputs: dict[str, Any], *, largest: bool) -> torch.Tensor:
+    pads = _ints(inputs["pad"]) if inputs["pad_type"] == "custom" else [0, 0, 0, 0]
+    size, strides, ceil = _ints(inputs["kernel_sizes"]), _ints(inputs["strides"]), bool(inputs["ceil_mode"])
+    x = inputs["x"]
     if largest:
         x = functional.pad(x, [pads[2], pads[3], pads[0], pads[1]], value=float("-inf"))
         return functional.max_pool2d(x, size, strides, ceil_mode=ceil)
-    counted = not bool(given["exclude_padding_from_average"])
+    counted = not bool(inputs["exclude_padding_from_average"])
     return functional.avg_pool2d(x, size, strides, [pads[0], pads[2]], ceil_mode=ceil, count_include_pad=counted)
 
 
-def _pad(given: dict[str, Any]) -> torch.Tensor:
-    if given["mode"] != "constant":
-        raise VerificationError(f"Core ML's pad must be of a constant, it is {given['mode']!r}")
-    pads = _ints(given["pad"])  # before and after, of the last axes in order; torch wants the last axis first
+def _pad(inputs: dict[str, Any]) -> torch.Tensor:
+    if inputs["mode"] != "constant":
+        raise VerificationError(f"Core ML's pad must be of a constant, it is {inputs['mode']!r}")
+    pads = _ints(inputs["pad"])  # before and after, of the last axes in order; torch wants the last axis first
     pairs = [pads[at : at + 2] for at in range(0, len(pads), 2)]
     return functional.pad(
-        given["x"], [pad for pair in reversed(pairs) for pad in pair], value=float(given["constant_val"])
+        inputs["x"], [pad for pair in reversed(pairs) for pad in pair], value=float(inputs["constant_val"])
     )
 
 
-def _slice(given: dict[str, Any]) -> torch.Tensor:
-    x = given["x"]
-    begin, end = _ints(given["begin"]), _ints(given["end"])
-    stride = _ints(given["stride"]) if given.get("stride") is not None else [1] * x.ndim
+def _slice(inputs: dict[str, Any]) -> torch.Tensor:
+    x = inputs["x"]
+    begin, end = _ints(inputs["begin"]), _ints(inputs["end"])
+    stride = _ints(inputs["stride"]) if inputs.get("stride") is not None else [1] * x.ndim
     masks = {
-        key: list(np.asarray(given[key]).reshape(-1)) if given.get(key) is not None else [False] * x.ndim
+        key: list(np.asarray(inputs[key]).reshape(-1)) if inputs.get(key) is not None else [False] * x.ndim
         for key in ("begin_mask", "end_mask", "squeeze_mask")
     }
     index: list[Any] = []
@@ -137,100 +140,107 @@ def _slice(given: dict[str, Any]) -> torch.Tensor:
     return x[tuple(index)]  # type: ignore[no-any-return]
 
 
-def _split(given: dict[str, Any]) -> list[torch.Tensor]:
-    axis, sizes = int(given["axis"]), given.get("split_sizes")
+def _split(inputs: dict[str, Any]) -> list[torch.Tensor]:
+    axis, sizes = int(inputs["axis"]), inputs.get("split_sizes")
     if sizes is not None:
-        return list(torch.split(given["x"], _ints(sizes), dim=axis))
-    return list(torch.chunk(given["x"], int(given["num_splits"]), dim=axis))
+        return list(torch.split(inputs["x"], _ints(sizes), dim=axis))
+    return list(torch.chunk(inputs["x"], int(inputs["num_splits"]), dim=axis))
 
 
-def _layer_norm(given: dict[str, Any]) -> torch.Tensor:
-    x, axes = given["x"], [int(axis) % given["x"].ndim for axis in _ints(given["axes"])]
+def _layer_norm(inputs: dict[str, Any]) -> torch.Tensor:
+    x, axes = inputs["x"], [int(axis) % inputs["x"].ndim for axis in _ints(inputs["axes"])]
     shape = [x.shape[axis] for axis in axes]
     if axes == list(range(x.ndim - len(axes), x.ndim)):
-        return functional.layer_norm(x, shape, given.get("gamma"), given.get("beta"), float(given["epsilon"]))
+        return functional.layer_norm(x, shape, inputs.get("gamma"), inputs.get("beta"), float(inputs["epsilon"]))
     mean, variance = x.mean(axes, keepdim=True), x.var(axes, correction=0, keepdim=True)
     along = [x.shape[axis] if axis in axes else 1 for axis in range(x.ndim)]
-    scaled = (x - mean) / torch.sqrt(variance + float(given["epsilon"]))
-    if given.get("gamma") is not None:
-        scaled = scaled * given["gamma"].reshape(along)
-    return scaled if given.get("beta") is None else scaled + given["beta"].reshape(along)  # type: ignore[no-any-return]
+    scaled = (x - mean) / torch.sqrt(variance + float(inputs["epsilon"]))
+    if inputs.get("gamma") is not None:
+        scaled = scaled * inputs["gamma"].reshape(along)
+    return scaled if inputs.get("beta") is None else scaled + inputs["beta"].reshape(along)  # type: ignore[no-any-return]
 
 
-def _matmul(given: dict[str, Any]) -> torch.Tensor:
-    x, y = given["x"], given["y"]
-    x = x.transpose(-1, -2) if given["transpose_x"] else x
-    return torch.matmul(x, y.transpose(-1, -2) if given["transpose_y"] else y)
+def _matmul(inputs: dict[str, Any]) -> torch.Tensor:
+    x, y = inputs["x"], inputs["y"]
+    x = x.transpose(-1, -2) if inputs["transpose_x"] else x
+    return torch.matmul(x, y.transpose(-1, -2) if inputs["transpose_y"] else y)
 
 
-def _gelu(given: dict[str, Any]) -> torch.Tensor:
-    if given["mode"] != "EXACT":
-        raise VerificationError(f"Core ML's gelu must be exact, it is {given['mode']!r}")
-    return functional.gelu(given["x"])
+def _gelu(inputs: dict[str, Any]) -> torch.Tensor:
+    if inputs["mode"] != "EXACT":
+        raise VerificationError(f"Core ML's gelu must be exact, it is {inputs['mode']!r}")
+    return functional.gelu(inputs["x"])
 
 
-def _squeeze(given: dict[str, Any]) -> torch.Tensor:
-    x = given["x"]
-    for axis in sorted((axis % x.ndim for axis in _ints(given["axes"])), reverse=True):
+def _squeeze(inputs: dict[str, Any]) -> torch.Tensor:
+    x = inputs["x"]
+    for axis in sorted((axis % x.ndim for axis in _ints(inputs["axes"])), reverse=True):
         x = x.squeeze(axis)
     return x  # type: ignore[no-any-return]
 
 
-def _expand_dims(given: dict[str, Any]) -> torch.Tensor:
-    x, axes = given["x"], _ints(given["axes"])
+def _expand_dims(inputs: dict[str, Any]) -> torch.Tensor:
+    x, axes = inputs["x"], _ints(inputs["axes"])
     for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes):
         x = x.unsqueeze(axis)
     return x  # type: ignore[no-any-return]
 
 
+def _reduced(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+    return lambda inputs: function(inputs["x"], dim=_ints(inputs["axes"]), keepdim=bool(inputs["keep_dims"]))
+
+
 def _binary(function: Callable[[Any, Any], Any]) -> Callable[[dict[str, Any]], Any]:
-    return lambda given: function(given["x"], given["y"])
+    return lambda inputs: function(inputs["x"], inputs["y"])
 
 
 def _unary(function: Callable[[Any], Any]) -> Callable[[dict[str, Any]], Any]:
-    return lambda given: function(given["x"])
+    return lambda inputs: function(inputs["x"])
 
 
 _OPERATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "constexpr_affine_dequantize": _dequantize,
     "add": _binary(lambda x, y: x + y),
-    "avg_pool": lambda given: _pool(given, largest=False),
-    "clip": lambda given: torch.clamp(given["x"], float(given["alpha"]), float(given["beta"])),
-    "concat": lambda given: torch.cat(given["values"], int(given["axis"])),
+    "avg_pool": lambda inputs: _pool(inputs, largest=False),
+    "clip": lambda inputs: torch.clamp(inputs["x"], float(inputs["alpha"]), float(inputs["beta"])),
+    "concat": lambda inputs: torch.cat(inputs["values"], int(inputs["axis"])),
     "conv": _conv,
-    "elu": lambda given: functional.elu(given["x"], float(given["alpha"])),
+    "elu": lambda inputs: functional.elu(inputs["x"], float(inputs["alpha"])),
     "erf": _unary(torch.erf),
     "exp": _unary(torch.exp),
     "expand_dims": _expand_dims,
     "gelu": _gelu,
     "identity": _unary(lambda x: x),
     "layer_norm": _layer_norm,
-    "leaky_relu": lambda given: functional.leaky_relu(given["x"], float(given["alpha"])),
-    "linear": lambda given: functional.linear(given["x"], given["weight"], given.get("bias")),
+    "leaky_relu": lambda inputs: functional.leaky_relu(inputs["x"], float(inputs["alpha"])),
+    "linear": lambda inputs: functional.linear(inputs["x"], inputs["weight"], inputs.get("bias")),
     "matmul": _matmul,
-    "max_pool": lambda given: _pool(given, largest=True),
+    "max_pool": lambda inputs: _pool(inputs, largest=True),
     "maximum": _binary(lambda x, y: torch.maximum(x, torch.as_tensor(y, dtype=torch.float32))),
     "minimum": _binary(lambda x, y: torch.minimum(x, torch.as_tensor(y, dtype=torch.float32))),
     "mul": _binary(lambda x, y: x * y),
     "pad": _pad,
     "pow": _binary(lambda x, y: x**y),
     "real_div": _binary(lambda x, y: x / y),
-    "reduce_mean": lambda given: torch.mean(given["x"], _ints(given["axes"]), keepdim=bool(given["keep_dims"])),
+    "reduce_l2_norm": _reduced(torch.linalg.vector_norm),
+    "reduce_max": _reduced(torch.amax),
+    "reduce_mean": _reduced(torch.mean),
+    "reduce_sum": _reduced(torch.sum),
     "relu": _unary(functional.relu),
     "relu6": _unary(functional.relu6),
-    "reshape": lambda given: given["x"].reshape(_ints(given["shape"])),
-    "rsqrt": lambda given: torch.rsqrt(given["x"] + float(given["epsilon"])),
+    "reshape": lambda inputs: inputs["x"].reshape(_ints(inputs["shape"])),
+    "rsqrt": lambda inputs: torch.rsqrt(inputs["x"] + float(inputs["epsilon"])),
     "sigmoid": _unary(torch.sigmoid),
-    "sigmoid_hard": lambda given: torch.clamp(given["x"] * float(given["alpha"]) + float(given["beta"]), 0.0, 1.0),
+    "sigmoid_hard": lambda inputs: torch.clamp(inputs["x"] * float(inputs["alpha"]) + float(inputs["beta"]), 0.0, 1.0),
     "silu": _unary(functional.silu),
     "slice_by_index": _slice,
-    "softmax": lambda given: torch.softmax(given["x"], int(given["axis"])),
+    "softmax": lambda inputs: torch.softmax(inputs["x"], int(inputs["axis"])),
     "split": _split,
     "sqrt": _unary(torch.sqrt),
     "square": _unary(torch.square),
     "squeeze": _squeeze,
     "sub": _binary(lambda x, y: x - y),
     "tanh": _unary(torch.tanh),
-    "thresholded_relu": lambda given: functional.threshold(given["x"], float(given["alpha"]), 0.0),
-    "transpose": lambda given: given["x"].permute(_ints(given["perm"])),
+    "thresholded_relu": lambda inputs: functional.threshold(inputs["x"], float(inputs["alpha"]), 0.0),
+    "transpose": lambda inputs: inputs["x"].permute(_ints(inputs["perm"])),
 }

@@ -1,50 +1,53 @@
 """The classifier's ONNX graph as a MindSpore cell, which is what the framework exports.
 
 MindSpore compiles `construct` from its source and unrolls loops over what is fixed, so the network is a list of steps,
-each an operation of the framework on values that came before. It runs inside the format's own environment.
+each an operation of the framework on values that came before. It runs inside the format's own environment and imports
+nothing of featcache: the graph is handed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import mindspore
 import numpy as np
-import onnx
 from mindspore import nn, ops
-from onnx import numpy_helper
+
+if TYPE_CHECKING:
+    from featcache.graph.nodes import Graph, Node
 
 _LOWEST = float(np.finfo(np.float32).min)
+_FLOAT = 1  # ONNX's number of float32
+_SIXTH = 1e-6  # how near a slope must be to 1/6 to be one
 
 
 class MindSporeGraph(nn.Cell):  # type: ignore[misc]
-    """The graph at `path`, of a fixed batch: image (1, H, W, 3) uint8 in, (logits, probabilities) float32 out.
+    """The `graph`, of a fixed batch: image (1, H, W, 3) uint8 in, (logits, probabilities) float32 out.
 
     Weights are parameters, called as in the graph. Those of a quantized network are the integers they are and become
     floats in use; activations are not rounded. Raises `NotImplementedError` naming operations that have no equivalent.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, graph: Graph) -> None:
         super().__init__(auto_prefix=False)
-        graph = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True).graph
-        unknown = sorted({node.op_type for node in graph.node} - set(_OPERATIONS) - _REWRITTEN)
-        if unknown:
-            raise NotImplementedError(f"operations without a MindSpore form: {', '.join(unknown)}")
-        nodes, constants = _read(graph)
-        used = [name for name in dict.fromkeys(name for node in nodes for name in node.tensors) if name in constants]
+        graph.check_kinds(KINDS, form="MindSpore")
+        operations, constants, same = _read(graph)
+        used = [
+            name for name in dict.fromkeys(name for entry in operations for name in entry.tensors) if name in constants
+        ]
         weights = [name for name in used if constants[name].size > 1]
         numbers = [name for name in used if constants[name].size == 1]
         self.weights = mindspore.ParameterTuple(
             [mindspore.Parameter(mindspore.Tensor(constants[name]), name=name) for name in weights]
         )
         self.numbers = tuple(mindspore.Tensor(constants[name]) for name in numbers)
-        self.steps = nn.CellList([_Step(*_OPERATIONS[node.kind](node)) for node in nodes])
-        order = [graph.input[0].name, *weights, *numbers, *(node.output for node in nodes)]
+        self.steps = nn.CellList([_Step(entry.function, *entry.fixed) for entry in operations])
+        order = [graph.inputs[0], *weights, *numbers, *(entry.output for entry in operations)]
         places = {name: place for place, name in enumerate(order)}
-        self.sources = tuple(tuple(places[name] for name in node.tensors) for node in nodes)
-        self.logits, self.probabilities = places["logits"], places["probabilities"]
+        self.sources = tuple(tuple(places[name] for name in entry.tensors) for entry in operations)
+        self.logits, self.probabilities = (places[same.get(name, name)] for name in ("logits", "probabilities"))
 
     def construct(self, image: Any) -> Any:
         """Return the outputs for `image`."""
@@ -92,254 +95,250 @@ class _Joined(nn.Cell):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class _Node:
-    """One operation of one result. `tensors`: what it computes on; `fixed`: constants that only give it its form.
+class _Operation:
+    """`output` is `function`, of the framework, of the values called `tensors` and then of what is `fixed`."""
 
-    `shape`, `result`: of the first tensor and of the result.
-    """
-
-    kind: str
     tensors: tuple[str, ...]
     output: str
-    shape: tuple[int, ...]
-    result: tuple[int, ...]
-    attributes: dict[str, Any]
+    function: Any
     fixed: tuple[Any, ...] = ()
 
-    def ints(self, place: int, key: str) -> tuple[int, ...]:
-        """Return integers that new opsets hold in an input, old ones in an attribute."""
-        found = self.fixed[place] if len(self.fixed) > place else self.attributes[key]
-        return tuple(int(value) for value in np.asarray(found).reshape(-1))
 
-
-def _read(graph: onnx.GraphProto) -> tuple[list[_Node], dict[str, Any]]:
-    """Return the operations in order, each of one result, and the constants by name."""
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    shapes = {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in (*graph.value_info, *graph.input, *graph.output)
-    }
-    same: dict[str, str] = {}  # what passes a value on
-    nodes: list[_Node] = []
-    for proto in graph.node:
-        attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in proto.attribute}
-        inputs = [same.get(name, name) for name in proto.input]
-        output = proto.output[0]
-        if proto.op_type == "Constant":
-            constants[output] = numpy_helper.to_array(attributes["value"])
-        elif proto.op_type == "DequantizeLinear" and inputs[0] in constants:
-            nodes += _dequantized(inputs, output, attributes, constants)
-        elif proto.op_type in ("Identity", "QuantizeLinear", "DequantizeLinear"):
-            same[output] = inputs[0]
+def _read(graph: Graph) -> tuple[list[_Operation], dict[str, Any], dict[str, str]]:
+    """Return the steps in order, the constants by name, and of what hands a value on the name of that value."""
+    constants: dict[str, Any] = dict(graph.constants)
+    same: dict[str, str] = {}
+    steps: list[_Operation] = []
+    for node in graph.nodes:
+        if node.kind == "DequantizeLinear" and node.inputs[0] in graph.constants:
+            steps += _dequantized(node, constants)
+        elif node.kind in _HANDING_ON:
+            same[node.output] = same.get(node.inputs[0], node.inputs[0])
         else:
-            count = 1 if proto.op_type in _OF_ONE else len(inputs)
-            tensors = tuple(name for name in inputs[:count] if name)
-            fixed = tuple(constants[name] if name else None for name in inputs[count:])
-            shape = shapes.get(inputs[0], ())
-            node = _Node(proto.op_type, tensors, output, shape, shapes[output], attributes, fixed)
-            nodes += _whole(node, list(proto.output))
-    return nodes, constants
+            for step in _OPERATIONS[node.kind](node):
+                tensors = tuple(same.get(name, name) for name in step.tensors)
+                steps.append(_Operation(tensors, step.output, step.function, step.fixed))
+    return steps, constants, same
 
 
-def _dequantized(
-    inputs: list[str], output: str, attributes: dict[str, Any], constants: dict[str, Any]
-) -> Iterator[_Node]:
-    """Yield the operations that make floats of a constant's integers; a bias, of 32 bits, is stored as floats."""
-    stored, scale, zero = (constants[name] for name in inputs)
-    along = [1] * stored.ndim
-    if scale.size > 1:
-        along[attributes.get("axis", 1)] = -1
-    scale, zero = scale.reshape(along), zero.reshape(along)
-    if stored.dtype == np.int32:
-        constants[output] = ((stored.astype(np.float64) - zero) * scale).astype(np.float32)
+def _dequantized(node: Node, constants: dict[str, Any]) -> Iterator[_Operation]:
+    """Yield the steps that make floats of a constant's integers; a bias, of 32 bits, is stored as floats."""
+    stored = node.stored()
+    assert stored is not None
+    if stored.values.dtype == np.int32:
+        constants[node.output] = stored.real()
         return
-    floats = f"{output}/floats"
-    yield _Node("Cast", (inputs[0],), floats, stored.shape, stored.shape, {"to": onnx.TensorProto.FLOAT})
-    if zero.any():
-        constants[f"{output}/zero"] = zero.astype(np.float32)
-        yield _Node("Sub", (floats, f"{output}/zero"), f"{floats}/shifted", stored.shape, stored.shape, {})
+    floats = f"{node.output}/floats"
+    yield _Operation((node.inputs[0],), floats, ops.Cast(), (mindspore.float32,))
+    if stored.zero_point.any():
+        constants[f"{node.output}/zero"] = stored.zero_point.astype(np.float32)
+        yield _Operation((floats, f"{node.output}/zero"), f"{floats}/shifted", ops.Sub())
         floats = f"{floats}/shifted"
-    constants[inputs[1]] = scale
-    yield _Node("Mul", (floats, inputs[1]), output, stored.shape, stored.shape, {})
+    constants[node.inputs[1]] = stored.scale
+    yield _Operation((floats, node.inputs[1]), node.output, ops.Mul())
 
 
-def _whole(node: _Node, outputs: list[str]) -> Iterator[_Node]:
-    """Yield `node`, whose results are `outputs`, as operations that are one in MindSpore."""
-    if node.kind == "Split":
-        axis, sizes = node.attributes.get("axis", 0) % len(node.shape), node.ints(0, "split")
-        for place, (name, size) in enumerate(zip(outputs, sizes, strict=True)):
-            result = (*node.shape[:axis], size, *node.shape[axis + 1 :])
-            start = sum(sizes[:place])
-            yield replace(node, kind="Slice", output=name, result=result, fixed=([start], [start + size], [axis]))
-    elif node.kind in ("Conv", "Gemm") and len(node.tensors) == 3:
-        product = f"{node.output}/product"
-        yield replace(node, tensors=node.tensors[:2], output=product)
-        yield replace(node, kind="BiasAdd", tensors=(product, node.tensors[2]))
-    elif node.kind == "MaxPool":
-        padded = f"{node.output}/padded"
-        around = _reached(node)
-        grown = tuple(size + before + after for size, before, after in zip(node.shape, *around, strict=True))
-        fixed = ([*around[0], *around[1]], _LOWEST)
-        yield replace(node, kind="Pad", output=padded, result=grown, attributes={}, fixed=fixed)
-        yield replace(node, tensors=(padded,), shape=grown)
-    else:
-        yield node
+# --- the operations: from a node, its steps -------------------------------------------------------------------------
 
 
-def _reached(node: _Node) -> tuple[list[int], list[int]]:
-    """Return how far the windows of a pooling reach beyond the image, before and after, along each of the four axes."""
-    top, left, _, _ = node.attributes.get("pads", [0, 0, 0, 0])
-    kernel, strides = node.attributes["kernel_shape"], node.attributes.get("strides", [1, 1])
-    below, beside = (
-        max(0, (node.result[axis] - 1) * strides[axis - 2] + kernel[axis - 2] - before - node.shape[axis])
-        for axis, before in ((2, top), (3, left))
-    )
-    return [0, 0, top, left], [0, 0, below, beside]
+def _of_first(node: Node, function: Any, *fixed: Any) -> Iterator[_Operation]:
+    """Yield `function` of the first input alone: the others are constants, which only give it its form."""
+    yield _Operation(node.inputs[:1], node.output, function, fixed)
 
 
-# --- the operations: from a node, the function of its tensors, and what is fixed -------------------------------------
+def _of_all(node: Node, function: Any) -> Iterator[_Operation]:
+    """Yield `function` of every input."""
+    yield _Operation(tuple(name for name in node.inputs if name), node.output, function)
 
 
-def _conv(node: _Node) -> tuple[Any, ...]:
-    top, left, bottom, right = node.attributes.get("pads", [0, 0, 0, 0])
+def _plain(operation: Any) -> Callable[[Node], Iterator[_Operation]]:
+    """Return the form of an operation that takes all inputs and nothing else."""
+    return lambda node: _of_all(node, operation())
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    """Return the shape of the first input."""
+    if node.shape is None:
+        raise NotImplementedError(f"{node.kind} of a value of unknown shape")
+    return node.shape
+
+
+def _result_shape(node: Node) -> tuple[int, ...]:
+    """Return the shape of the first result."""
+    if node.result_shape is None:
+        raise NotImplementedError(f"{node.kind} with a result of unknown shape")
+    return node.result_shape
+
+
+def _with_bias(node: Node, function: Any) -> Iterator[_Operation]:
+    """Yield a product, and the addition of its bias where it has one."""
+    product = f"{node.output}/product" if node.has(2) else node.output
+    yield _Operation(node.inputs[:2], product, function)
+    if node.has(2):
+        yield _Operation((product, node.inputs[2]), node.output, ops.BiasAdd())
+
+
+def _conv(node: Node) -> Iterator[_Operation]:
+    window = node.window()
+    top, left, bottom, right = window.pads
     function = ops.Conv2D(
-        node.result[1], tuple(node.attributes["kernel_shape"]), pad_mode="pad", pad=(top, bottom, left, right),
-        stride=tuple(node.attributes.get("strides", [1, 1])), group=node.attributes.get("group", 1),
-        dilation=tuple(node.attributes.get("dilations", [1, 1])),
+        _result_shape(node)[1], window.kernel, pad_mode="pad", pad=(top, bottom, left, right), stride=window.strides,
+        group=node.attributes["group"], dilation=window.dilations,
     )  # fmt: skip
-    return (function,)
+    return _with_bias(node, function)
 
 
-def _gemm(node: _Node) -> tuple[Any, ...]:
-    if node.attributes.get("alpha", 1.0) != 1.0 or node.attributes.get("beta", 1.0) != 1.0:
-        raise NotImplementedError("Gemm that scales its inputs")
-    return (ops.MatMul(bool(node.attributes.get("transA", 0)), bool(node.attributes.get("transB", 0))),)
+def _gemm(node: Node) -> Iterator[_Operation]:
+    return _with_bias(node, ops.MatMul(False, node.transposes_weight()))
 
 
-def _windows(node: _Node) -> tuple[tuple[int, ...], tuple[int, ...], str]:
-    return tuple(node.attributes["kernel_shape"]), tuple(node.attributes.get("strides", [1, 1])), "valid"
+def _reached(node: Node) -> tuple[tuple[int, int], ...]:
+    """Return how far the windows of a pooling reach beyond the image, before and after, along each of the four axes."""
+    window, shape, result = node.window(), _shape(node), _result_shape(node)
+    around = [(0, 0), (0, 0)]
+    for axis in (2, 3):
+        before, size, stride = window.pads[axis - 2], window.kernel[axis - 2], window.strides[axis - 2]
+        around.append((before, max(0, (result[axis] - 1) * stride + size - before - shape[axis])))
+    return tuple(around)
 
 
-def _average_pool(node: _Node) -> tuple[Any, ...]:
-    before, after = _reached(node)
-    if any(before) or any(after):
+def _max_pool(node: Node) -> Iterator[_Operation]:
+    window, padded = node.window(), f"{node.output}/padded"
+    if set(window.dilations) != {1}:
+        raise NotImplementedError("MaxPool with dilation")
+    yield _Operation(node.inputs[:1], padded, ops.PadV3(), (_from_last(_reached(node)), _LOWEST))
+    yield _Operation((padded,), node.output, ops.MaxPool(window.kernel, window.strides, "valid"))
+
+
+def _average_pool(node: Node) -> Iterator[_Operation]:
+    window = node.window()
+    if any(size for pair in _reached(node) for size in pair):
         raise NotImplementedError("AveragePool with windows that reach beyond the image")
-    return (ops.AvgPool(*_windows(node)),)
+    return _of_first(node, ops.AvgPool(window.kernel, window.strides, "valid"))
 
 
-def _clip(node: _Node) -> tuple[Any, ...]:
-    # an old opset's limits are attributes, a new one's inputs that may be absent
-    given = dict(zip(("min", "max"), node.fixed, strict=False))
-    low, high = (given.get(key, node.attributes.get(key)) for key in ("min", "max"))
-    if (low, high) == (0.0, 6.0):
-        return (ops.ReLU6(),)
-    return ops.clamp, None if low is None else float(low), None if high is None else float(high)
+def _from_last(around: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
+    """Return the padding of each axis as MindSpore counts it: from the last axis."""
+    return tuple(size for pair in reversed(around) for size in pair)
 
 
-def _hard_sigmoid(node: _Node) -> tuple[Any, ...]:
-    if abs(node.attributes.get("alpha", 0.2) - 1 / 6) > 1e-6 or node.attributes.get("beta", 0.5) != 0.5:
+def _clip(node: Node) -> Iterator[_Operation]:
+    limits = node.limits()
+    return _of_first(node, ops.ReLU6()) if limits == (0.0, 6.0) else _of_first(node, ops.clamp, *limits)
+
+
+def _hard_sigmoid(node: Node) -> Iterator[_Operation]:
+    if abs(node.attributes["alpha"] - 1 / 6) > _SIXTH or node.attributes["beta"] != 0.5:
         raise NotImplementedError("HardSigmoid of another slope than a sixth")
-    return (ops.HSigmoid(),)
+    return _of_first(node, ops.HSigmoid())
 
 
-def _cast(node: _Node) -> tuple[Any, ...]:
-    if node.attributes["to"] != onnx.TensorProto.FLOAT:
+def _cast(node: Node) -> Iterator[_Operation]:
+    if node.attributes["to"] != _FLOAT:
         raise NotImplementedError("Cast other than to float32")
-    return ops.Cast(), mindspore.float32
+    return _of_first(node, ops.Cast(), mindspore.float32)
 
 
-def _slice(node: _Node) -> tuple[Any, ...]:
-    starts, ends = node.ints(0, "starts"), node.ints(1, "ends")
-    axes = node.ints(2, "axes") if len(node.fixed) > 2 and node.fixed[2] is not None else tuple(range(len(starts)))
-    steps = node.ints(3, "steps") if len(node.fixed) > 3 else (1,) * len(starts)
-    taken = [slice(0, size, 1) for size in node.shape]
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if step < 0:
-            raise NotImplementedError("Slice with a negative step")
-        taken[axis] = slice(*slice(start, end, step).indices(node.shape[axis]))
-    return ops.StridedSlice(), *(tuple(getattr(part, key) for part in taken) for key in ("start", "stop", "step"))
+def _slice(node: Node) -> Iterator[_Operation]:
+    return _strided(node.inputs[0], node.output, node.slices(_shape(node)))
 
 
-def _gather(node: _Node) -> tuple[Any, ...]:
-    return ops.Gather(), mindspore.Tensor(np.asarray(node.fixed[0], dtype=np.int32)), node.attributes.get("axis", 0)
+def _split(node: Node) -> Iterator[_Operation]:
+    shape, start = _shape(node), 0
+    axis = node.attributes["axis"] % len(shape)
+    for output, size in zip(node.outputs, node.split_sizes(shape[axis]), strict=True):
+        axes = [slice(0, length, 1) for length in shape]
+        axes[axis] = slice(start, start + size, 1)
+        yield from _strided(node.inputs[0], output, tuple(axes))
+        start += size
 
 
-def _pad(node: _Node) -> tuple[Any, ...]:
-    if node.attributes.get("mode", b"constant") != b"constant":
-        raise NotImplementedError("Pad other than with a constant")
-    pads = node.ints(0, "pads")
-    before, after = pads[: len(node.shape)], pads[len(node.shape) :]
-    # MindSpore counts from the last axis
-    around = tuple(int(size) for pair in zip(reversed(before), reversed(after), strict=True) for size in pair)
-    value = 0.0 if len(node.fixed) < 2 or node.fixed[1] is None else float(node.fixed[1])
-    return ops.PadV3(), around, value
+def _strided(source: str, output: str, axes: tuple[slice, ...]) -> Iterator[_Operation]:
+    begins, ends, steps = (tuple(getattr(axis, end) for axis in axes) for end in ("start", "stop", "step"))
+    yield _Operation((source,), output, ops.StridedSlice(), (begins, ends, steps))
 
 
-def _reduce_mean(node: _Node) -> tuple[Any, ...]:
-    return ops.ReduceMean(bool(node.attributes.get("keepdims", 1))), node.ints(0, "axes")
+def _gather(node: Node) -> Iterator[_Operation]:
+    indices = node.constant(1)
+    if indices is None:
+        raise NotImplementedError("Gather with computed indices")
+    return _of_first(node, ops.Gather(), mindspore.Tensor(indices.astype(np.int32)), node.attributes["axis"])
 
 
-def _layer_norm(node: _Node) -> tuple[Any, ...]:
-    axis = node.attributes.get("axis", -1)
-    return (_First(ops.LayerNorm(axis, axis, node.attributes.get("epsilon", 1e-5))),)
+def _pad(node: Node) -> Iterator[_Operation]:
+    return _of_first(node, ops.PadV3(), _from_last(node.paddings(len(_shape(node)))), node.pad_value())
 
 
-def _batch_norm(node: _Node) -> tuple[Any, ...]:
-    return (_First(ops.BatchNorm(epsilon=node.attributes.get("epsilon", 1e-5))),)
+def _reduced(operation: Any) -> Callable[[Node], Iterator[_Operation]]:
+    """Return the form of an operation over the node's axes, all of them where none are named."""
+    return lambda node: _of_first(node, operation(bool(node.attributes["keepdims"])), node.integers("axes", 1) or ())
 
 
-def _reshape(node: _Node) -> tuple[Any, ...]:
-    return ops.Reshape(), node.result
+def _length(node: Node) -> Iterator[_Operation]:
+    square, total = f"{node.output}/square", f"{node.output}/sum"
+    yield _Operation((node.inputs[0], node.inputs[0]), square, ops.Mul())
+    axes = node.integers("axes", 1) or ()
+    yield _Operation((square,), total, ops.ReduceSum(bool(node.attributes["keepdims"])), (axes,))
+    yield _Operation((total,), node.output, ops.Sqrt())
 
 
-def _plain(operation: Any) -> Callable[[_Node], tuple[Any, ...]]:
-    return lambda node: (operation(),)
+def _layer_norm(node: Node) -> Iterator[_Operation]:
+    axis = node.attributes["axis"]
+    return _of_all(node, _First(ops.LayerNorm(axis, axis, node.attributes["epsilon"])))
 
 
-# of these only the first input is computed on, the others are constants
-_OF_ONE = frozenset(
-    {"Clip", "Expand", "Flatten", "Gather", "Pad", "ReduceMean", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"}
-)
-_REWRITTEN = frozenset({"Constant", "DequantizeLinear", "Identity", "QuantizeLinear", "Split"})
-_OPERATIONS: dict[str, Callable[[_Node], tuple[Any, ...]]] = {
+def _batch_norm(node: Node) -> Iterator[_Operation]:
+    return _of_all(node, _First(ops.BatchNorm(epsilon=node.attributes["epsilon"])))
+
+
+def _reshape(node: Node) -> Iterator[_Operation]:
+    return _of_first(node, ops.Reshape(), _result_shape(node))
+
+
+_HANDING_ON = frozenset({"DequantizeLinear", "Identity", "QuantizeLinear"})  # of what is computed
+_OPERATIONS: Mapping[str, Callable[[Node], Iterator[_Operation]]] = {
     "Add": _plain(ops.Add),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
-    "BiasAdd": _plain(ops.BiasAdd),
     "Cast": _cast,
     "Clip": _clip,
-    "Concat": lambda node: (_Joined(ops.Concat(node.attributes["axis"])),),
+    "Concat": lambda node: _of_all(node, _Joined(ops.Concat(node.attributes["axis"]))),
     "Conv": _conv,
     "Div": _plain(ops.Div),
     "Erf": _plain(ops.Erf),
     "Exp": _plain(ops.Exp),
-    "Expand": lambda node: (ops.BroadcastTo(node.result),),
+    "Expand": lambda node: _of_first(node, ops.BroadcastTo(_result_shape(node))),
     "Flatten": _reshape,
     "Gather": _gather,
     "Gemm": _gemm,
-    "GlobalAveragePool": lambda node: (ops.ReduceMean(True), (2, 3)),
+    "GlobalAveragePool": lambda node: _of_first(node, ops.ReduceMean(True), (2, 3)),
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _plain(ops.HSwish),
     "LayerNormalization": _layer_norm,
-    "LeakyRelu": lambda node: (nn.LeakyReLU(node.attributes.get("alpha", 0.01)),),
-    "MatMul": lambda node: (ops.matmul,),
+    "LeakyRelu": lambda node: _of_first(node, nn.LeakyReLU(node.attributes["alpha"])),
+    "MatMul": lambda node: _of_all(node, ops.matmul),
     "Max": _plain(ops.Maximum),
-    "MaxPool": lambda node: (ops.MaxPool(*_windows(node)),),
+    "MaxPool": _max_pool,
     "Min": _plain(ops.Minimum),
     "Mul": _plain(ops.Mul),
     "Neg": _plain(ops.Neg),
     "Pad": _pad,
     "Pow": _plain(ops.Pow),
-    "ReduceMean": _reduce_mean,
+    "ReduceL2": _length,
+    "ReduceMax": _reduced(ops.ReduceMax),
+    "ReduceMean": _reduced(ops.ReduceMean),
+    "ReduceSum": _reduced(ops.ReduceSum),
     "Relu": _plain(ops.ReLU),
     "Reshape": _reshape,
     "Sigmoid": _plain(ops.Sigmoid),
     "Slice": _slice,
-    "Softmax": lambda node: (ops.Softmax(node.attributes.get("axis", -1)),),
+    "Softmax": lambda node: _of_first(node, ops.Softmax(node.attributes["axis"])),
+    "Split": _split,
     "Sqrt": _plain(ops.Sqrt),
     "Squeeze": _reshape,
     "Sub": _plain(ops.Sub),
     "Tanh": _plain(ops.Tanh),
-    "Transpose": lambda node: (ops.Transpose(), tuple(node.attributes["perm"])),
+    "Transpose": lambda node: _of_first(node, ops.Transpose(), tuple(node.attributes["perm"])),
     "Unsqueeze": _reshape,
 }
+KINDS = frozenset(_OPERATIONS) | _HANDING_ON  # the operations that have a MindSpore form

@@ -20,7 +20,8 @@ class MindSpore(protocol.Program):
         _use_processor()
         place = Path(folder) / "model.mindir"
         image = mindspore.Tensor(np.zeros(facts["shape"], dtype=np.uint8))
-        mindspore.export(mindspore_graph.MindSporeGraph(graph), image, file_name=str(place), file_format="MINDIR")
+        cell = mindspore_graph.MindSporeGraph(protocol.graph_nodes().Graph.load(graph))
+        mindspore.export(cell, image, file_name=str(place), file_format="MINDIR")
         if not place.exists():
             raise NotImplementedError("networks above a gigabyte: MindSpore keeps their weights in other files")
         place.chmod(0o644)  # it comes out unreadable for others

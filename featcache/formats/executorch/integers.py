@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
+
+from featcache.graph.nodes import QUANTIZERS, Graph, Node
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _FUSED = ("Relu", "Clip")  # computed by the kernel of the operation before
@@ -43,164 +44,143 @@ def keep_integers(proto: onnx.ModelProto) -> IntegerShare:
     its own, biases and other weights become the floats they stand for, and unequal padding an operation before, whose
     result is quantized again (on the same integers). Values change only where a rounding goes away.
     """
-    graph = _Graph(proto.graph)
-    integer = [node for node in proto.graph.node if graph.fits(node)]
-    kept = graph.quantizers_of(integer)
-    products = [node for node in proto.graph.node if node.op_type in _PRODUCTS]
-    sizes = {node.output[0]: graph.weight_size(node) for node in products}
+    rewriter = _Rewriter(Graph(proto))
+    integer = [node for node in rewriter.graph.nodes if rewriter.fits(node)]
+    products = [node for node in rewriter.graph.nodes if node.kind in _PRODUCTS]
+    sizes = {node.output: rewriter.weight_size(node) for node in products}
     share = IntegerShare(
-        sum(node.op_type in _PRODUCTS for node in integer),
+        sum(node.kind in _PRODUCTS for node in integer),
         len(products),
-        sum(sizes.get(node.output[0], 0) for node in integer),
+        sum(sizes.get(node.output, 0) for node in integer),
         sum(sizes.values()),
     )
-    graph.rewrite({node.output[0] for node in integer}, kept)
+    rewriter.rewrite({node.output for node in integer}, rewriter.values_of(integer))
     return share
 
 
-class _Graph:
-    """One graph with its constants, and who makes and reads each value."""
+class _Rewriter:
+    """Writes the file of `graph` anew in place; `graph` stays as it was read."""
 
-    def __init__(self, proto: onnx.GraphProto) -> None:
-        self.proto = proto
-        self.constants = {tensor.name: tensor for tensor in proto.initializer}
-        self.made = {name: node for node in proto.node for name in node.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in proto.node:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
-        self.outputs = {value.name for value in proto.output}
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.proto = graph.proto.graph
+        self.added: dict[str, onnx.TensorProto] = {}
 
-    def fits(self, node: onnx.NodeProto) -> bool:
+    def fits(self, node: Node) -> bool:
         """Return whether `node` is of the integer pattern."""
-        if node.op_type in ("Conv", "Gemm"):
-            whole = self._activation(node.input[0]) is not None and self._weight(node.input[1]) is not None
+        if node.kind in ("Conv", "Gemm"):
+            whole = self._activation(node.inputs[0]) is not None and self._weight(node.inputs[1]) is not None
         else:
-            whole = node.op_type == "Add" and all(self._activation(name) is not None for name in node.input)
+            whole = node.kind == "Add" and all(self._activation(name) is not None for name in node.inputs)
         return whole and self._quantizer(node) is not None
 
-    def quantizers_of(self, integer: list[onnx.NodeProto]) -> set[str]:
+    def values_of(self, integer: list[Node]) -> set[str]:
         """Return the names of quantized values that the `integer` nodes read or write."""
-        kept = set()
+        names = set()
         for node in integer:
             quantizer = self._quantizer(node)
             assert quantizer is not None
-            kept.add(quantizer.output[0])
-            kept |= {found.input[0] for name in node.input if (found := self._activation(name)) is not None}
-        return kept
+            names.add(quantizer.output)
+            names |= {source.inputs[0] for name in node.inputs if (source := self._activation(name)) is not None}
+        return names
 
-    def weight_size(self, node: onnx.NodeProto) -> int:
+    def weight_size(self, node: Node) -> int:
         """Return how many numbers the constant second input of a product has; 0 where it is computed."""
-        found = self._weight(node.input[1])
-        tensor = self.constants.get(node.input[1] if found is None else found.input[0])
-        return 0 if tensor is None else math.prod(tensor.dims)
+        stored = self._weight(node.inputs[1])
+        values = node.constant(1) if stored is None else stored.constant(0)
+        return 0 if values is None else math.prod(values.shape)
 
     def rewrite(self, integer: set[str], kept: set[str]) -> None:
         """Write the graph anew: `integer` names the outputs of nodes in integers, `kept` quantized values."""
         nodes: list[onnx.NodeProto] = []
-        own_scales: dict[str, list[str]] = {}  # of each DequantizeLinear that is made here: its scale and zero point
-        for node in self.proto.node:
-            if node.op_type == "DequantizeLinear":
+        scales: dict[str, list[str]] = {}  # of each DequantizeLinear that is made here: its scale and zero point
+        for node in self.graph.nodes:
+            if node.kind == "DequantizeLinear":
                 continue  # made where it is read
-            if node.op_type == "QuantizeLinear":
-                if node.output[0] in kept:
-                    nodes.append(node)
+            if node.kind == "QuantizeLinear":
+                if node.output in kept:
+                    nodes.append(node.proto)
                 continue
-            whole = node.output[0] in integer
-            for position, name in enumerate(node.input):
-                source = self.made.get(name)
-                if source is None or source.op_type != "DequantizeLinear":
+            whole = node.output in integer
+            for position, name in enumerate(node.inputs):
+                source = self.graph.maker(name)
+                if source is None or source.kind != "DequantizeLinear":
                     continue
-                if source.input[0] in self.constants:
-                    as_integers = whole and position == 1 and node.op_type != "Add"
-                    node.input[position] = name if as_integers else self._float(source)
+                if source.constant(0) is not None:
+                    as_integers = whole and position == 1 and node.kind != "Add"
+                    node.proto.input[position] = name if as_integers else self._float(source)
                     if as_integers:
-                        nodes.append(source)
-                elif source.input[0] in kept:
-                    own = onnx.NodeProto()
-                    own.CopyFrom(source)
-                    own.name = own.output[0] = f"{name}/{node.name}:{position}"
-                    own_scales[own.output[0]] = list(own.input[1:])
-                    nodes.append(own)
-                    node.input[position] = own.output[0]
+                        nodes.append(source.proto)
+                elif source.inputs[0] in kept:
+                    copy = onnx.NodeProto()
+                    copy.CopyFrom(source.proto)
+                    copy.name = copy.output[0] = f"{name}/{node.name}:{position}"
+                    scales[copy.output[0]] = list(source.inputs[1:])
+                    nodes.append(copy)
+                    node.proto.input[position] = copy.output[0]
                 else:
-                    node.input[position] = self.made[source.input[0]].input[0]
-            if whole and node.op_type == "Conv":
-                nodes.extend(self._padding(node, own_scales[node.input[0]]))
-            nodes.append(node)
+                    node.proto.input[position] = self._rounded(source)
+            if whole and node.kind == "Conv":
+                nodes.extend(self._padding(node, scales[node.proto.input[0]]))
+            nodes.append(node.proto)
         used = {name for node in nodes for name in node.input}
-        tensors = [tensor for tensor in self.constants.values() if tensor.name in used]
+        tensors = [tensor for tensor in (*self.proto.initializer, *self.added.values()) if tensor.name in used]
         del self.proto.node[:], self.proto.initializer[:]
         self.proto.node.extend(nodes)
         self.proto.initializer.extend(tensors)
 
-    def _activation(self, name: str) -> onnx.NodeProto | None:
+    def _activation(self, name: str) -> Node | None:
         """Return the DequantizeLinear that makes the computed value `name`, else None."""
-        node: onnx.NodeProto | None = self.made.get(name)
-        if node is None or node.op_type != "DequantizeLinear" or node.input[0] in self.constants:
-            return None
-        return node
+        node = self.graph.maker(name)
+        return node if node is not None and node.kind == "DequantizeLinear" and node.constant(0) is None else None
 
-    def _weight(self, name: str) -> onnx.NodeProto | None:
+    def _weight(self, name: str) -> Node | None:
         """Return the DequantizeLinear of stored int8 that makes `name`, else None."""
-        node: onnx.NodeProto | None = self.made.get(name)
-        if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in self.constants:
-            return None
-        stored: bool = self.constants[node.input[0]].data_type == onnx.TensorProto.INT8
-        return node if stored else None
+        node = self.graph.maker(name)
+        stored = node.constant(0) if node is not None and node.kind == "DequantizeLinear" else None
+        return node if stored is not None and stored.dtype == np.int8 else None
 
-    def _quantizer(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+    def _quantizer(self, node: Node) -> Node | None:
         """Return the QuantizeLinear that alone reads what `node`, perhaps with a Relu or Clip, computes, else None."""
-        reader = self._only_reader(node)
-        if reader is not None and reader.op_type in _FUSED:
-            reader = self._only_reader(reader)
-        return reader if reader is not None and reader.op_type == "QuantizeLinear" else None
+        reader = self.graph.only_reader(node.output)
+        if reader is not None and reader.kind in _FUSED:
+            reader = self.graph.only_reader(reader.output)
+        return reader if reader is not None and reader.kind == "QuantizeLinear" else None
 
-    def _only_reader(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
-        readers: list[onnx.NodeProto] = self.readers.get(node.output[0], [])
-        if len(readers) != 1 or node.output[0] in self.outputs:
-            return None
-        (reader,) = readers
-        return reader
+    def _rounded(self, source: Node) -> str:
+        """Return the name of the value that was rounded before the DequantizeLinear `source`."""
+        quantizer = self.graph.maker(source.inputs[0])
+        assert quantizer is not None
+        assert quantizer.kind in QUANTIZERS
+        return quantizer.inputs[0]
 
-    def _float(self, source: onnx.NodeProto) -> str:
+    def _float(self, source: Node) -> str:
         """Return the name of a constant with the floats that `source` makes of stored integers."""
-        name = f"{source.output[0]}/float"
-        if name not in self.constants:
-            stored, scale, zero = (numpy_helper.to_array(self.constants[key]) for key in source.input)
-            axis = next((entry.i for entry in source.attribute if entry.name == "axis"), 1)
-            values = (stored.astype(np.float64) - _along(zero, stored, axis)) * _along(scale, stored, axis)
-            self.constants[name] = numpy_helper.from_array(values.astype(np.float32), name)
+        name = f"{source.output}/float"
+        stored = source.stored()
+        assert stored is not None
+        if name not in self.added:
+            self.added[name] = numpy_helper.from_array(stored.real(), name)
         return name
 
-    def _padding(self, node: onnx.NodeProto, scale: list[str]) -> Iterator[onnx.NodeProto]:
+    def _padding(self, node: Node, scale: list[str]) -> Iterator[onnx.NodeProto]:
         """Give nodes that pad what the convolution `node` reads where its two sides differ, and take that from it.
 
         `scale`: the names of scale and zero point of what it reads.
         """
-        attribute = next((entry for entry in node.attribute if entry.name == "pads"), None)
-        if attribute is None:
-            return
-        pads = list(attribute.ints)
+        pads = list(node.window().pads)
         half = len(pads) // 2
         if pads[:half] == pads[half:]:
             return
-        attribute.ints[:] = [0] * len(pads)
+        for attribute in [entry for entry in node.proto.attribute if entry.name in ("pads", "auto_pad")]:
+            node.proto.attribute.remove(attribute)
+        node.proto.attribute.append(helper.make_attribute("pads", [0] * len(pads)))
         # a batch and channels are never padded; what is added is 0, which the zero point stands for exactly
         around = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], dtype=np.int64)
         name, padded = f"{node.name}/pads", f"{node.name}/padded"
-        self.constants[name] = numpy_helper.from_array(around, name)
+        self.added[name] = numpy_helper.from_array(around, name)
         integers, floats = f"{padded}/quantized", f"{padded}/dequantized"
-        yield helper.make_node("Pad", [node.input[0], name], [padded], padded)
+        yield helper.make_node("Pad", [node.proto.input[0], name], [padded], padded)
         yield helper.make_node("QuantizeLinear", [padded, *scale], [integers], f"{padded}/quantize")
         yield helper.make_node("DequantizeLinear", [integers, *scale], [floats], f"{padded}/dequantize")
-        node.input[0] = floats
-
-
-def _along(values: npt.NDArray[np.generic], stored: npt.NDArray[np.generic], axis: int) -> npt.NDArray[np.float64]:
-    """Return `values`, one for all or one per slice of `stored` along `axis`, as float64 that broadcasts."""
-    if values.size == 1:
-        return values.astype(np.float64).reshape(())
-    shape = [1] * stored.ndim
-    shape[axis] = -1
-    return values.astype(np.float64).reshape(shape)
+        node.proto.input[0] = floats

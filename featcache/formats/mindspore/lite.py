@@ -151,33 +151,28 @@ def plan_integers(single: Path, written: Path) -> IntegerPlan:
     A weight is known again by the floats that its integers stand for. The converter chooses by size alone, so all that
     must stay in floats bound the size from below.
     """
-    import onnx
-    from onnx import numpy_helper
-
     from featcache.formats.mindspore.pointwise import openable
+    from featcache.graph.nodes import Graph
 
-    graph = onnx.load(single).graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     stored = {}
-    for node in graph.node:
-        if node.op_type == "DequantizeLinear" and constants.get(node.input[0], np.empty(0)).dtype == np.int8:
-            axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 1)
-            integers = np.moveaxis(constants[node.input[0]], axis, 0)
+    for node in Graph.load(single).nodes:
+        constant = node.stored() if node.kind == "DequantizeLinear" else None
+        if constant is not None and constant.values.dtype == np.int8:
+            axis = node.attributes["axis"]
+            integers = np.moveaxis(constant.values, axis, 0)
             integers = integers.reshape(len(integers), -1)
-            scales = np.broadcast_to(constants[node.input[1]], len(integers))
-            floats = (integers.astype(np.float64) * scales[:, None]).astype(np.float32)
+            scales = np.broadcast_to(constant.scale.reshape(-1), len(integers))
+            floats = np.moveaxis(constant.real(), axis, 0)
             stored[floats.tobytes()] = (integers, scales)
-    graph = onnx.load(written).graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weights, skipped, total = {}, 0, 0
-    for node in graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in constants:
+    for node in Graph.load(written).nodes:
+        weight = node.constant(1) if node.kind in ("Conv", "Gemm", "MatMul") else None
+        if weight is None:
             continue
-        weight = constants[node.input[1]]
         match = stored.get(np.ascontiguousarray(weight).tobytes())
         total += weight.size
         if match is not None and openable(node, weight.shape):
-            weights[node.input[1]] = StoredWeight(match[0].reshape(weight.shape), match[1])
+            weights[node.inputs[1]] = StoredWeight(match[0].reshape(weight.shape), match[1])
         else:
             skipped = max(skipped, weight.size)
     kept = sum(entry.integers.size for entry in weights.values() if entry.integers.size > skipped)
@@ -206,24 +201,29 @@ def write_opset(single: Path, path: Path) -> Path:
     """Write the graph at `single` (batch of one) to `path` in opset 11 for MindSpore Lite 2.0, and return that.
 
     HardSwish became an operation of its own in opset 14, which the converter does not know. LayerNormalization did in
-    17: it knows that one, but takes no notice of its epsilon, so it is handed the sums and the root of before.
+    17: it knows that one, but takes no notice of its epsilon, so it is handed the sums and the root of before. Raises
+    `FormatError` where the image's size is not fixed.
     """
     import onnx
     import torch
 
     from featcache.formats.drivers.torch_graph import TorchGraph
+    from featcache.graph.nodes import Graph
     from featcache.graph.passes import describe, simplify
+
+    graph = Graph.load(single)
 
     class Logits(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.network = TorchGraph(str(single), outputs=("logits",), integers="none")
+            self.network = TorchGraph(graph, outputs=("logits",), integers="none")
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             return self.network(image)[0]  # type: ignore[no-any-return]
 
-    source = onnx.load(single).graph
-    shape = [dim.dim_value for dim in source.input[0].type.tensor_type.shape.dim]
+    shape = graph.shape(graph.inputs[0])
+    if shape is None:
+        raise FormatError(f"the graph must be for one image of a fixed size, {single.name!r} is not")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=UserWarning)

@@ -57,9 +57,9 @@ def put_integers(data: bytes, weights: Mapping[str, StoredWeight]) -> tuple[byte
             scale, zero = _field(buffer, parameter, _SCALE), _field(buffer, parameter, _ZERO_POINT)
             assert scale is not None, "a scale is never 0, the value that is left out"
             (step,) = struct.unpack_from("<d", buffer, scale)
-            found = (rounded[row] - _integer(buffer, zero)) * step
+            written = (rounded[row] - _integer(buffer, zero)) * step
             exact = wanted[row].ravel().astype(np.float64) * stored.scales[row]
-            if np.abs(found - exact).max() > 1.01 * step:
+            if np.abs(written - exact).max() > 1.01 * step:
                 raise FormatError(f"MindSpore Lite must keep the values of weight {name!r}, it changed them")
             struct.pack_into("<d", buffer, scale, float(stored.scales[row]))
             neutral = ((zero, "<i", 0), (_field(buffer, parameter, _FACTOR), "<f", 1.0),

@@ -15,6 +15,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from featcache.graph.nodes import Array, Graph, Node
+
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 # every attribute is written out: the converter has no defaults for them
 _ONE_PIXEL: dict[str, Any] = {
@@ -33,26 +35,11 @@ def to_pointwise(proto: onnx.ModelProto) -> None:
     pixels; a convolution whose windows do not overlap (the patches of a vision transformer) becomes one over the image
     with each window's pixels as channels.
     """
-    shapes = _shapes(proto)
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    graph = Graph(proto)
     added: dict[str, npt.NDArray[np.generic]] = {}
     nodes: list[onnx.NodeProto] = []
-    for node in proto.graph.node:
-        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        known = node.op_type in _PRODUCTS and node.input[1] in constants and node.input[0] in shapes
-        shape, weight = (shapes[node.input[0]], constants[node.input[1]]) if known else ((), np.empty(0))
-        if known and node.op_type == "Gemm" and set(attributes) <= {"transB", "alpha", "beta"} and len(shape) == 2:
-            if shape[0] == 1 and attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0:
-                across = weight if attributes.get("transB", 0) else weight.T
-                nodes += _pointwise(node, across, added, before=((1, shape[1], 1, 1), None))
-                continue
-        elif known and node.op_type == "MatMul" and weight.ndim == 2 and len(shape) == 3 and shape[0] == 1:
-            nodes += _pointwise(node, weight.T, added, before=((1, shape[2], shape[1], 1), (0, 2, 1)))
-            continue
-        elif known and node.op_type == "Conv" and _patches(attributes, weight, shape):
-            nodes += _of_patches(node, weight, shape, added)
-            continue
-        nodes.append(node)
+    for node in graph.nodes:
+        nodes += _rewritten(node, added)
     used = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
     del proto.graph.node[:], proto.graph.initializer[:]
@@ -60,26 +47,46 @@ def to_pointwise(proto: onnx.ModelProto) -> None:
     proto.graph.initializer.extend([*kept, *(numpy_helper.from_array(value, name) for name, value in added.items())])
 
 
-def openable(node: onnx.NodeProto, weight: Sequence[int]) -> bool:
+def _rewritten(node: Node, added: dict[str, npt.NDArray[np.generic]]) -> Iterator[onnx.NodeProto]:
+    """Give what stands for `node`, itself where it is no convolution of one pixel; new constants go into `added`."""
+    weight = node.constant(1) if node.kind in _PRODUCTS else None
+    shape = None if weight is None else node.shape
+    if weight is None or shape is None:
+        yield node.proto
+    elif node.kind == "Gemm" and len(shape) == 2 and shape[0] == 1 and _is_linear(node):
+        across = weight if node.transposes_weight() else weight.T
+        yield from _pointwise(node, across, added, before=((1, shape[1], 1, 1), None))
+    elif node.kind == "MatMul" and weight.ndim == 2 and len(shape) == 3 and shape[0] == 1:
+        yield from _pointwise(node, weight.T, added, before=((1, shape[2], shape[1], 1), (0, 2, 1)))
+    elif node.kind == "Conv" and _patches(node, weight, shape):
+        yield from _of_patches(node, weight, shape, added)
+    else:
+        yield node.proto
+
+
+def _is_linear(node: Node) -> bool:
+    """Return whether a Gemm is a product and a bias, and no more."""
+    return not node.attributes["transA"] and node.attributes["alpha"] == node.attributes["beta"] == 1.0
+
+
+def openable(node: Node, weight: Sequence[int]) -> bool:
     """Return whether the runtime opens `node` with a weight of integers, whose shape is `weight`."""
-    attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    pointwise = tuple(weight[2:]) == (1, 1) and attributes.get("strides", [1, 1]) == [1, 1]
-    return node.op_type == "Conv" and (pointwise or attributes.get("group", 1) > 1)
+    if node.kind != "Conv":
+        return False
+    pointwise = tuple(weight[2:]) == (1, 1) and node.window().strides == (1, 1)
+    return bool(pointwise or node.attributes["group"] > 1)
 
 
-def _patches(attributes: dict[str, Any], weight: npt.NDArray[np.generic], shape: tuple[int, ...]) -> bool:
+def _patches(node: Node, weight: Array, shape: tuple[int, ...]) -> bool:
     """Return whether a convolution's windows, of more than one pixel, tile its input exactly."""
-    kernel = list(weight.shape[2:])
-    plain = attributes.get("group", 1) == 1 and attributes.get("dilations", [1, 1]) == [1, 1]
-    unpadded = not any(attributes.get("pads", [0, 0, 0, 0]))
-    tiles = kernel == attributes.get("strides", [1, 1]) and all(
-        size % k == 0 for size, k in zip(shape[2:], kernel, strict=True)
-    )
-    return plain and unpadded and tiles and math.prod(kernel) > 1 and shape[0] == 1
+    window, kernel = node.window(), tuple(weight.shape[2:])
+    plain = node.attributes["group"] == 1 and set(window.dilations) == {1} and not any(window.pads)
+    tiles = kernel == window.strides and all(size % k == 0 for size, k in zip(shape[2:], kernel, strict=True))
+    return plain and tiles and math.prod(kernel) > 1 and shape[0] == 1
 
 
 def _pointwise(
-    node: onnx.NodeProto,
+    node: Node,
     weight: npt.NDArray[np.generic],
     added: dict[str, npt.NDArray[np.generic]],
     *,
@@ -90,40 +97,40 @@ def _pointwise(
     ``before[1]``: the order of axes in which its input is that image, and its output that of `node`.
     """
     shape, order = before
-    name, source = node.name or node.output[0], node.input[0]
+    name, source = node.name or node.output, node.inputs[0]
     result = f"{name}/pixels"
     if order is not None:
         yield helper.make_node("Transpose", [source], [f"{name}/turned"], f"{name}/turn", perm=order)
         source = f"{name}/turned"
     yield _reshape(source, f"{name}/image", shape, added)
     added[f"{name}/pointwise"] = np.ascontiguousarray(weight).reshape(*weight.shape, 1, 1)
-    inputs = [f"{name}/image", f"{name}/pointwise", *node.input[2:]]
+    inputs = [f"{name}/image", f"{name}/pointwise", *node.inputs[2:]]
     yield helper.make_node("Conv", inputs, [result], f"{name}/pointwise", **_ONE_PIXEL)
     if order is None:
-        yield _reshape(result, node.output[0], (1, weight.shape[0]), added)
+        yield _reshape(result, node.output, (1, weight.shape[0]), added)
         return
     yield _reshape(result, f"{name}/rows", (1, weight.shape[0], shape[2]), added)
-    yield helper.make_node("Transpose", [f"{name}/rows"], [node.output[0]], f"{name}/turn_back", perm=order)
+    yield helper.make_node("Transpose", [f"{name}/rows"], [node.output], f"{name}/turn_back", perm=order)
 
 
 def _of_patches(
-    node: onnx.NodeProto,
+    node: Node,
     weight: npt.NDArray[np.generic],
     shape: tuple[int, ...],
     added: dict[str, npt.NDArray[np.generic]],
 ) -> Iterator[onnx.NodeProto]:
     """Give the nodes of a convolution of patches: each one's pixels become channels, then one of one pixel."""
-    name = node.name or node.output[0]
+    name = node.name or node.output
     _, channels, height, width = shape
     rows, columns = weight.shape[2:]
     down, across = height // rows, width // columns
     # (row of patches, row in it, column of patches, column in it, channel): no more axes than its kernels take
-    yield _reshape(node.input[0], f"{name}/grid", (channels, down, rows, across, columns), added)
+    yield _reshape(node.inputs[0], f"{name}/grid", (channels, down, rows, across, columns), added)
     yield helper.make_node("Transpose", [f"{name}/grid"], [f"{name}/patches"], f"{name}/cut", perm=(0, 2, 4, 1, 3))
     yield _reshape(f"{name}/patches", f"{name}/image", (1, channels * rows * columns, down, across), added)
     added[f"{name}/pointwise"] = np.ascontiguousarray(weight.reshape(weight.shape[0], -1, 1, 1))
-    inputs = [f"{name}/image", f"{name}/pointwise", *node.input[2:]]
-    yield helper.make_node("Conv", inputs, [node.output[0]], f"{name}/pointwise", **_ONE_PIXEL)
+    inputs = [f"{name}/image", f"{name}/pointwise", *node.inputs[2:]]
+    yield helper.make_node("Conv", inputs, [node.output], f"{name}/pointwise", **_ONE_PIXEL)
 
 
 def _reshape(
@@ -131,11 +138,3 @@ def _reshape(
 ) -> onnx.NodeProto:
     added[f"{result}/shape"] = np.array(shape, dtype=np.int64)
     return helper.make_node("Reshape", [source, f"{result}/shape"], [result], f"{result}/reshape")
-
-
-def _shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the values whose shape is known."""
-    graph = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True).graph
-    values = (*graph.value_info, *graph.input, *graph.output)
-    shapes = {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in values}
-    return {name: shape for name, shape in shapes.items() if all(shape)}

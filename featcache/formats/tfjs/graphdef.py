@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import onnx
 
-from featcache.formats.channels_last.graph import Array, ChannelsLastGraph, Value, laid
+from featcache.formats.channels_last.graph import ChannelsLastGraph, Value, laid
+from featcache.graph.nodes import Array, Graph
 
 _TYPES = {"float32": "DT_FLOAT", "int32": "DT_INT32"}
 INPUT_TYPE = "int32"  # TensorFlow.js has no uint8: it reads the pixels of a page as int32
@@ -50,13 +50,13 @@ class Weight:
 
 
 class GraphDef(ChannelsLastGraph):
-    """The nodes and weights for the ONNX `graph`, whose shapes are stated: empty but for its image.
+    """The nodes and weights for the ONNX graph `source`, of known shapes: empty but for its image.
 
     `nodes`, `weights`, `inputs` and `outputs` are what ``model.json`` holds, as JSON values.
     """
 
-    def __init__(self, graph: onnx.GraphProto, *, outputs: tuple[str, ...]) -> None:
-        super().__init__(graph, outputs=outputs)
+    def __init__(self, source: Graph, *, outputs: tuple[str, ...]) -> None:
+        super().__init__(source, outputs=outputs)
         self.nodes: list[dict[str, Any]] = []
         self.weights: list[Weight] = []
         self.inputs: dict[str, Any] = {}

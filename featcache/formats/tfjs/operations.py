@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from featcache.formats.channels_last.graph import Array, Value, laid
+from featcache.formats.channels_last.graph import Value, laid
 from featcache.formats.channels_last.operations import (
     CHANNELS_LAST,
     OPERATIONS,
-    Attributes,
     Operation,
-    check_gemm,
-    conv_steps,
     convert_nodes,
     cut,
     dequantize_constant,
@@ -27,6 +24,7 @@ from featcache.formats.channels_last.operations import (
     unary,
 )
 from featcache.formats.tfjs.graphdef import INPUT_TYPE, GraphDef, text, texts, type_of, whole
+from featcache.graph.nodes import Array, Graph, Node
 
 
 def convert_graph(proto: onnx.ModelProto, *, outputs: tuple[str, ...]) -> GraphDef:
@@ -35,25 +33,21 @@ def convert_graph(proto: onnx.ModelProto, *, outputs: tuple[str, ...]) -> GraphD
     Raises `NotImplementedError` naming operations, or forms of them, without an equivalent, and `VerificationError`
     where the shape of a tensor is not known.
     """
-    graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    made = GraphDef(graph, outputs=outputs)
-    convert_nodes(made, list(graph.node), _OPERATIONS, form="TensorFlow.js")
-    made.finish()
-    return made
+    return convert_nodes(GraphDef(Graph(proto), outputs=outputs), _OPERATIONS, form="TensorFlow.js")
 
 
 # --- what is quantized ----------------------------------------------------------------------------------------------
 
 
-def _quantize(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> None:
+def _quantize(graph: GraphDef, node: Node) -> None:
     """Round to the integers of a scale, less the zero point: the same numbers, around zero."""
     scale, zero = graph.known(node, 1), graph.known(node, 2)
     if scale is None or zero is None or scale.size > 1 or zero.dtype not in (np.int8, np.uint8):
-        raise NotImplementedError(f"{node.op_type} of other than 8 bits with one scale for the tensor")
-    source, name = graph.scaled(node.input[0]), node.output[0]
+        raise NotImplementedError(f"{node.kind} of other than 8 bits with one scale for the tensor")
+    source, name = graph.scaled(node.inputs[0]), node.output
     # what is to be scaled is scaled once for both: runtimes of integers do the same
     if source.scale is None:
-        moved = graph.node("RealDiv", f"{name}/divided", source.node, graph.numbers(scale.reshape(()), node.input[1]))
+        moved = graph.node("RealDiv", f"{name}/divided", source.node, graph.numbers(scale.reshape(()), node.inputs[1]))
     else:
         ratio = graph.numbers(laid(source.scale / scale.reshape(()), source.order), f"{name}/ratio")
         moved = graph.node("Mul", f"{name}/divided", source.node, ratio)
@@ -63,19 +57,19 @@ def _quantize(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> 
     graph.put(name, graph.node("ClipByValue", name, rounded, low, high), order=source.order)
 
 
-def _dequantize(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> None:
-    if not dequantize_constant(graph, node, attributes):
-        value, scale = graph.scaled(node.input[0]), graph.known(node, 1)
-        graph.put(node.output[0], value.node, order=value.order, scale=np.asarray(scale).reshape(()))
+def _dequantize(graph: GraphDef, node: Node) -> None:
+    if not dequantize_constant(graph, node):
+        value, scale = graph.scaled(node.inputs[0]), graph.known(node, 1)
+        graph.put(node.output, value.node, order=value.order, scale=np.asarray(scale).reshape(()))
 
 
 def _product(*scales: Any) -> Any:
     """Return the product of scales in float32, None where there are none."""
-    found = [np.asarray(scale, dtype=np.float32) for scale in scales if scale is not None]
-    return None if not found else math.prod(found[1:], start=found[0])
+    factors = [np.asarray(scale, dtype=np.float32) for scale in scales if scale is not None]
+    return None if not factors else math.prod(factors[1:], start=factors[0])
 
 
-def _bias(graph: GraphDef, node: onnx.NodeProto, scale: Any) -> Array | None:
+def _bias(graph: GraphDef, node: Node, scale: Any) -> Array | None:
     """Return the node's bias (n,) float32 to be added before the multiplication by `scale`, None without one."""
     bias = known_bias(graph, node, scale)
     return None if bias is None else bias.astype(np.float32)
@@ -90,19 +84,19 @@ def _multiplied(graph: GraphDef, name: str) -> Value:
 # --- convolutions ---------------------------------------------------------------------------------------------------
 
 
-def _conv(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> None:
+def _conv(graph: GraphDef, node: Node) -> None:
     weight = known_weight(graph, node)
-    source, name = _multiplied(graph, node.input[0]), node.output[0]
+    source, name = _multiplied(graph, node.inputs[0]), node.output
     outputs, inputs = weight.values.shape[:2]  # of each group, the inputs
-    groups = attributes.get("group", 1)
+    groups = node.attributes["group"]
     scale = _product(source.scale, None if weight.scale is None else weight.scale.reshape(1, -1, 1, 1))
-    given = _bias(graph, node, scale)
-    bias = np.zeros(outputs, dtype=np.float32) if given is None else given
+    stored_bias = _bias(graph, node, scale)
+    bias = np.zeros(outputs, dtype=np.float32) if stored_bias is None else stored_bias
     kernel = weight.values.transpose(2, 3, 1, 0)
-    settings = _conv_settings(attributes)
+    settings = _conv_settings(node)
 
     def convolve(kind: str, x: str, kernel: Array, part: slice) -> str:
-        values = graph.numbers(kernel, node.input[1], integers=weight.scale is not None)
+        values = graph.numbers(kernel, node.inputs[1], integers=weight.scale is not None)
         return graph.node(kind, name, x, values, graph.numbers(bias[part], f"{name}/bias"), **settings)
 
     x = graph.ordered(source, CHANNELS_LAST)
@@ -121,13 +115,14 @@ def _conv(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> None
     graph.put(name, made, order=CHANNELS_LAST, scale=scale)
 
 
-def _conv_settings(attributes: Attributes) -> dict[str, Any]:
-    strides, dilations, (top, left, bottom, right) = conv_steps(attributes)
+def _conv_settings(node: Node) -> dict[str, Any]:
+    window = node.window()
+    top, left, bottom, right = window.pads
     return {
         "fused_ops": texts("BiasAdd"),
         "num_args": {"i": "1"},
-        "strides": whole([1, *strides, 1]),
-        "dilations": whole([1, *dilations, 1]),
+        "strides": whole([1, *window.strides, 1]),
+        "dilations": whole([1, *window.dilations, 1]),
         "data_format": text("NHWC"),
         "padding": text("EXPLICIT"),
         "explicit_paddings": whole([0, 0, top, bottom, left, right, 0, 0]),
@@ -137,26 +132,25 @@ def _conv_settings(attributes: Attributes) -> dict[str, Any]:
 # --- products -------------------------------------------------------------------------------------------------------
 
 
-def _matmul(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> None:
-    left, name = node.input[0], node.output[0]
+def _matmul(graph: GraphDef, node: Node) -> None:
+    left, name = node.inputs[0], node.output
     if graph.constant(left) is not None:
-        raise NotImplementedError(f"{node.op_type} of a constant with a value")
-    weight = graph.constant(node.input[1])
+        raise NotImplementedError(f"{node.kind} of a constant with a value")
+    weight = graph.constant(node.inputs[1])
     x = graph.as_written(_multiplied(graph, left))
     if weight is None:
-        if node.op_type == "Gemm":
+        if node.kind == "Gemm":
             raise NotImplementedError("Gemm of two computed values")
-        other = graph.as_written(_multiplied(graph, node.input[1]))
+        other = graph.as_written(_multiplied(graph, node.inputs[1]))
         y, scale = other.node, _product(x.scale, other.scale)
     else:
-        if node.op_type == "Gemm" and attributes.get("transB", 0):
+        if node.kind == "Gemm" and node.transposes_weight():
             weight = weight.transposed()
         weight = per_output(weight, -1)
-        y = graph.numbers(weight.values, node.input[1], integers=weight.scale is not None)
+        y = graph.numbers(weight.values, node.inputs[1], integers=weight.scale is not None)
         scale = _product(x.scale, None if weight.scale is None else weight.scale.reshape(-1))
     flat = {"transpose_a": {"b": False}, "transpose_b": {"b": False}}
-    if node.op_type == "Gemm":
-        check_gemm(attributes)
+    if node.kind == "Gemm":
         made = graph.node("MatMul", f"{name}/product", x.node, y, **flat)
         bias = _bias(graph, node, scale)
         if bias is not None:
@@ -169,32 +163,32 @@ def _matmul(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> No
 # --- element by element ---------------------------------------------------------------------------------------------
 
 
-def _relu(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> None:
+def _relu(graph: GraphDef, node: Node) -> None:
     """Cut at zero, which scales do not move."""
-    value, name = graph.scaled(node.input[0]), node.output[0]
-    made = value.node if graph.activate(node.input[0], "Relu") else graph.node("Relu", name, value.node)
+    value, name = graph.scaled(node.inputs[0]), node.output
+    made = value.node if graph.activate(node.inputs[0], "Relu") else graph.node("Relu", name, value.node)
     graph.put(name, made, order=value.order, scale=value.scale)
 
 
-def _clip(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> None:
-    low, high = graph.known(node, 1), graph.known(node, 2)
-    value, name = graph.value(node.input[0]), node.output[0]
-    if low is not None and high is not None and (float(low.item()), float(high.item())) == (0.0, 6.0):
-        alone = graph.scaled(node.input[0]).scale is None and graph.activate(node.input[0], "Relu6")
+def _clip(graph: GraphDef, node: Node) -> None:
+    low, high = node.limits()
+    value, name = graph.value(node.inputs[0]), node.output
+    if (low, high) == (0.0, 6.0):
+        alone = graph.scaled(node.inputs[0]).scale is None and graph.activate(node.inputs[0], "Relu6")
         made = value.node if alone else graph.node("Relu6", name, value.node)
     else:
         made = limit(graph, value.node, name, low, high)
     graph.put(name, made, order=value.order)
 
 
-def _hard_sigmoid(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> None:
-    value, name = graph.value(node.input[0]), node.output[0]
-    graph.put(name, _hard(graph, value.node, name, attributes.get("alpha", 0.2), attributes.get("beta", 0.5)),
+def _hard_sigmoid(graph: GraphDef, node: Node) -> None:
+    value, name = graph.value(node.inputs[0]), node.output
+    graph.put(name, _hard(graph, value.node, name, node.attributes["alpha"], node.attributes["beta"]),
               order=value.order)  # fmt: skip
 
 
-def _hard_swish(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> None:
-    value, name = graph.value(node.input[0]), node.output[0]
+def _hard_swish(graph: GraphDef, node: Node) -> None:
+    value, name = graph.value(node.inputs[0]), node.output
     gate = _hard(graph, value.node, f"{name}/gate", 1 / 6, 0.5)
     graph.put(name, graph.node("Mul", name, value.node, gate), order=value.order)
 
@@ -207,17 +201,17 @@ def _hard(graph: GraphDef, x: str, name: str, alpha: float, beta: float) -> str:
     return graph.node("ClipByValue", name, moved, low, high)
 
 
-def _leaky_relu(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> None:
-    value, name = graph.value(node.input[0]), node.output[0]
-    made = graph.node("LeakyRelu", name, value.node, alpha={"f": float(attributes.get("alpha", 0.01))})
+def _leaky_relu(graph: GraphDef, node: Node) -> None:
+    value, name = graph.value(node.inputs[0]), node.output
+    made = graph.node("LeakyRelu", name, value.node, alpha={"f": float(node.attributes["alpha"])})
     graph.put(name, made, order=value.order)
 
 
-def _cast(graph: GraphDef, node: onnx.NodeProto, attributes: Attributes) -> None:
+def _cast(graph: GraphDef, node: Node) -> None:
     """Make floats of the image; what else is cast is floats already."""
-    if attributes["to"] != onnx.TensorProto.FLOAT:
+    if node.attributes["to"] != onnx.TensorProto.FLOAT:
         raise NotImplementedError("Cast to other than float32")
-    value, name = graph.value(node.input[0]), node.output[0]
+    value, name = graph.value(node.inputs[0]), node.output
     made = graph.node("Cast", name, value.node, SrcT=type_of(INPUT_TYPE), DstT=type_of("float32"))
     graph.put(name, made, order=value.order)
 

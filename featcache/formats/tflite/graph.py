@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import onnx
 
-from featcache.formats.channels_last.graph import Array, ChannelsLastGraph, Value
+from featcache.formats.channels_last.graph import ChannelsLastGraph, Value
+from featcache.graph.nodes import Array, Graph, Node
 
 # ONNX's words, where the schema's are others; the rest is the same in capitals
 _KINDS = {"Add": "ADD", "Div": "DIV", "Max": "MAXIMUM", "Min": "MINIMUM", "Sigmoid": "LOGISTIC"}
@@ -61,21 +61,19 @@ class Operator:
 
 
 class TfliteGraph(ChannelsLastGraph):
-    """The graph that is written for the ONNX `graph`, whose shapes are stated: empty but for its image of uint8.
+    """The graph that is written for the ONNX graph `source`, of known shapes: empty but for its image of uint8.
 
     A node is called by the name of the tensor that it computes: keys of `tensors`. `inputs` and `outputs` are such
     names; those of the ONNX graph are in the tensors.
     """
 
-    def __init__(self, graph: onnx.GraphProto, *, outputs: tuple[str, ...]) -> None:
-        super().__init__(graph, outputs=outputs)
+    def __init__(self, source: Graph, *, outputs: tuple[str, ...]) -> None:
+        super().__init__(source, outputs=outputs)
         self.tensors: dict[str, Tensor] = {}
         self.operators: list[Operator] = []
         self.inputs: tuple[str, ...] = (self._image,)
         self.outputs: tuple[str, ...] = ()
         self._makers: dict[str, Operator] = {}
-        self._reading = {name: node for node in graph.node for name in node.input}
-        self._making = {name: node for node in graph.node for name in node.output}
         self.tensors[self._image] = Tensor(self._image, self.shape(self._image), "uint8")
         self.put(self._image, self._image)
 
@@ -180,10 +178,10 @@ class TfliteGraph(ChannelsLastGraph):
         """Put `edge` around `x`; what is 0 may be around integers too."""
         places = np.asarray(around, dtype=np.int32)
         shape = np.add(self.sizes(x), places.sum(axis=1))
-        given = [self.numbers(places, f"{name}/paddings")]
+        paddings = self.numbers(places, f"{name}/paddings")
         if edge == 0:
-            return self._moved("PAD", name, x, *given, shape=shape)
-        return self.node("PADV2", name, x, *given, self.numbers(edge, f"{name}/edge"), shape=shape)
+            return self._moved("PAD", name, x, paddings, shape=shape)
+        return self.node("PADV2", name, x, paddings, self.numbers(edge, f"{name}/edge"), shape=shape)
 
     def pool(self, kind: str, name: str, x: str, kernel: Sequence[int], strides: Sequence[int]) -> str:
         """Compute `kind` over windows of `kernel` at every `strides`."""
@@ -253,20 +251,19 @@ class TfliteGraph(ChannelsLastGraph):
             self._made[key] = self.concatenate(f"{value.node}/spanning", [value.node, stored], len(shape) - 1)
         return replace(value, node=self._made[key], shape=shape)
 
-    def rounded(self, node: onnx.NodeProto) -> Scale:
-        """Return the scale that the QuantizeLinear or DequantizeLinear `node` states, of int8."""
+    def rounded(self, node: Node) -> Scale:
+        """Return the scale that the QuantizeLinear or DequantizeLinear `node` states, of int8.
+
+        Raises `NotImplementedError` for other integers than those of 8 bits, and for several scales.
+        """
         scale, zero = self.known(node, 1), self.known(node, 2)
         if scale is None or zero is None or scale.size > 1 or zero.dtype not in (np.int8, np.uint8):
-            raise NotImplementedError(f"{node.op_type} of other than 8 bits with one scale for the tensor")
+            raise NotImplementedError(f"{node.kind} of other than 8 bits with one scale for the tensor")
         shift = _BYTE_SHIFT if zero.dtype == np.uint8 else 0
         return Scale((float(scale.item()),), int(zero.item()) - shift)
 
     # --- the ONNX graph around a node -------------------------------------------------------------------------------
 
-    def reader(self, name: str) -> onnx.NodeProto | None:
+    def reader(self, name: str) -> Node | None:
         """Return the node that alone reads what ONNX calls `name`, None where others do or it is an output."""
-        return self._reading[name] if self.alone(name) else None
-
-    def maker(self, name: str) -> onnx.NodeProto | None:
-        """Return the node that computes what ONNX calls `name`, None where nothing does."""
-        return self._making.get(name)
+        return self.source.only_reader(name) if name not in self._ends else None

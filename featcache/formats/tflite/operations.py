@@ -10,22 +10,19 @@ stored range, which weights of zero multiply: what it finds is the stored scale,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 
-from featcache.formats.channels_last.graph import Array, Constant, Value
+from featcache.formats.channels_last.graph import Constant, Value
 from featcache.formats.channels_last.operations import (
     CHANNELS_LAST,
     OPERATIONS,
-    Attributes,
     Operation,
     binary,
-    check_gemm,
-    conv_steps,
     convert_nodes,
     dequantize_constant,
     known_bias,
@@ -34,6 +31,7 @@ from featcache.formats.channels_last.operations import (
     per_output,
 )
 from featcache.formats.tflite.graph import Scale, TfliteGraph
+from featcache.graph.nodes import Array, Graph, Node, Window
 
 _ROW_AXES = 2  # of a batch of vectors
 
@@ -44,18 +42,14 @@ def convert_graph(proto: onnx.ModelProto, *, outputs: tuple[str, ...]) -> Tflite
     Raises `NotImplementedError` naming operations, or forms of them, without an equivalent, and `VerificationError`
     where the shape of a tensor is not known.
     """
-    graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    made = TfliteGraph(graph, outputs=outputs)
-    convert_nodes(made, list(graph.node), _OPERATIONS, form="TensorFlow Lite")
-    made.finish()
-    return made
+    return convert_nodes(TfliteGraph(Graph(proto), outputs=outputs), _OPERATIONS, form="TensorFlow Lite")
 
 
 # --- what is quantized ----------------------------------------------------------------------------------------------
 
 
-def _quantize(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) -> None:
-    source, name, scale = graph.scaled(node.input[0]), node.output[0], graph.rounded(node)
+def _quantize(graph: TfliteGraph, node: Node) -> None:
+    source, name, scale = graph.scaled(node.inputs[0]), node.output, graph.rounded(node)
     made = source.node
     if source.scale != scale:
         shape = graph.sizes(source.node)
@@ -63,13 +57,13 @@ def _quantize(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) 
     graph.put(name, made, order=source.order)
 
 
-def _dequantize(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) -> None:
-    if dequantize_constant(graph, node, attributes):
+def _dequantize(graph: TfliteGraph, node: Node) -> None:
+    if dequantize_constant(graph, node):
         return
-    source, scale = graph.scaled(node.input[0]), graph.rounded(node)
+    source, scale = graph.scaled(node.inputs[0]), graph.rounded(node)
     if graph.tensors[source.node].scale != scale:
-        raise NotImplementedError(f"{node.op_type} with another scale than {node.input[0]!r} was quantized with")
-    graph.put(node.output[0], source.node, order=source.order, scale=scale)
+        raise NotImplementedError(f"{node.kind} with another scale than {node.inputs[0]!r} was quantized with")
+    graph.put(node.output, source.node, order=source.order, scale=scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +82,22 @@ class _End:
         return {"dtype": "int8", "scale": self.scale, "fusedActivationFunction": self.activation}
 
 
-def _end(graph: TfliteGraph, node: onnx.NodeProto) -> _End | None:
+def _end(graph: TfliteGraph, node: Node) -> _End | None:
     """Return where the result of `node` is rounded to integers before anything else reads it, None where it is not."""
-    names, activation = [node.output[0]], "NONE"
-    following = graph.reader(node.output[0])
-    if following is not None and following.op_type in ("Relu", "Clip"):
-        activation = "RELU" if following.op_type == "Relu" else _clipping(graph, following)
-        names.append(following.output[0])
+    names, activation = [node.output], "NONE"
+    following = graph.reader(node.output)
+    if following is not None and following.kind in ("Relu", "Clip"):
+        activation = "RELU" if following.kind == "Relu" else _clipping(following)
+        names.append(following.output)
         following = graph.reader(names[-1])
-    if following is None or following.op_type != "QuantizeLinear" or not activation:
+    if following is None or following.kind != "QuantizeLinear" or not activation:
         return None
-    return _End((*names, following.output[0]), activation, graph.rounded(following))
+    return _End((*names, following.output), activation, graph.rounded(following))
 
 
-def _clipping(graph: TfliteGraph, node: onnx.NodeProto) -> str:
+def _clipping(node: Node) -> str:
     """Return the activation that the Clip `node` is, nothing where it is none of them."""
-    low, high = graph.known(node, 1), graph.known(node, 2)
-    limits = None if low is None or high is None else (float(low.item()), float(high.item()))
-    return "RELU6" if limits == (0.0, 6.0) else ""
+    return "RELU6" if node.limits() == (0.0, 6.0) else ""
 
 
 def _along(weight: Array, scale: Array, axis: int) -> Scale:
@@ -115,14 +107,14 @@ def _along(weight: Array, scale: Array, axis: int) -> Scale:
 
 
 def _parameters(
-    graph: TfliteGraph, node: onnx.NodeProto, weight: Constant, kernel: Array, axis: int, *, source: Scale | None
+    graph: TfliteGraph, node: Node, weight: Constant, kernel: Array, axis: int, *, source: Scale | None
 ) -> list[str]:
     """Return the tensors of a weight and of its bias: of integers for a `source` of integers, else of floats.
 
     `kernel`: the weight's values as they lie, an output each along `axis`. Floats may have no bias.
     """
     if source is None:
-        return [_floats(graph, node.input[1], weight, kernel, axis), *_float_bias(graph, node)]
+        return [_floats(graph, node.inputs[1], weight, kernel, axis), *_float_bias(graph, node)]
     assert weight.scale is not None
     scale = _along(kernel, weight.scale, axis)
     product = np.float32(source.values[0]) * np.array(scale.values, dtype=np.float32)
@@ -131,14 +123,14 @@ def _parameters(
     limits = np.iinfo(np.int32)
     integers = np.clip(whole, limits.min, limits.max).astype(np.int32)
     return [
-        graph.stored(kernel, node.input[1], scale),
-        graph.stored(integers, f"{node.output[0]}/bias", Scale(tuple(product.astype(float).tolist()))),
+        graph.stored(kernel, node.inputs[1], scale),
+        graph.stored(integers, f"{node.output}/bias", Scale(tuple(product.astype(float).tolist()))),
     ]
 
 
-def _float_bias(graph: TfliteGraph, node: onnx.NodeProto) -> list[str]:
+def _float_bias(graph: TfliteGraph, node: Node) -> list[str]:
     bias = known_bias(graph, node, None)
-    return [] if bias is None else [graph.numbers(bias, f"{node.output[0]}/bias")]
+    return [] if bias is None else [graph.numbers(bias, f"{node.output}/bias")]
 
 
 def _floats(graph: TfliteGraph, name: str, weight: Constant, kernel: Array, axis: int) -> str:
@@ -152,26 +144,26 @@ def _floats(graph: TfliteGraph, name: str, weight: Constant, kernel: Array, axis
 # --- convolutions ---------------------------------------------------------------------------------------------------
 
 
-def _conv(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) -> None:
+def _conv(graph: TfliteGraph, node: Node) -> None:
     weight = known_weight(graph, node)
-    source, end = graph.scaled(node.input[0]), _end(graph, node)
+    source, end = graph.scaled(node.inputs[0]), _end(graph, node)
     if source.scale is None or weight.scale is None or end is None:
         source, end = graph.plain(source), None
-    names, settings = ((node.output[0],), {}) if end is None else (end.names, end.settings())
-    strides, dilations, pads = conv_steps(attributes)
-    outputs, inputs, *window = weight.values.shape  # of each group, the inputs
-    depthwise = inputs == 1 and attributes.get("group", 1) > 1
+    names, settings = ((node.output,), {}) if end is None else (end.names, end.settings())
+    window = node.window()
+    outputs, inputs = weight.values.shape[:2]  # of each group, the inputs
+    depthwise = inputs == 1 and node.attributes["group"] > 1
     kernel = weight.values.transpose(1, 2, 3, 0) if depthwise else weight.values.transpose(0, 2, 3, 1)
     tensors = _parameters(graph, node, weight, kernel, 3 if depthwise else 0, source=source.scale)
     if len(tensors) == 1:  # unlike a product, a convolution must have a bias
         tensors.append(graph.numbers(np.zeros(outputs), f"{names[-1]}/bias"))
     settings |= {
-        "strideH": strides[0], "strideW": strides[1], "dilationHFactor": dilations[0], "dilationWFactor": dilations[1],
+        "strideH": window.strides[0], "strideW": window.strides[1],
+        "dilationHFactor": window.dilations[0], "dilationWFactor": window.dilations[1],
     }  # fmt: skip
     x = graph.ordered(source, CHANNELS_LAST)
-    reach = [(size - 1) * dilation + 1 for size, dilation in zip(window, dilations, strict=True)]
-    padded, padding = _padded(graph, x, f"{names[-1]}/padded", reach, strides, pads)
-    _, _, height, width = graph.shape(node.output[0])
+    padded, padding = _padded(graph, x, f"{names[-1]}/padded", window)
+    _, _, height, width = graph.shape(node.output)
     if depthwise:
         kind, table, settings["depthMultiplier"] = "DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions", outputs // x.shape[1]
     else:
@@ -183,15 +175,15 @@ def _conv(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) -> N
         graph.put(written, made, order=CHANNELS_LAST)
 
 
-def _padded(
-    graph: TfliteGraph, x: Value, name: str, reach: Sequence[int], strides: Sequence[int], pads: Sequence[int]
-) -> tuple[str, str]:
+def _padded(graph: TfliteGraph, x: Value, name: str, window: Window) -> tuple[str, str]:
     """Return the node to convolve and how: ``VALID``, or ``SAME`` where that adds the very same zeros.
 
-    `reach`: height and width of what one window spans. Zeros that no window reads are left out.
+    Zeros that no window reads are left out.
     """
+    reach = [(size - 1) * dilation + 1 for size, dilation in zip(window.kernel, window.dilations, strict=True)]
+    pads = window.pads
     around, same = [], True
-    for i, (size, span, step) in enumerate(zip(x.shape[2:], reach, strides, strict=True)):
+    for i, (size, span, step) in enumerate(zip(x.shape[2:], reach, window.strides, strict=True)):
         steps = (size + pads[i] + pads[i + 2] - span) // step + 1
         needed = max((steps - 1) * step + span - size, 0)
         around.append((pads[i], max(needed - pads[i], 0)))
@@ -204,19 +196,18 @@ def _padded(
 # --- products -------------------------------------------------------------------------------------------------------
 
 
-def _matmul(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) -> None:
-    left, name = node.input[0], node.output[0]
+def _matmul(graph: TfliteGraph, node: Node) -> None:
+    left, name = node.inputs[0], node.output
     if graph.constant(left) is not None:
-        raise NotImplementedError(f"{node.op_type} of a constant with a value")
-    if node.op_type == "Gemm":
-        check_gemm(attributes)
-    weight = graph.constant(node.input[1])
+        raise NotImplementedError(f"{node.kind} of a constant with a value")
+    transposed = node.kind == "Gemm" and node.transposes_weight()
+    weight = graph.constant(node.inputs[1])
     if weight is None or weight.values.ndim != _ROW_AXES:
-        if node.op_type == "Gemm":
+        if node.kind == "Gemm":
             raise NotImplementedError("Gemm of two computed values")
         _batch_matmul(graph, node)
         return
-    if node.op_type == "MatMul" or not attributes.get("transB", 0):
+    if not transposed:
         weight = weight.transposed()
     weight = per_output(weight, 0)  # (outputs, inputs)
     source, end = graph.scaled(left), _end(graph, node)
@@ -229,7 +220,7 @@ def _matmul(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) ->
     elif end is None:
         source, settings["asymmetricQuantizeInputs"] = graph.plain(graph.spanning(source)), True
         kernel = np.pad(weight.values, [(0, 0), (0, source.shape[-1] - weight.values.shape[1])])
-        tensors = [graph.stored(kernel, node.input[1], _along(kernel, weight.scale, 0)), *_float_bias(graph, node)]
+        tensors = [graph.stored(kernel, node.inputs[1], _along(kernel, weight.scale, 0)), *_float_bias(graph, node)]
     else:
         names, settings = end.names, settings | end.settings()
         tensors = _parameters(graph, node, weight, weight.values, 0, source=source.scale)
@@ -242,13 +233,13 @@ def _matmul(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) ->
         graph.put(written, made)
 
 
-def _batch_matmul(graph: TfliteGraph, node: onnx.NodeProto) -> None:
+def _batch_matmul(graph: TfliteGraph, node: Node) -> None:
     """Multiply two values, or a value and matrices; a transposed second one is read as it lies."""
-    x, constant = graph.written(node.input[0]), graph.constant(node.input[1])
+    x, constant = graph.written(node.inputs[0]), graph.constant(node.inputs[1])
     if constant is not None:
-        y, shape, swapped = graph.numbers(constant.real(), node.input[1]), constant.values.shape, False
+        y, shape, swapped = graph.numbers(constant.real(), node.inputs[1]), constant.values.shape, False
     else:
-        other = graph.value(node.input[1])
+        other = graph.value(node.inputs[1])
         axes = range(len(other.shape))
         turned = (*axes[:-2], axes[-1], axes[-2])
         swapped = other.order == turned
@@ -256,20 +247,20 @@ def _batch_matmul(graph: TfliteGraph, node: onnx.NodeProto) -> None:
         y, shape = other.node, other.shape
     batch = np.broadcast_shapes(x.shape[:-2], shape[:-2])
     made = graph.node(
-        "BATCH_MATMUL", node.output[0], x.node, y, shape=(*batch, x.shape[-2], shape[-1]),
+        "BATCH_MATMUL", node.output, x.node, y, shape=(*batch, x.shape[-2], shape[-1]),
         table="BatchMatMulOptions", adjY=swapped,
     )  # fmt: skip
-    graph.put(node.output[0], made)
+    graph.put(node.output, made)
 
 
 # --- element by element ---------------------------------------------------------------------------------------------
 
 
-def _add(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) -> None:
+def _add(graph: TfliteGraph, node: Node) -> None:
     """Add integers where they are summed to integers, and a product's bias where that is one."""
-    first, second = node.input
+    first, second = node.inputs
     if graph.constant(first) is None and graph.constant(second) is None:
-        end, values = _end(graph, node), [graph.scaled(name) for name in node.input]
+        end, values = _end(graph, node), [graph.scaled(name) for name in node.inputs]
         if end is not None and None not in [value.scale for value in values] and values[0].shape == values[1].shape:
             order = values[0].order
             made = graph.node(
@@ -283,40 +274,40 @@ def _add(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) -> No
         bias = graph.constant(name)
         if bias is not None and graph.add_bias(product, bias.real()):
             value = graph.scaled(product)
-            graph.put(node.output[0], value.node, order=value.order)
+            graph.put(node.output, value.node, order=value.order)
             return
-    binary(graph, node, attributes)
+    binary(graph, node)
 
 
-def _relu(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) -> None:
+def _relu(graph: TfliteGraph, node: Node) -> None:
     _activation(graph, node, "RELU")
 
 
-def _activation(graph: TfliteGraph, node: onnx.NodeProto, kind: str) -> None:
-    value, name = graph.value(node.input[0]), node.output[0]
-    fused = graph.activate(node.input[0], kind)
+def _activation(graph: TfliteGraph, node: Node, kind: str) -> None:
+    value, name = graph.value(node.inputs[0]), node.output
+    fused = graph.activate(node.inputs[0], kind)
     made = value.node if fused else graph.node(kind, name, value.node, shape=value.here())
     graph.put(name, made, order=value.order)
 
 
-def _clip(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) -> None:
-    if _clipping(graph, node):
-        _activation(graph, node, _clipping(graph, node))
+def _clip(graph: TfliteGraph, node: Node) -> None:
+    if _clipping(node):
+        _activation(graph, node, _clipping(node))
         return
-    value, name = graph.value(node.input[0]), node.output[0]
-    made = limit(graph, value.node, name, graph.known(node, 1), graph.known(node, 2))
+    value, name = graph.value(node.inputs[0]), node.output
+    made = limit(graph, value.node, name, *node.limits())
     graph.put(name, made, order=value.order)
 
 
-def _hard_swish(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) -> None:
-    value, name = graph.value(node.input[0]), node.output[0]
+def _hard_swish(graph: TfliteGraph, node: Node) -> None:
+    value, name = graph.value(node.inputs[0]), node.output
     graph.put(name, graph.node("HARD_SWISH", name, value.node, shape=value.here()), order=value.order)
 
 
-def _hard_sigmoid(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) -> None:
+def _hard_sigmoid(graph: TfliteGraph, node: Node) -> None:
     """Compute max(0, min(1, alpha · x + beta)) as a sixth of the RELU6 of six times that."""
-    value, name = graph.value(node.input[0]), node.output[0]
-    alpha, beta = 6 * attributes.get("alpha", 0.2), 6 * attributes.get("beta", 0.5)
+    value, name = graph.value(node.inputs[0]), node.output
+    alpha, beta = 6 * node.attributes["alpha"], 6 * node.attributes["beta"]
     made = value.node
     if not math.isclose(alpha, 1, rel_tol=1e-6):  # it is a sixth nearly always, which float32 cannot hold
         made = graph.elementwise("Mul", f"{name}/steep", made, graph.numbers(np.float32(alpha), f"{name}/alpha"))
@@ -328,17 +319,17 @@ def _hard_sigmoid(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attribut
     graph.put(name, graph.elementwise("Mul", name, made, sixth), order=value.order)
 
 
-def _leaky_relu(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) -> None:
-    value, name, alpha = graph.value(node.input[0]), node.output[0], float(attributes.get("alpha", 0.01))
+def _leaky_relu(graph: TfliteGraph, node: Node) -> None:
+    value, name, alpha = graph.value(node.inputs[0]), node.output, float(node.attributes["alpha"])
     made = graph.node("LEAKY_RELU", name, value.node, shape=value.here(), table="LeakyReluOptions", alpha=alpha)
     graph.put(name, made, order=value.order)
 
 
-def _cast(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) -> None:
+def _cast(graph: TfliteGraph, node: Node) -> None:
     """Make floats of the image; what else is cast is floats already."""
-    if attributes["to"] != onnx.TensorProto.FLOAT:
+    if node.attributes["to"] != onnx.TensorProto.FLOAT:
         raise NotImplementedError("Cast to other than float32")
-    value, name = graph.value(node.input[0]), node.output[0]
+    value, name = graph.value(node.inputs[0]), node.output
     made = graph.node(
         "CAST", name, value.node, shape=value.here(), table="CastOptions",
         inDataType=graph.tensors[value.node].dtype, outDataType="float32",
@@ -346,32 +337,32 @@ def _cast(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) -> N
     graph.put(name, made, order=value.order)
 
 
-def _erf(graph: TfliteGraph, node: onnx.NodeProto, attributes: Attributes) -> None:
+def _erf(graph: TfliteGraph, node: Node) -> None:
     """Compute x · (1 + erf(x / √2)) / 2, of which ONNX has the parts and TensorFlow Lite only the whole: GELU."""
-    inner = graph.maker(node.input[0])
-    above = graph.reader(node.output[0])
-    product = None if above is None else graph.reader(above.output[0])
+    inner = graph.source.maker(node.inputs[0])
+    above = graph.reader(node.output)
+    product = None if above is None else graph.reader(above.output)
     if inner is None or above is None or product is None or not _is(graph, above, "Add", 1):
         raise NotImplementedError("Erf outside of GELU")
-    x = inner.input[0]
+    x = inner.inputs[0]
     if not (_is(graph, inner, "Div", math.sqrt(2)) or _is(graph, inner, "Mul", math.sqrt(0.5))):
         raise NotImplementedError("Erf outside of GELU")
-    (other,) = [name for name in product.input if name != above.output[0]]
-    half, end = graph.maker(other), product
+    (other,) = [name for name in product.inputs if name != above.output]
+    half, end = graph.source.maker(other), product
     if other == x:
-        last = graph.reader(product.output[0])
+        last = graph.reader(product.output)
         half, end = last, last or product
-    if product.op_type != "Mul" or half is None or not _is(graph, half, "Mul", 0.5) or (other != x != half.input[0]):
+    if product.kind != "Mul" or half is None or not _is(graph, half, "Mul", 0.5) or (other != x != half.inputs[0]):
         raise NotImplementedError("Erf outside of GELU")
     value = graph.value(x)
-    made = graph.node("GELU", end.output[0], value.node, shape=value.here(), table="GeluOptions", approximate=False)
-    for name in {node.output[0], above.output[0], product.output[0], end.output[0]}:
+    made = graph.node("GELU", end.output, value.node, shape=value.here(), table="GeluOptions", approximate=False)
+    for name in {node.output, above.output, product.output, end.output}:
         graph.put(name, made, order=value.order)
 
 
-def _is(graph: TfliteGraph, node: onnx.NodeProto, kind: str, number: float) -> bool:
+def _is(graph: TfliteGraph, node: Node, kind: str, number: float) -> bool:
     """Return whether `node` computes `kind` of something and, second, the constant `number`."""
-    constant = graph.constant(node.input[1]) if node.op_type == kind else None
+    constant = graph.constant(node.inputs[1]) if node.kind == kind else None
     return constant is not None and constant.values.size == 1 and math.isclose(
         float(constant.values.item()), number, rel_tol=1e-6
     )  # fmt: skip

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from featcache.bundle.exporting import export
 from featcache.cli import app
 from featcache.errors import ExistsError
-from featcache.graph.cost import count_figures
+from featcache.graph.cost import count_cost
 from featcache.graph.write import write_onnx
 from featcache.runtime import bench, write_plot
 from featcache.runtime.benchmark import Benchmark, Latency
@@ -42,7 +42,7 @@ def conv(name: str, source: str, result: str) -> onnx.NodeProto:
 def test_a_chain_holds_two_values_at_once_and_an_activation_is_in_place(tmp_path: Path) -> None:
     weights = {"a.weight": np.ones((8, 3, 1, 1), np.float32), "b.weight": np.ones((2, 8, 1, 1), np.float32)}
     nodes = [conv("a", "image", "x"), helper.make_node("Relu", ["x"], ["y"]), conv("b", "y", "logits")]
-    found = count_figures(graph_of(nodes, weights, tmp_path / "chain.onnx"), integers=True)
+    found = count_cost(graph_of(nodes, weights, tmp_path / "chain.onnx"), integers=True)
     assert found.macs == 16 * 3 * 8 + 16 * 8 * 2
     assert found.parameters == 24 + 16
     assert found.peak_activation_bytes == 4 * 16 * (3 + 8)  # the input and the first result
@@ -53,7 +53,7 @@ def test_a_shortcut_keeps_its_value_alive(tmp_path: Path) -> None:
     nodes = [
         conv("a", "image", "x"), conv("b", "x", "y"), helper.make_node("Add", ["image", "y"], ["logits"]),
     ]  # fmt: skip
-    found = count_figures(graph_of(nodes, weights, tmp_path / "shortcut.onnx"), integers=True)
+    found = count_cost(graph_of(nodes, weights, tmp_path / "shortcut.onnx"), integers=True)
     assert found.peak_activation_bytes == 4 * 16 * 3 * 3  # image, x and y; then image, y and the sum
 
 
@@ -68,15 +68,15 @@ def test_integers_are_counted_as_the_bytes_they_are(tmp_path: Path) -> None:
     ]
     path = graph_of(nodes, {**weights, "s": scale, "z": zero}, tmp_path / "qdq.onnx")
     image, wide = 4 * 16 * 3, 16 * 8
-    assert count_figures(path, integers=True).peak_activation_bytes == max(image + wide, wide + 4 * wide)
-    assert count_figures(path, integers=False).peak_activation_bytes == 4 * wide + 4 * wide
-    assert count_figures(path, integers=True).parameters == 24 + 64, "scales and zero points are no parameters"
+    assert count_cost(path, integers=True).peak_activation_bytes == max(image + wide, wide + 4 * wide)
+    assert count_cost(path, integers=False).peak_activation_bytes == 4 * wide + 4 * wide
+    assert count_cost(path, integers=True).parameters == 24 + 64, "scales and zero points are no parameters"
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
 def test_a_models_parameters_are_all_counted(tmp_path: Path, name: str) -> None:
     model = small_model(name=name)
-    found = count_figures(write_onnx(model, tmp_path / "model.onnx"), integers=True)
+    found = count_cost(write_onnx(model, tmp_path / "model.onnx"), integers=True)
     # batch norms are folded into what is before them, mean and deviation of the pixels are added
     assert 0.9 * model.parameter_count() < found.parameters < 1.1 * model.parameter_count()
     assert found.peak_activation_bytes > 3 * 4 * model.preprocessing.height * model.preprocessing.width
@@ -121,6 +121,6 @@ def test_bench_measures_again_and_draws(bundle: Path, tmp_path: Path) -> None:
 
 def test_a_formats_name_is_text_in_the_picture(tmp_path: Path, bundle: Path) -> None:
     (entry,) = bench(bundle, formats=["onnx"], seconds=0.01, threads=1)
-    odd = Benchmark("<b>&", None, 10, Latency(1.0, 2.0, 1, 20), None, entry.figures)
+    odd = Benchmark("<b>&", None, 10, Latency(1.0, 2.0, 1, 20), None, entry.cost)
     path = write_plot([odd], tmp_path / "odd.svg")
     assert "<b>&" in [element.text for element in ElementTree.parse(path).iter()]
