@@ -88,6 +88,7 @@ _OPS: dict[str, Any] = {
     "Concat": lambda axis: lambda tensors: torch.cat(tensors, axis),
     "Conv2D": _convolution,
     "Div": _operation(torch.div),
+    "Elu": lambda alpha: lambda x: functional.elu(x, alpha),
     "Erf": _operation(torch.erf),
     "Exp": _operation(torch.exp),
     "Gather": _operation(

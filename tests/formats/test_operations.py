@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +20,15 @@ from fake_mindspore import fake_mindspore
 from onnx import TensorProto, helper, numpy_helper
 
 from featcache.formats.drivers.torch_graph import TorchGraph
+from featcache.formats.interface import ModelFacts
+from featcache.formats.registry import find_target
 from featcache.formats.tfjs.operations import convert_graph as tfjs_graph
 from featcache.formats.tflite.file import file_bytes
 from featcache.formats.tflite.operations import convert_graph as tflite_graph
 from featcache.formats.tflite.target import open_plain
 from featcache.graph.nodes import Graph
 from featcache.graph.operations import CLASSIFIER_OPERATIONS
+from featcache.graph.passes import fixed_batch
 from featcache.graph.write import write_onnx
 
 IMAGE = (1, 6, 5, 3)
@@ -46,6 +51,11 @@ class Example:
     after: tuple[tuple[str, tuple[str, ...], tuple[str, ...], dict[str, Any]], ...] = ()
     outputs: tuple[str, ...] = ("y",)
     tolerance: float = 1e-4
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it rounds what is computed, which formats of floats leave out."""
+        return self.kind == "QuantizeLinear"
 
 
 def _numbers(*shape: int) -> np.ndarray:
@@ -210,8 +220,6 @@ def test_every_operation_has_an_example() -> None:
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_vit", "test_convnext"])
 def test_operations_of_a_network_are_in_the_list(tmp_path: Path, name: str) -> None:
     """What `write_onnx` leaves, with a batch of one, is what the writers are tried with."""
-    from featcache.graph.passes import fixed_batch
-
     graph = Graph(fixed_batch(onnx.load(write_onnx(small_model(name=name), tmp_path / "model.onnx"))))
     assert {node.kind for node in graph.nodes} <= set(CLASSIFIER_OPERATIONS)
 
@@ -230,3 +238,41 @@ def test_operation_written_computes_what_onnx_runtime_does(
     computed = WRITERS[writer](proto, image, tmp_path)
     if computed is not None:
         np.testing.assert_allclose(computed, expected_of(proto, image), atol=example.tolerance)
+
+
+# --- whole formats: all operations at once, since each file takes a converter or a program --------------------------
+
+
+@pytest.fixture
+def _installed_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for tools where the user installed them, not in the tests' private folder."""
+    if "featcache-tests-home" in os.environ.get("FEATCACHE_HOME", ""):
+        monkeypatch.delenv("FEATCACHE_HOME")
+
+
+@pytest.mark.target
+@pytest.mark.usefixtures("_installed_tools")
+@pytest.mark.parametrize(
+    "name", ["tfjs", "coreml", pytest.param("executorch", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_all_operations_in_one_file_compute_what_onnx_runtime_does(
+    tmp_path: Path, image: np.ndarray, name: str
+) -> None:
+    """The format's own converter or runtime takes every operation that its writer writes, those excepted by name."""
+    target = find_target(name)
+    reason = target.available()
+    if reason is not None:
+        pytest.skip(f"{name}: {reason}; {target.needs}")
+    examples = [example for example in EXAMPLES if (name, example.kind) not in EXCEPTIONS and not example.quantized]
+    proto = model_of(examples)
+    onnx.save(proto, tmp_path / "operations.onnx")
+    expected = expected_of(proto, image)
+    preprocessing = dataclasses.replace(small_model().preprocessing, height=IMAGE[1], width=IMAGE[2])
+    classes = tuple(f"label {number}" for number in range(expected.shape[1]))
+    facts = ModelFacts("operations", classes, preprocessing, {}, quantized=False)
+    files = target.convert(tmp_path / "operations.onnx", tmp_path, facts=facts)
+    runner = target.open(files, threads=1) if target.executable() is None else target.twin(files, threads=1)
+    if runner is None:
+        pytest.skip(f"{name}: {target.executable()}")
+    with runner:
+        np.testing.assert_allclose(runner.run(image), expected, atol=1e-3)

@@ -160,6 +160,21 @@ def _layer_norm(inputs: dict[str, Any]) -> torch.Tensor:
     return scaled if inputs.get("beta") is None else scaled + inputs["beta"].reshape(along)  # type: ignore[no-any-return]
 
 
+def _batch_norm(inputs: dict[str, Any]) -> torch.Tensor:
+    statistics = (inputs["mean"], inputs["variance"], inputs.get("gamma"), inputs.get("beta"))
+    return functional.batch_norm(inputs["x"], *statistics, training=False, eps=float(inputs["epsilon"]))
+
+
+def _gather(inputs: dict[str, Any]) -> torch.Tensor:
+    x = inputs["x"]
+    axis, indices = int(inputs["axis"]) % x.ndim, torch.as_tensor(inputs["indices"]).long()
+    if int(inputs["batch_dims"]):
+        raise VerificationError("Core ML's gather must not go along a batch")
+    indices = torch.where(indices < 0, indices + x.shape[axis], indices)
+    rows = x.index_select(axis, indices.reshape(-1))
+    return rows.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])  # type: ignore[no-any-return]
+
+
 def _matmul(inputs: dict[str, Any]) -> torch.Tensor:
     x, y = inputs["x"], inputs["y"]
     x = x.transpose(-1, -2) if inputs["transpose_x"] else x
@@ -202,6 +217,7 @@ _OPERATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "constexpr_affine_dequantize": _dequantize,
     "add": _binary(lambda x, y: x + y),
     "avg_pool": lambda inputs: _pool(inputs, largest=False),
+    "batch_norm": _batch_norm,
     "clip": lambda inputs: torch.clamp(inputs["x"], float(inputs["alpha"]), float(inputs["beta"])),
     "concat": lambda inputs: torch.cat(inputs["values"], int(inputs["axis"])),
     "conv": _conv,
@@ -209,6 +225,7 @@ _OPERATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "erf": _unary(torch.erf),
     "exp": _unary(torch.exp),
     "expand_dims": _expand_dims,
+    "gather": _gather,
     "gelu": _gelu,
     "identity": _unary(lambda x: x),
     "layer_norm": _layer_norm,
@@ -242,5 +259,6 @@ _OPERATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "sub": _binary(lambda x, y: x - y),
     "tanh": _unary(torch.tanh),
     "thresholded_relu": lambda inputs: functional.threshold(inputs["x"], float(inputs["alpha"]), 0.0),
+    "tile": lambda inputs: inputs["x"].repeat(_ints(inputs["reps"])),
     "transpose": lambda inputs: inputs["x"].permute(_ints(inputs["perm"])),
 }

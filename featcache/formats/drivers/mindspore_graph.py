@@ -233,6 +233,12 @@ def _hard_sigmoid(node: Node) -> Iterator[_Operation]:
     return _of_first(node, ops.HSigmoid())
 
 
+def _elu(node: Node) -> Iterator[_Operation]:
+    if node.attributes["alpha"] != 1.0:
+        raise NotImplementedError("Elu with another alpha than 1")
+    return _of_first(node, ops.Elu(1.0))
+
+
 def _cast(node: Node) -> Iterator[_Operation]:
     if node.attributes["to"] != _FLOAT:
         raise NotImplementedError("Cast other than to float32")
@@ -305,6 +311,7 @@ _OPERATIONS: Mapping[str, Callable[[Node], Iterator[_Operation]]] = {
     "Concat": lambda node: _of_all(node, _Joined(ops.Concat(node.attributes["axis"]))),
     "Conv": _conv,
     "Div": _plain(ops.Div),
+    "Elu": _elu,
     "Erf": _plain(ops.Erf),
     "Exp": _plain(ops.Exp),
     "Expand": lambda node: _of_first(node, ops.BroadcastTo(_result_shape(node))),
