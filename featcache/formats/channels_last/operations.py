@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from featcache.formats.channels_last.graph import Array, ChannelsLastGraph, Constant, Value, laid
-from featcache.graph.nodes import Node
+from featcache.formats.channels_last.graph import ChannelsLastGraph, Constant, Value, laid
+from featcache.graph.nodes import Array, Node
 
 CHANNELS_LAST = (0, 2, 3, 1)
 _FAST_CUT_AXES = 4  # runtimes cut more axes entry by entry, or not at all

@@ -196,7 +196,7 @@ def _unsqueeze(inputs: list[Any], node: Node) -> torch.Tensor:
 def _split(inputs: list[Any], node: Node) -> tuple[torch.Tensor, ...]:
     axis = node.attributes["axis"]
     if node.has(1):
-        return torch.split(inputs[0], node.split_sizes(inputs[0].shape[axis]), dim=axis)
+        return torch.split(inputs[0], list(node.split_sizes(inputs[0].shape[axis])), dim=axis)
     return torch.chunk(inputs[0], len(node.outputs), dim=axis)
 
 
