@@ -72,8 +72,8 @@ def test_cosine_head_graph_normalises_each_row(graph: Path) -> None:
 def test_cosine_head_exported_gives_torchs_logits(model: MergedModel, graph: Path, tmp_path: Path, name: str) -> None:
     """Each writer takes the head, and what it wrote computes the angles that torch computes."""
     target = installed(name)
-    files = target.convert(graph, tmp_path, facts=facts_of(model))
-    runner = target.open(files, threads=1) if target.executable() is None else target.twin(files, threads=1)
+    files = target.convert(graph, tmp_path, facts=facts_of(model)).files
+    runner = target.open(files, threads=1) if target.executable() is None else target.reference_runner(files, threads=1)
     if runner is None:
         pytest.skip(f"{name}: {target.executable()}")
     images = pixels(2, model)

@@ -278,8 +278,8 @@ def test_all_operations_in_one_file_compute_what_onnx_runtime_does(
     preprocessing = dataclasses.replace(small_model().preprocessing, height=IMAGE[1], width=IMAGE[2])
     classes = tuple(f"label {number}" for number in range(expected.shape[1]))
     facts = ModelFacts("operations", classes, preprocessing, {}, quantized=False)
-    files = target.convert(tmp_path / "operations.onnx", tmp_path, facts=facts)
-    runner = target.open(files, threads=1) if target.executable() is None else target.twin(files, threads=1)
+    files = target.convert(tmp_path / "operations.onnx", tmp_path, facts=facts).files
+    runner = target.open(files, threads=1) if target.executable() is None else target.reference_runner(files, threads=1)
     if runner is None:
         pytest.skip(f"{name}: {target.executable()}")
     with runner:
