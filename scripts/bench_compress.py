@@ -98,7 +98,8 @@ def measure(
     from featcache.compress import quantize
     from featcache.extract.build import build_cache
     from featcache.model.merging import merge
-    from featcache.train import train_head
+    from featcache.train.fit import train_head
+    from featcache.train.options import LinearOptions
 
     done = work / f"{name}.json"
     if done.exists():
@@ -110,7 +111,7 @@ def measure(
         csv.writer(file).writerows([("path", "label", "split"), *rows])
     cache = work / f"{name.partition('-')[0]}-cache"  # the folds share their rows: only the samples differ
     build_cache(table, cache, backbone="mobilenetv2_100", weights=WEIGHTS, dataset="bench")
-    train_head(cache, l2=l2).save(place / "head", overwrite=True)
+    train_head(cache, head=LinearOptions(l2=l2)).save(place / "head", overwrite=True)
     merge(place / "head", cache, out=place / "float", golden="synthetic", overwrite=True)
     result = quantize(place / "float", cache=cache, out=place / "int8", overwrite=True, **options)
     correct = {}

@@ -36,7 +36,8 @@ from featcache.heads.base import Head, softmax
 from featcache.heads.io import load_head
 from featcache.images.view_spec import ViewSpec
 from featcache.system.machine import describe_machine
-from featcache.train import train_head
+from featcache.train.fit import train_head
+from featcache.train.options import LinearOptions
 
 
 class LiveTargets:
@@ -86,7 +87,9 @@ class Bench:
         self.args = args
         joined = join_images(args.images, [cache])
         self.train, self.val = pick(joined.train, args.per_class), joined.val
-        self.head = load_head(args.teacher_head) if args.teacher_head else train_head(cache, l2=1e-3).head
+        self.head = (
+            load_head(args.teacher_head) if args.teacher_head else train_head(cache, head=LinearOptions(l2=1e-3)).head
+        )
         self.plan: Plan = plan_targets([cache], self.head, wanted="both", views=2, classes=joined.classes)
         self.spec = self.plan.view_spec(args.input_size)
         self.pixels = replay_views(scratch / "views.u8", self.train, self.spec)

@@ -56,7 +56,8 @@ def base_model(images: Path, work: Path, name: str) -> tuple[Path, Path]:
     """Return (model, cache) of the network called `name` here."""
     from featcache.extract.build import build_cache
     from featcache.model.merging import merge
-    from featcache.train import train_head
+    from featcache.train.fit import train_head
+    from featcache.train.options import LinearOptions
 
     backbone = "mobilenetv2_100" if name == "mobilenetv2" else "vit_tiny_patch16_224"
     weights = WEIGHTS if name == "mobilenetv2" and WEIGHTS.exists() else "random:0"
@@ -64,7 +65,7 @@ def base_model(images: Path, work: Path, name: str) -> tuple[Path, Path]:
     build_cache(images, cache, backbone=backbone, weights=str(weights))
 
     def head_and_merge(out: Path) -> None:
-        train_head(cache, l2=0.05).save(work / f"{name}-head", overwrite=True)
+        train_head(cache, head=LinearOptions(l2=0.05)).save(work / f"{name}-head", overwrite=True)
         merge(work / f"{name}-head", cache, out=out)
 
     return made(work / name, head_and_merge), cache

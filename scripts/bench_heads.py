@@ -388,7 +388,7 @@ def _quality(name: str, rows_of: Callable, *, n_views: int) -> list[dict]:
     from featcache.train.data import Rows, TrainingData
     from featcache.train.folds import stratified_folds
     from featcache.train.linear import fit_linear
-    from featcache.train.settings import TrainSettings
+    from featcache.train.options import LinearOptions, TrainOptions
     from featcache.train.targets import Supervision, mix, smooth
 
     viewed = rows_of(views=n_views)
@@ -433,7 +433,9 @@ def _quality(name: str, rows_of: Callable, *, n_views: int) -> list[dict]:
             unlabelled_samples=None,
             notes=(),
         )
-        head = fit_linear(data, TrainSettings(keep_features=0.6), None).head  # as train --keep-features 0.6
+        head = fit_linear(
+            data, LinearOptions(keep_features=0.6), TrainOptions(), None
+        ).head  # as train --keep-features 0.6
         used.append(float(head.weight.any(axis=0).mean()))
         hits = (features[test] @ head.weight.T + head.bias).argmax(1) == labels[test]
         right.setdefault("keep_features 0.6 (group_l1 chooses, l2 weighs)", np.zeros(len(labels)))[test] = hits

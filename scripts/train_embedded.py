@@ -156,7 +156,7 @@ def head_of(cache: Path, home: Path) -> Path:
     place = home / f"{cache.name}.head"
     if not place.exists():
         with featcache.open_cache(cache) as opened:
-            featcache.train_head(opened, l2="auto").save(place)
+            featcache.train_head(opened, head=featcache.LinearOptions(l2="auto")).save(place)
     return place
 
 
@@ -192,7 +192,7 @@ def probe(
         else:
             featcache.build_cache(images, cache, backbone=backbone, weights=weights)
         with featcache.open_cache(cache) as opened:
-            result = featcache.train_head(opened, l2="auto")
+            result = featcache.train_head(opened, head=featcache.LinearOptions(l2="auto"))
         accuracy = result.val_accuracy if name == IMAGES else result.test_accuracy
         assert accuracy is not None
         found[name] = round(accuracy, 4)

@@ -46,15 +46,18 @@ class Golden(StrEnum):
     none = "none"
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Output")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel="Output")]
 CacheArgument = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache made by build.")]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model made by merge, prune or quantize.")]
 HeadArgument = Annotated[Path, typer.Argument(metavar="HEAD", help="A head made by train.")]
 CacheOption = Annotated[Path, typer.Option("--cache", help="The cache that MODEL was made from.")]
-OutOption = Annotated[Path, typer.Option("--out", help="Directory to make.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Directory to make.", rich_help_panel="Output")]
 DatasetOption = Annotated[
-    str | None, typer.Option("--dataset", help="Name of the data set; needed where the cache holds several.")
+    str | None,
+    typer.Option(
+        "--dataset", help="Name of the data set; needed where the cache holds several.", rich_help_panel="Data"
+    ),
 ]
 BackboneOption = Annotated[
     str | None, typer.Option("--backbone", help="timm name (tags and hf-hub: ids too); default: the cache's.")

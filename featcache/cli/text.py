@@ -12,7 +12,10 @@ from featcache.errors import InputError
 
 
 def parse_pairs(texts: Iterable[str] | None) -> dict[str, Any] | None:
-    """Return ``KEY=VALUE`` texts as a mapping; values are JSON where they parse as JSON, else text."""
+    """Return ``KEY=VALUE`` texts as a mapping; values are JSON where they parse as JSON, else text.
+
+    Raises `InputError` for a text without a key.
+    """
     if not texts:
         return None
     values: dict[str, Any] = {}
@@ -28,7 +31,7 @@ def parse_pairs(texts: Iterable[str] | None) -> dict[str, Any] | None:
 
 
 def parse_triple(text: str | None, flag: str) -> tuple[float, float, float] | None:
-    """Return ``R,G,B`` as three numbers."""
+    """Return ``R,G,B`` as three numbers, None as it is; raises `InputError` for another text."""
     if text is None:
         return None
     try:
@@ -38,9 +41,9 @@ def parse_triple(text: str | None, flag: str) -> tuple[float, float, float] | No
     return red, green, blue
 
 
-def parse_penalty(text: str | None, flag: str) -> Any:
-    """Return a number, ``auto`` or None as it is."""
-    if text is None or text == "auto":
+def parse_penalty(text: str, flag: str) -> Any:
+    """Return a number, or ``auto`` as it is; raises `InputError` for another text."""
+    if text == "auto":
         return text
     try:
         return float(text)
@@ -48,14 +51,9 @@ def parse_penalty(text: str | None, flag: str) -> Any:
         raise InputError(f"{flag} must be a number or 'auto', got {text!r}") from error
 
 
-def parse_penalties(text: str | None, flag: str) -> list[Any]:
-    """Return penalties that stand between commas."""
-    return [None] if text is None else [parse_penalty(part, flag) for part in text.split(",")]
-
-
-def parse_scales(text: str | None, flag: str) -> Any:
-    """Return numbers that stand between commas, ``auto`` or None as it is."""
-    if text is None or text == "auto":
+def parse_scales(text: str, flag: str) -> Any:
+    """Return numbers that stand between commas, or ``auto`` as it is; raises `InputError` for another text."""
+    if text == "auto":
         return text
     try:
         return [float(part) for part in text.split(",")]
@@ -64,7 +62,7 @@ def parse_scales(text: str | None, flag: str) -> Any:
 
 
 def parse_integers(text: str, flag: str) -> list[int]:
-    """Return whole numbers that stand between commas."""
+    """Return whole numbers that stand between commas; raises `InputError` for another text."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,11 +19,15 @@ from featcache.cli.options import (
     StoreKind,
     WeightsOption,
 )
-from featcache.cli.text import parse_pairs, parse_penalty, parse_triple, say, show
+from featcache.cli.settings import single_head, stated_settings, takes_settings
+from featcache.cli.text import parse_pairs, parse_triple, say, show
+from featcache.train.options import LinearOptions
 
 
 @app.command()
+@takes_settings(LinearOptions, panel="Penalties", compares=False)
 def run(
+    context: typer.Context,
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of class folders, or a CSV file.")],
     out: OutOption,
     backbone: BackboneOption = None,
@@ -31,14 +35,13 @@ def run(
     model_kwargs: ModelKwargsOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
-    l1: Annotated[str | None, typer.Option(help="A number or auto.")] = None,
-    l2: Annotated[str | None, typer.Option(help="A number or auto; auto where no penalty is given.")] = None,
     prune_amount: Annotated[float, typer.Option(help="Share of MACs to prune; 0: none.")] = 0.1,
     max_drop: Annotated[float, typer.Option(help="Largest loss on val with which a compressed model goes on.")] = 0.02,
     formats: Annotated[str, typer.Option("--format", help="Device formats, comma-separated.")] = "onnx",
     store: Annotated[StoreKind, typer.Option(help="Storage of the cache.")] = StoreKind.lmdb,
     overwrite: Overwrite = False,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
     """Do it all: cache, head, model, pruned, INT8, verified bundle, report."""
     from featcache.pipeline.job import run as run_all
@@ -51,8 +54,7 @@ def run(
         model_kwargs=parse_pairs(model_kwargs),
         mean=parse_triple(mean, "--mean"),
         std=parse_triple(std, "--std"),
-        l1=parse_penalty(l1, "--l1"),
-        l2=parse_penalty(l2, "--l2"),
+        head=single_head(stated_settings(context, settings)),
         prune_amount=prune_amount,
         max_drop=max_drop,
         formats=formats.split(","),

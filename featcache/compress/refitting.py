@@ -25,7 +25,7 @@ from featcache.model.directory import GOLDEN_FOLDER, load_model
 from featcache.model.golden import GOLDEN_FILE, Golden
 from featcache.model.merged import MergedModel, check_same_classes
 from featcache.recipe import Recipe
-from featcache.train import train_head
+from featcache.train.fit import refit_head
 from featcache.train.score import score_logits
 
 SPLITS = ("test", "val", "train")  # in the order of preference for the headline figure
@@ -101,7 +101,7 @@ def extract_and_refit(source: Source, *, engine: Engine, recipe: Recipe) -> tupl
         settings["outputs"] = list(recipe.outputs)
     recipe = dataclasses.replace(recipe, views=source.cache.recipe.views if settings.get("views") else 1)
     with tempfile.TemporaryDirectory() as folder, _extract(source, engine, recipe, Path(folder)) as cache:
-        fit = train_head(cache, dataset=source.dataset, **settings)
+        fit = refit_head(cache, settings, dataset=source.dataset)
         return _features(cache, source.dataset, recipe.outputs), fit.head, fit.notes
 
 

@@ -24,7 +24,7 @@ BATCH_ROWS = (16, 256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MlpOptions:
+class MlpTraining:
     """`hidden`: widths of the hidden layers. `mixup`: Beta parameter of feature-space mixup, 0 for none."""
 
     hidden: tuple[int, ...]
@@ -56,7 +56,7 @@ def fit_mlp(
     supervision: MlpTargets,
     *,
     task: str,
-    options: MlpOptions,
+    training: MlpTraining,
     evaluate: Callable[[Callable[[npt.NDArray[Any]], Floats]], tuple[float, float]] | None,
     epochs: int | None = None,
 ) -> tuple[Layers, int]:
@@ -77,26 +77,26 @@ def fit_mlp(
     batch_rows = min(max(len(rows) // STEPS_PER_EPOCH, BATCH_ROWS[0]), BATCH_ROWS[1])
     threads = one_torch_thread() if batch_rows < BATCH_ROWS[1] else nullcontext()
     with threads, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        network = _network(features.shape[1], n_classes, options)
-        total = options.epochs if epochs is None else epochs
+        torch.manual_seed(training.seed)
+        network = _network(features.shape[1], n_classes, training)
+        total = training.epochs if epochs is None else epochs
         optimizer = torch.optim.AdamW(  # fused: one sweep over the weights a step instead of ten
-            network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
+            network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
         steps = math.ceil(len(rows) / batch_rows)
-        cycle = max(options.epochs * steps, 1)
+        cycle = max(training.epochs * steps, 1)
         best: tuple[float, float] | None = None
         kept, kept_epoch, step = _layers(network, mean, scale), 0, 0
         for epoch in range(1, total + 1):
             network.train()
             for batch in torch.split(torch.randperm(len(rows)), batch_rows):
                 for group in optimizer.param_groups:
-                    group["lr"] = options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / cycle))
-                loss = _loss(network, rows, supervision, batch, task=task, mixup=options.mixup)
+                    group["lr"] = training.learning_rate * 0.5 * (1 + math.cos(math.pi * step / cycle))
+                loss = _loss(network, rows, supervision, batch, task=task, mixup=training.mixup)
                 if not torch.isfinite(loss):
                     raise InputError(
                         f"the loss of an MLP must stay finite, got {loss.item()} in epoch {epoch} with learning_rate "
-                        f"{options.learning_rate!r}: choose a smaller learning_rate"
+                        f"{training.learning_rate!r}: choose a smaller learning_rate"
                     )
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
@@ -115,11 +115,11 @@ def fit_mlp(
     return kept, kept_epoch
 
 
-def _network(num_features: int, n_classes: int, options: MlpOptions) -> nn.Sequential:
+def _network(num_features: int, n_classes: int, training: MlpTraining) -> nn.Sequential:
     layers: list[nn.Module] = []
     width = num_features
-    for hidden in options.hidden:
-        layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(options.dropout)]
+    for hidden in training.hidden:
+        layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(training.dropout)]
         width = hidden
     return nn.Sequential(*layers, nn.Linear(width, n_classes))
 

@@ -14,7 +14,8 @@ from featcache.cache import open_cache
 from featcache.errors import InputError, VerificationError
 from featcache.extract.build import build_cache
 from featcache.system.files import refuse_existing, write_atomically
-from featcache.train import train_head
+from featcache.train.fit import train_head
+from featcache.train.options import HeadOptions
 
 VARIANTS = ("float", "pruned", "int8")
 
@@ -54,8 +55,7 @@ def run(
     model_kwargs: Mapping[str, Any] | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
-    l1: Any = None,
-    l2: Any = None,
+    head: HeadOptions | None = None,
     prune_amount: float = 0.1,
     max_drop: float = 0.02,
     formats: Sequence[str] = ("onnx",),
@@ -70,7 +70,7 @@ def run(
     removes, 0 for none. A compressed model goes on only if its accuracy after the refit is at most `max_drop` below
     that of the model it was made from, on val: the INT8 model is made of the pruned or else the unpruned one, the
     bundle of the INT8 or else that one, and a note says so. Backbone arguments are
-    those of `build_cache`, penalties those of `train_head`, `formats` those of `export`. `say`: called with a line
+    those of `build_cache`, `head` is that of `train_head`, `formats` those of `export`. `say`: called with a line
     before each step.
 
     Raises `ExistsError` where `out` holds a run already and `overwrite` is false; else as the verbs do.
@@ -100,9 +100,9 @@ def run(
         notes.append(f"the backbone's weights are random ({built.weights}): it has learned nothing")
 
     say("head: trained from the cache")
-    head = train_head(cache, l1=l1, l2=l2)
-    head.save(place / "head", overwrite=True)
-    notes += head.notes
+    trained = train_head(cache, head=head)
+    trained.save(place / "head", overwrite=True)
+    notes += trained.notes
 
     say("merge: preprocessing, backbone and head in one model")
     models = {name: place / "models" / name for name in VARIANTS}
@@ -168,7 +168,7 @@ def run(
     document = read_report(place / "bundle" / "report.json")
     steps: dict[str, Any] = {
         "build": built.to_json(),
-        "train": head.to_json(),
+        "train": trained.to_json(),
         "merge": merged.to_json(),
         "prune": pruned.to_json() if pruned else None,
         "quantize": quantized.to_json(),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from featcache.datasets.samples import Samples
 
 BLOCK_BYTES = 1 << 26  # of a block's float32 rows: far more than a product needs to be fast, far less than memory
+FEWEST_ROWS = 64  # of a block, whatever memory is allowed: fewer are no faster to hold and much slower to read
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,14 +59,19 @@ class StreamedFeatures:
     """Features (n, d) that are read again at every pass: what the solvers call a `BlockSource`.
 
     `parts`: rows one after another, of one or several data sets. `kept` (d,): which of their columns, None for all.
-    Memory holds one block of at most 64 MiB. The cache must stay open, and its rows as they are.
+    Memory holds one block of `block_rows` rows. The cache must stay open, and its rows as they are.
     """
 
     def __init__(
-        self, parts: Sequence[RowsOfCache], *, num_features: int, kept: npt.NDArray[np.int64] | None = None
+        self,
+        parts: Sequence[RowsOfCache],
+        *,
+        num_features: int,
+        block_rows: int,
+        kept: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self._parts = tuple(parts)
-        self._num_features, self._kept = num_features, kept
+        self._num_features, self._block_rows, self._kept = num_features, block_rows, kept
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -78,11 +84,10 @@ class StreamedFeatures:
 
     def __iter__(self) -> Iterator[tuple[int, Floats]]:
         """Yield ``(first_row, block)``, block (m, d) float32; raises `InputError` where one is not finite."""
-        size = max(1, BLOCK_BYTES // (4 * self._num_features))
         first = 0
         for part in self._parts:
-            for start in range(0, len(part.rows), size):
-                block = part[start : start + size].read()
+            for start in range(0, len(part.rows), self._block_rows):
+                block = part[start : start + self._block_rows].read()
                 yield first, block if self._kept is None else np.ascontiguousarray(block[:, self._kept])
                 first += len(block)
 
@@ -91,21 +96,28 @@ class StreamedFeatures:
         mask = np.zeros(len(self), dtype=bool)
         mask[chosen] = True
         ends = np.cumsum([len(part.rows) for part in self._parts])
-        parts = [part[own] for part, own in zip(self._parts, np.split(mask, ends[:-1]), strict=True)]
-        return StreamedFeatures(parts, num_features=self._num_features, kept=self._kept)
+        masks = np.split(mask, ends[:-1])
+        return self._of([part[rows] for part, rows in zip(self._parts, masks, strict=True)], self._kept)
 
     def take_columns(self, kept: npt.NDArray[np.int64]) -> StreamedFeatures:
         """Return the same rows with only the columns `kept` (m,)."""
-        return StreamedFeatures(
-            self._parts, num_features=self._num_features, kept=kept if self._kept is None else self._kept[kept]
-        )
+        return self._of(self._parts, kept if self._kept is None else self._kept[kept])
 
     def followed_by(self, other: StreamedFeatures) -> StreamedFeatures:
         """Return these rows and then those of `other`, which must have as many columns."""
-        return StreamedFeatures((*self._parts, *other._parts), num_features=self._num_features, kept=self._kept)
+        return self._of((*self._parts, *other._parts), self._kept)
+
+    def _of(self, parts: Sequence[RowsOfCache], kept: npt.NDArray[np.int64] | None) -> StreamedFeatures:
+        """Return features read as these are, of other `parts` and columns `kept`."""
+        return StreamedFeatures(parts, num_features=self._num_features, block_rows=self._block_rows, kept=kept)
 
 
 Features = Floats | StreamedFeatures
+
+
+def rows_per_block(num_features: int, *, memory_bytes: int) -> int:
+    """Return how many rows are read at once: a quarter of `memory_bytes`, at most 64 MiB, at least 64 rows."""
+    return max(FEWEST_ROWS, min(BLOCK_BYTES, memory_bytes // 4) // (4 * num_features))
 
 
 def blocks_of(features: Features) -> Iterator[tuple[int, Floats]]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import InputError
-from featcache.train.blocks import Features, RowsOfCache, StreamedFeatures, check_finite
+from featcache.train.blocks import Features, RowsOfCache, StreamedFeatures, check_finite, rows_per_block
 
 if TYPE_CHECKING:
     from featcache.cache import FeatureCache
@@ -121,13 +121,15 @@ def load_training_data(
             free_indices = free_indices[samples.labels[free_indices] < 0]
         free_rows = every.rows[np.isin(every.indices, free_indices)]
 
-    fitted = (len(train_rows) + len(free_rows)) * len(views)
-    looked_at = len(selections["val"].rows) + len(selections["test"].rows)
+    n_fit_rows = (len(train_rows) + len(free_rows)) * len(views)
+    n_scored_rows = len(selections["val"].rows) + len(selections["test"].rows)
     problems = 1 if len(selections["val"].rows) else 1 + folds
-    needed = 4 * width * (2 * problems * fitted + looked_at)  # float32; each problem has its rows and a copy of them
-    streamed = False
+    needed = (
+        4 * width * (2 * problems * n_fit_rows + n_scored_rows)
+    )  # float32; each problem has its rows and a copy of them
+    streamed, block_rows = False, 0
     if memory_bytes is not None and needed > memory_bytes:
-        streamed = True
+        streamed, block_rows = True, rows_per_block(width, memory_bytes=memory_bytes)
         notes.append(
             f"training would hold {needed / 1e9:.3g} GB of features, allowed are {memory_bytes / 1e9:.3g} GB: they are "
             "streamed from the cache, which takes longer"
@@ -140,7 +142,7 @@ def load_training_data(
             n = len(which)
             all_views = np.repeat(np.asarray(which, dtype=np.int64), len(rows))
             part = RowsOfCache(cache, names, np.tile(rows, n), all_views, np.tile(indices, n), of)
-            return StreamedFeatures([part], num_features=width)
+            return StreamedFeatures([part], num_features=width, block_rows=block_rows)
         features = cache.gather(rows, output=list(names), views=list(which))
         check_finite(features, indices, of)
         return features

@@ -1,4 +1,4 @@
-"""What is fitted on held-out images after the head itself: the temperature and the "none of these" rule."""
+"""What is chosen on held-out images after the head itself: the temperature and the "none of these" rule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from featcache.heads.calibration import Calibration, expected_calibration_error,
 from featcache.heads.unknown import SCORES, area_under_roc, fit_unknown_rule, known_score
 from featcache.train.blocks import map_rows
 from featcache.train.data import Rows, TrainingData
-from featcache.train.settings import TrainSettings
+from featcache.train.options import TrainOptions
 
 MOST_HELD_OUT_CLASSES = 5
 
@@ -32,7 +32,7 @@ def calibrate_head(head: Head, val: Rows) -> Head:
 
 
 def add_unknown_rule(
-    head: Head, data: TrainingData, settings: TrainSettings, refit: Callable[[TrainingData], Head]
+    head: Head, data: TrainingData, options: TrainOptions, refit: Callable[[TrainingData], Head]
 ) -> Head:
     """Return `head` with a rule for images of no known class.
 
@@ -41,7 +41,7 @@ def add_unknown_rule(
     ``unknown_accept`` of the val images of the full head. With two classes nothing can be left out: AUROC is None.
     """
     val = require_val(data, "an unknown rule")
-    scores = SCORES if settings.unknown == "auto" else (str(settings.unknown),)
+    scores = SCORES if options.unknown == "auto" else (str(options.unknown),)
     held_out = _held_out_classes(data)
     areas: dict[str, list[float]] = {score: [] for score in scores}
     for label in held_out:
@@ -55,7 +55,7 @@ def add_unknown_rule(
     rule = fit_unknown_rule(
         map_rows(head.predict_logits, val.features),
         score=best,
-        accept=settings.unknown_accept,
+        accept=options.unknown_accept,
         auroc=float(np.mean(areas[best])) if areas[best] else None,
         held_out=tuple(data.classes[label] for label in held_out),
     )

@@ -15,13 +15,14 @@ from featcache.heads.linear import LinearHead
 from featcache.heads.solvers import Distillation, Prepared, Problem, Solution, penalty_grid, prepare, solve
 from featcache.train.blocks import take_columns
 from featcache.train.data import Rows, TrainingData
-from featcache.train.fitted import Certificate, Fitted, Teacher
 from featcache.train.folds import stratified_folds
+from featcache.train.head_fit import Certificate, HeadFit
+from featcache.train.options import PENALTIES, LinearOptions, TrainOptions
 from featcache.train.result import PathPoint
 from featcache.train.score import Score
 from featcache.train.search import TOLERANCE, Trial, search
-from featcache.train.settings import PENALTIES, TrainSettings
 from featcache.train.targets import LOSSES, Supervision, mix, supervise
+from featcache.train.teacher import SoftTargets
 
 WORTH_A_NOTE = 1e-4  # relative gap of a final fit; most end below 1e-6
 SELECTION_STEP = 0.66  # each penalty of group L1 over the one before, where features are chosen
@@ -30,25 +31,29 @@ SELECTION_HALVINGS = 2  # of the step in which the share is passed
 SELECTION_PASSES = 100  # for each: which features are kept is settled long before their weights are
 
 
-def fit_linear(data: TrainingData, settings: TrainSettings, teacher: Teacher | None) -> Fitted:
-    """Return the linear head of `settings` on the train rows of `data`, with its certificate and its path."""
-    if settings.keep_features < 1.0:
-        return fit_selected(data, settings, teacher)
-    rows = supervise(data, settings, teacher)
-    penalties: dict[str, Any] = {name: getattr(settings, name) for name in PENALTIES}
-    free = settings.auto
+def fit_linear(data: TrainingData, head: LinearOptions, options: TrainOptions, soft: SoftTargets | None) -> HeadFit:
+    """Return the linear head on the train rows of `data`, with its certificate and its path."""
+    if head.keep_features < 1.0:
+        return fit_selected(data, head, options, soft)
+    rows = supervise(data, head, soft)
+
+    def prepare_rows(kept: Supervision) -> Prepared:
+        return _prepare(kept, data, head, soft, seed=options.seed)
+
+    penalties: dict[str, Any] = {**head.penalties}
+    free = head.chosen_penalty
     if free is None:
-        prepared = _prepare(rows, data, settings)
-        return _fitted(solve(prepared.problem, **penalties, prepared=prepared), data)
-    fold_of_row = _folds(rows, data, settings) if data.val is None else None  # refused before the long work
+        prepared = prepare_rows(rows)
+        return _head_fit(solve(prepared.problem, **penalties, prepared=prepared), data)
+    fold_of_row = _folds(rows, data, options) if data.val is None else None  # refused before the long work
     fixed = {name: value for name, value in penalties.items() if name != free}
-    prepared = _prepare(rows, data, settings)
+    prepared = prepare_rows(rows)
     whole = Trial(prepared, free=free, fixed=fixed, held_out=data.val, task=data.task)
     score, selection = whole.score, "val"
     if fold_of_row is not None:
         trials = [
             Trial(
-                _prepare(rows.subset(fold_of_row != number), data, settings),
+                prepare_rows(rows.subset(fold_of_row != number)),
                 free=free,
                 fixed=fixed,
                 held_out=data.first_view().subset(fold_of_row[: data.n_images] == number),
@@ -58,35 +63,34 @@ def fit_linear(data: TrainingData, settings: TrainSettings, teacher: Teacher | N
         ]
         score, selection = partial(_mean_score, trials), f"{len(trials)} folds"
     grid = penalty_grid(prepared, penalty=free).tolist()
-    scores, chosen = search(grid, score, one_standard_error=settings.standard_error_rule)
+    scores, chosen = search(grid, score, one_standard_error=head.standard_error_rule)
     path = tuple(_point(whole.solution(value), scores[value], value == chosen) for value in scores)
     # Solved again from nothing, to a finer gap, so that naming the chosen value gives this very head, bit for bit.
-    prepared = _prepare(rows, data, settings)
+    prepared = prepare_rows(rows)
     solution = solve(prepared.problem, **{**penalties, free: chosen}, prepared=prepared)
-    return _fitted(solution, data, free=free, selection=selection, path=path)
+    return _head_fit(solution, data, free=free, selection=selection, path=path)
 
 
-def fit_selected(data: TrainingData, settings: TrainSettings, teacher: Teacher | None) -> Fitted:
+def fit_selected(data: TrainingData, head: LinearOptions, options: TrainOptions, soft: SoftTargets | None) -> HeadFit:
     """Return the L2 head on the features that group L1 keeps, at most the share ``keep_features`` of all.
 
     Group L1 shrinks what it keeps; fitting those features again without it undoes that (the relaxed lasso, Meinshausen
     2007). The path is followed on the train rows from the strongest penalty until it uses more than the share; the
     step in which it does is halved, so that what is kept comes near to it. The L2 penalty that is best with all
     features stays beside it: alone, group L1 keeps one feature of several that say the same (Zou and Hastie 2005), and
-    never more than the rows can tell apart.
+    never more than the rows can tell apart. Raises `InputError` where the share leaves room for no feature.
     """
-    every = dataclasses.replace(settings, keep_features=1.0)
-    whole = fit_linear(data, every, teacher).certificate
+    every = dataclasses.replace(head, keep_features=1.0)
+    whole = fit_linear(data, every, options, soft).certificate
     assert whole is not None
-    rows = supervise(data, settings, teacher)
     d = data.train.features.shape[1]
-    most = int(settings.keep_features * d)
-    prepared = _prepare(rows, data, settings)
+    most = int(head.keep_features * d)
+    prepared = _prepare(supervise(data, head, soft), data, head, soft, seed=options.seed)
     largest = float(penalty_grid(prepared, penalty="group_l1")[0])
     chosen: Solution | None = None
     strength, step, halvings = largest * SELECTION_STEP, SELECTION_STEP, 0
     while strength >= SELECTION_WEAKEST * largest:
-        found = solve(
+        solution = solve(
             prepared.problem,
             group_l1=strength,
             l2=whole.l2,
@@ -96,8 +100,8 @@ def fit_selected(data: TrainingData, settings: TrainSettings, teacher: Teacher |
             prepared=prepared,
             exact_objective=False,
         )
-        if found.features_used <= most:
-            chosen = found
+        if solution.features_used <= most:
+            chosen = solution
         elif halvings < SELECTION_HALVINGS:
             strength, step, halvings = strength / step, step**0.5, halvings + 1
         else:
@@ -106,21 +110,21 @@ def fit_selected(data: TrainingData, settings: TrainSettings, teacher: Teacher |
     if chosen is None or not chosen.features_used:
         raise InputError(
             "keep_features must leave room for the features that group L1 keeps first, got "
-            f"{settings.keep_features!r} of {d} features"
+            f"{head.keep_features!r} of {d} features"
         )
     kept = np.flatnonzero(np.any(chosen.weight != 0, axis=0))
-    fitted = fit_linear(_of_features(data, kept), every, teacher)
-    head, certificate = fitted.head, fitted.certificate
-    assert isinstance(head, LinearHead) and certificate is not None
-    weight = np.zeros((len(head.weight), d), dtype=np.float32)
-    weight[:, kept] = head.weight
+    fit = fit_linear(_of_features(data, kept), every, options, soft)
+    narrow, certificate = fit.head, fit.certificate
+    assert isinstance(narrow, LinearHead) and certificate is not None
+    weight = np.zeros((len(narrow.weight), d), dtype=np.float32)
+    weight[:, kept] = narrow.weight
     share = len(kept) / d
     return dataclasses.replace(
-        fitted,
-        head=dataclasses.replace(head, weight=weight),
+        fit,
+        head=dataclasses.replace(narrow, weight=weight),
         certificate=dataclasses.replace(certificate, nonzero_fraction=certificate.nonzero_fraction * share),
-        path=tuple(dataclasses.replace(p, nonzero_fraction=p.nonzero_fraction * share) for p in fitted.path),
-        details={**fitted.details, "kept": {"group_l1": chosen.group_l1, "l2": chosen.l2, "features": kept.tolist()}},
+        path=tuple(dataclasses.replace(p, nonzero_fraction=p.nonzero_fraction * share) for p in fit.path),
+        details={**fit.details, "kept": {"group_l1": chosen.group_l1, "l2": chosen.l2, "features": kept.tolist()}},
     )
 
 
@@ -146,33 +150,35 @@ def _of_features(data: TrainingData, kept: npt.NDArray[np.int64]) -> TrainingDat
     )
 
 
-def _prepare(rows: Supervision, data: TrainingData, settings: TrainSettings) -> Prepared:
+def _prepare(
+    rows: Supervision, data: TrainingData, head: LinearOptions, soft: SoftTargets | None, *, seed: int
+) -> Prepared:
     """Return the problem of `rows`, standardised, each output's features then multiplied by its ``block_scales``.
 
     The penalties so weigh on the features of a block by one over its scale. The scale is folded into ``std``, through
     which a solution is brought back to raw features.
     """
-    prepared = prepare(_problem(rows, data, settings))
-    if settings.block_scales is None:
+    prepared = prepare(_problem(rows, data, head, soft, seed=seed))
+    if head.block_scales is None:
         return prepared
     widths = data.block_widths
     scales = [(max(widths) / width) ** 0.25 for width in widths]
-    if settings.block_scales != "auto":
-        scales = [float(scale) for scale in settings.block_scales]
+    if head.block_scales != "auto":
+        scales = [float(scale) for scale in head.block_scales]
     if len(scales) != len(widths):
         raise InputError(f"block_scales must have one number per output {list(data.columns)!r}, got {scales!r}")
     prepared.rows.scale_columns(np.repeat(np.array(scales), widths))
     return prepared
 
 
-def _problem(rows: Supervision, data: TrainingData, settings: TrainSettings) -> Problem:
-    if settings.mixup > 0:
-        rows = mix(
-            rows, n_classes=len(data.classes), amount=settings.mixup, copies=settings.mixup_copies, seed=settings.seed
-        )
+def _problem(
+    rows: Supervision, data: TrainingData, head: LinearOptions, soft: SoftTargets | None, *, seed: int
+) -> Problem:
+    if head.mixup > 0:
+        rows = mix(rows, n_classes=len(data.classes), amount=head.mixup, copies=head.mixup_copies, seed=seed)
     distillation = None
-    if rows.teacher is not None and settings.alpha > 0:
-        distillation = Distillation(rows.teacher, settings.alpha, settings.temperature)
+    if soft is not None and rows.teacher is not None and soft.alpha > 0:
+        distillation = Distillation(rows.teacher, soft.alpha, soft.temperature)
     elif rows.teacher is not None:
         rows = rows.subset(rows.targets >= 0)  # with alpha = 0 unlabelled rows have no term
     return Problem(
@@ -185,10 +191,10 @@ def _problem(rows: Supervision, data: TrainingData, settings: TrainSettings) -> 
     )
 
 
-def _folds(rows: Supervision, data: TrainingData, settings: TrainSettings) -> npt.NDArray[np.int64]:
+def _folds(rows: Supervision, data: TrainingData, options: TrainOptions) -> npt.NDArray[np.int64]:
     """Return the fold of each row, -1 for the unlabelled ones, which every fold trains on."""
     train = data.train
-    fold = stratified_folds(train.indices, train.targets, task=data.task, folds=settings.folds, seed=settings.seed)
+    fold = stratified_folds(train.indices, train.targets, task=data.task, folds=options.folds, seed=options.seed)
     fold_of_row = np.full(len(rows.features), -1)
     fold_of_row[: len(fold)] = fold
     return fold_of_row
@@ -220,21 +226,21 @@ def _point(solution: Solution, score: Score, chosen: bool) -> PathPoint:
     )
 
 
-def _fitted(
+def _head_fit(
     solution: Solution,
     data: TrainingData,
     *,
     free: str | None = None,
     selection: str | None = None,
     path: tuple[PathPoint, ...] = (),
-) -> Fitted:
+) -> HeadFit:
     weight, bias = solution.raw_weight(), solution.raw_bias()
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
         raise InputError(
             "the solution must be finite, got NaN or infinity: the features' scale is beyond float32, or the penalty "
             "is too weak"
         )
-    return Fitted(
+    return HeadFit(
         head=LinearHead(classes=data.classes, task=data.task, weight=weight, bias=bias),
         chosen={} if free is None else {free: getattr(solution, free)},
         selection=selection,

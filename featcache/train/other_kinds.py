@@ -16,11 +16,12 @@ from featcache.heads.knn import NeighborsHead, unit_rows
 from featcache.heads.prototype import METRICS, PrototypeHead, fit_prototypes
 from featcache.train.blocks import in_memory
 from featcache.train.data import TrainingData
-from featcache.train.fitted import Fitted, Teacher
 from featcache.train.folds import stratified_folds
+from featcache.train.head_fit import HeadFit
+from featcache.train.options import KnnOptions, MlpOptions, PrototypeOptions, TrainOptions
 from featcache.train.score import Score, score_logits
-from featcache.train.settings import TrainSettings
 from featcache.train.targets import one_hot, supervise
+from featcache.train.teacher import SoftTargets
 
 NEIGHBORS = (1, 3, 5, 10, 20, 50, 100, 200)
 SHARPNESSES = (5.0, 10.0, 14.0, 20.0, 40.0)
@@ -29,23 +30,22 @@ DEFAULT_SHARPNESS = 10.0
 Mask = npt.NDArray[np.bool_]
 
 
-def fit_prototype(data: TrainingData, settings: TrainSettings) -> Fitted:
-    """Return the prototype head; its metric is chosen on held-out rows where the settings name none.
+def fit_prototype(data: TrainingData, head: PrototypeOptions, options: TrainOptions) -> HeadFit:
+    """Return the prototype head; its metric is chosen on held-out rows where the options name none.
 
     The sharpness is the one under which held-out probabilities are likeliest; it never changes a decision.
     """
     _only_classification("prototype", data)
-    metrics = METRICS if settings.metric is None else (settings.metric,)
-    kept, features, labels, selection = _held_out(data, settings)
+    metrics = METRICS if head.metric is None else (head.metric,)
+    kept, features, labels, selection = _held_out(data, head.kind, options)
     heads = [_prototype_head(data, metric, 1.0, kept) for metric in metrics]
-    scores = [score_logits(head.predict_logits(features), labels, task=data.task) for head in heads]
+    scores = [score_logits(one.predict_logits(features), labels, task=data.task) for one in heads]
     best = _best(scores)
-    sharpness = settings.sharpness
+    sharpness = head.sharpness
     if sharpness is None:
         sharpness = 1.0 / fit_temperature(heads[best].predict_logits(features), labels)
-    head = _prototype_head(data, metrics[best], sharpness, None)
-    return Fitted(
-        head=head,
+    return HeadFit(
+        head=_prototype_head(data, metrics[best], sharpness, None),
         chosen={"metric": metrics[best], "sharpness": sharpness},
         selection=selection,
         details={"metric": metrics[best], "sharpness": sharpness},
@@ -60,24 +60,24 @@ def _prototype_head(data: TrainingData, metric: str, sharpness: float, kept: Mas
     return PrototypeHead(classes=data.classes, task=data.task, sharpness=sharpness, **arrays)
 
 
-def fit_neighbors(data: TrainingData, settings: TrainSettings) -> Fitted:
+def fit_neighbors(data: TrainingData, head: KnnOptions, options: TrainOptions) -> HeadFit:
     """Return the k-nearest-neighbours head; k and the sharpness of the votes are chosen on held-out rows."""
     _only_classification("knn", data)
-    if settings.neighbors is not None and settings.sharpness is not None:
-        return Fitted(head=_neighbors_head(data, settings.neighbors, settings.sharpness, None))
-    kept, features, labels, selection = _held_out(data, settings)
+    if head.neighbors is not None and head.sharpness is not None:
+        return HeadFit(head=_neighbors_head(data, head.neighbors, head.sharpness, None))
+    kept, features, labels, selection = _held_out(data, head.kind, options)
     most = len(data.train) if kept is None else int(kept.sum())
-    counts = [k for k in NEIGHBORS if k <= most] if settings.neighbors is None else [settings.neighbors]
-    sharpnesses = SHARPNESSES if settings.sharpness is None else (settings.sharpness,)
+    counts = [k for k in NEIGHBORS if k <= most] if head.neighbors is None else [head.neighbors]
+    sharpnesses = SHARPNESSES if head.sharpness is None else (head.sharpness,)
     tried = [(k, sharpness) for k in counts for sharpness in sharpnesses]
     base = _neighbors_head(data, counts[0], sharpnesses[0], kept)
     scores = []
     for k, sharpness in tried:
-        head = dataclasses.replace(base, n_neighbors=k, sharpness=sharpness)
-        scores.append(score_logits(head.predict_logits(features), labels, task=data.task))
+        candidate = dataclasses.replace(base, n_neighbors=k, sharpness=sharpness)
+        scores.append(score_logits(candidate.predict_logits(features), labels, task=data.task))
     k, sharpness = tried[_best(scores)]
     chosen = {"neighbors": k, "sharpness": sharpness}
-    return Fitted(
+    return HeadFit(
         head=_neighbors_head(data, k, sharpness, None), chosen=chosen, selection=selection, details=dict(chosen)
     )
 
@@ -98,27 +98,27 @@ def _neighbors_head(data: TrainingData, neighbors: int, sharpness: float, kept: 
     )
 
 
-def fit_perceptron(data: TrainingData, settings: TrainSettings, teacher: Teacher | None) -> Fitted:
+def fit_perceptron(data: TrainingData, head: MlpOptions, options: TrainOptions, soft: SoftTargets | None) -> HeadFit:
     """Return the MLP head of the epoch that did best on val.
 
     Without a val split the number of epochs is found on held-out training rows, and the head is then trained on all of
     them for as many.
     """
     from featcache.heads.mlp import MlpHead
-    from featcache.heads.mlp_fit import MlpOptions, MlpTargets, fit_mlp
+    from featcache.heads.mlp_fit import MlpTargets, MlpTraining, fit_mlp
 
-    rows = supervise(data, settings, teacher)
+    rows = supervise(data, head, soft)
     k = len(data.classes)
     targets = one_hot(rows.targets, k) if rows.targets.ndim == 1 else rows.targets.astype(np.float32)
     weights = np.ones(len(targets)) if rows.weights is None else rows.weights
-    options = MlpOptions(
-        hidden=settings.hidden,
-        dropout=settings.dropout,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        epochs=settings.epochs,
-        mixup=settings.mixup,
-        seed=settings.seed,
+    training = MlpTraining(
+        hidden=tuple(head.hidden),
+        dropout=head.dropout,
+        learning_rate=head.learning_rate,
+        weight_decay=head.weight_decay,
+        epochs=head.epochs,
+        mixup=head.mixup,
+        seed=options.seed,
     )
 
     features_of_train = in_memory(rows.features, "kind 'mlp'")
@@ -128,15 +128,15 @@ def fit_perceptron(data: TrainingData, settings: TrainSettings, teacher: Teacher
             targets=targets[kept],
             weights=weights[kept].astype(np.float32),
             teacher=None if rows.teacher is None else rows.teacher[kept],
-            alpha=settings.alpha,
-            temperature=settings.temperature,
+            alpha=0.0 if soft is None else soft.alpha,
+            temperature=1.0 if soft is None else soft.temperature,
         )
         layers, epoch = fit_mlp(
-            features_of_train[kept], supervision, task=data.task, options=options, evaluate=evaluate, epochs=epochs
+            features_of_train[kept], supervision, task=data.task, training=training, evaluate=evaluate, epochs=epochs
         )
         return MlpHead(classes=data.classes, task=data.task, weights=layers[0], biases=layers[1]), epoch
 
-    kept, features, held_out_targets, selection = _held_out(data, settings)
+    kept, features, held_out_targets, selection = _held_out(data, head.kind, options)
 
     def evaluate(predict: Callable[[npt.NDArray[Any]], Floats]) -> tuple[float, float]:
         score = score_logits(predict(features), held_out_targets, task=data.task)
@@ -146,24 +146,26 @@ def fit_perceptron(data: TrainingData, settings: TrainSettings, teacher: Teacher
     labelled = everything.copy()
     if kept is not None:
         labelled[: len(kept)] = kept
-    head, epoch = train(labelled, evaluate, None)
+    perceptron, epoch = train(labelled, evaluate, None)
     if kept is not None:
-        head, epoch = train(everything, None, epoch)
-    return Fitted(head=head, selection=selection, details={"epochs_trained": epoch})
+        perceptron, epoch = train(everything, None, epoch)
+    return HeadFit(head=perceptron, selection=selection, details={"epochs_trained": epoch})
 
 
-def _held_out(data: TrainingData, settings: TrainSettings) -> tuple[Mask | None, Floats, npt.NDArray[Any], str]:
+def _held_out(
+    data: TrainingData, kind: str, options: TrainOptions
+) -> tuple[Mask | None, Floats, npt.NDArray[Any], str]:
     """Return (kept, features, targets, by): the held-out rows to choose on, and which train rows may be fitted on.
 
     They are val's, with kept None; without a val split one stratified fold of the images, in their first view.
     """
     if data.val is not None:
-        return None, in_memory(data.val.features, f"kind {settings.kind!r}"), data.val.targets, "val"
+        return None, in_memory(data.val.features, f"kind {kind!r}"), data.val.targets, "val"
     train = data.train
-    fold = stratified_folds(train.indices, train.targets, task=data.task, folds=settings.folds, seed=settings.seed)
+    fold = stratified_folds(train.indices, train.targets, task=data.task, folds=options.folds, seed=options.seed)
     held_out = data.first_view().subset(fold[: data.n_images] == 0)
-    features = in_memory(held_out.features, f"kind {settings.kind!r}")
-    return fold != 0, features, held_out.targets, f"1 of {settings.folds} folds"
+    features = in_memory(held_out.features, f"kind {kind!r}")
+    return fold != 0, features, held_out.targets, f"1 of {options.folds} folds"
 
 
 def _best(scores: list[Score]) -> int:

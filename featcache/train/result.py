@@ -1,4 +1,4 @@
-"""`FitResult`: what a fit returns, prints and saves, and the table that compares several."""
+"""`FitResult`: what a fit returns, prints and saves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,14 +38,39 @@ class PathPoint:
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """A fitted head and everything measured on the way.
+    """A head and everything that was measured on the way to it: what `train_head` returns.
 
-    `objective`, `gap` (of kind `gap_kind`), `passes`: the certificate of a linear fit; None for other kinds.
-    `train_accuracy`, `val_accuracy`, `test_accuracy`: in [0, 1], None where there is no such split, and for regression;
-    train is the plain view. `score`: the name of the figure settings are chosen by, and `train_score`, `val_score`,
-    `test_score` its values. `selection`: how the free setting was chosen (``val``, ``5 folds``) or None. `n_train`:
-    rows fitted on (images · views). `settings`: what refits this head on another cache. `wall_seconds`: from the call
-    to the return.
+    Attributes
+    ----------
+    head : Head
+        The classifier itself.
+    objective, gap, gap_kind, passes : float, float, str, float or None
+        The certificate of a linear fit: the value at the solution, how far it can be from the best one (relative), how
+        that is known, and how many passes over the rows it took. None for other kinds.
+    train_accuracy, val_accuracy, test_accuracy : float or None
+        In [0, 1]; None where there is no such split, and for regression. Train is the plain view.
+    score : str
+        The name of the figure that settings are chosen by; `train_score`, `val_score` and `test_score` are its values.
+    selection : str or None
+        What the free setting was chosen on (``val``, ``5 folds``); None where nothing was free.
+    path : tuple of PathPoint
+        The penalties that were looked at, from the strongest to the weakest.
+    n_train : int
+        Rows fitted on (images · views).
+    settings : dict
+        What `refit_head` makes this head of again, on this cache or another.
+    notes : tuple of str
+        One line each, what the user should know.
+    wall_seconds : float
+        From the call to the return.
+
+    Examples
+    --------
+    ::
+
+        result = featcache.train_head("cache")
+        print(result.val_accuracy, result.l2, result.gap)
+        result.save("head")
     """
 
     head: Head
@@ -99,7 +123,10 @@ class FitResult:
         return values
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write the head's directory with this result in it; where a path was followed, ``path.csv`` too."""
+        """Return the directory `path`, made of the head with this result in it; of a penalty path, ``path.csv`` too.
+
+        Raises `ExistsError` where `path` exists and `overwrite` is false.
+        """
         files = {"path.csv": self.path_csv().encode()} if self.path else {}
         return save_head(self.head, path, fit=self.to_json(), files=files, overwrite=overwrite)
 
@@ -113,49 +140,3 @@ class FitResult:
             values = [getattr(point, name) for name in names]
             writer.writerow([int(value) if isinstance(value, bool) else value for value in values])
         return text.getvalue()
-
-
-def compare(results: Sequence[FitResult], *, names: Sequence[str] | None = None) -> str:
-    """Return a plain-text table, one line per result, the best val score marked by ``*`` (the earliest of equals).
-
-    `names`: what to call each; by default the kind, columns and penalties.
-    """
-    labels = list(names) if names is not None else [_describe(result) for result in results]
-    header = ("head", "features", "used", "train", "val", "test", "seconds")
-    scored = [result.val_score for result in results if result.val_score is not None]
-    best = max(scored) if scored else None
-    marked = False
-    rows = []
-    for label, result in zip(labels, results, strict=True):
-        mark = not marked and best is not None and result.val_score == best
-        marked |= mark
-        used = "" if result.features_used is None else str(result.features_used)
-        figures = [_percent(value) for value in (result.train_score, result.val_score, result.test_score)]
-        figures[1] += "*" if mark else " "
-        rows.append((label, str(result.num_features), used, *figures, f"{result.wall_seconds:.2f}"))
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = []
-    for row in (header, *rows):
-        cells = [
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _describe(result: FitResult) -> str:
-    penalties = " ".join(
-        f"{name}={value:.3g}"
-        for name, value in (("l1", result.l1), ("l2", result.l2), ("group_l1", result.group_l1))
-        if value
-    )
-    extra = [
-        f"{name}={value}"
-        for name, value in result.settings.items()
-        if name not in ("kind", "l1", "l2", "group_l1", "outputs", "dataset", "seed")
-    ]
-    return " ".join(part for part in (result.kind, "+".join(result.columns), penalties, *extra) if part)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"

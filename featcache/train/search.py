@@ -7,8 +7,8 @@ from typing import Any
 
 from featcache.heads.solvers import Prepared, Solution, solve
 from featcache.train.data import Rows
+from featcache.train.options import PenaltyName
 from featcache.train.score import Score, score_rows
-from featcache.train.settings import PenaltyName
 
 STRIDE = 4  # of the grid's values is one looked at in the walk
 PATIENCE = 2  # worse looks in a row end the walk
@@ -73,13 +73,13 @@ def search(
     scores: dict[float, Score] = {}
     worse = 0
     for value in grid[::STRIDE]:
-        found = score(value)
+        here = score(value)
         if scores:
             best = scores[choose(scores, one_standard_error=False)]
             least = min(other.loss for other in scores.values())
-            no_better = found.value <= best.value and found.loss >= least
-            worse = worse + 1 if no_better or found.value < best.value - best.standard_error else 0
-        scores[value] = found
+            no_better = here.value <= best.value and here.loss >= least
+            worse = worse + 1 if no_better or here.value < best.value - best.standard_error else 0
+        scores[value] = here
         if worse >= PATIENCE:
             break
     _refine(grid, scores, score, one_standard_error=False)

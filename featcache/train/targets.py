@@ -13,8 +13,8 @@ from featcache.heads.base import Floats
 from featcache.heads.solvers.problem import LossName
 from featcache.train.blocks import Features, in_memory, join_rows
 from featcache.train.data import TrainingData
-from featcache.train.fitted import Teacher
-from featcache.train.settings import TrainSettings
+from featcache.train.options import SupervisedOptions
+from featcache.train.teacher import SoftTargets
 
 LOSSES: dict[str, LossName] = {"classification": "softmax", "multilabel": "sigmoid", "regression": "squared"}
 
@@ -41,18 +41,21 @@ class Supervision:
         )
 
 
-def supervise(data: TrainingData, settings: TrainSettings, teacher: Teacher | None) -> Supervision:
-    """Return the training rows of `data` with everything `settings` says about their targets."""
+def supervise(data: TrainingData, options: SupervisedOptions, soft: SoftTargets | None) -> Supervision:
+    """Return the training rows of `data` with everything `options` and a teacher say about their targets.
+
+    Raises `InputError` for label smoothing of numbers, and for class weights where there are no classes.
+    """
     train = data.train
     k = len(data.classes)
-    weights = _class_weights(data, settings)
-    if teacher is not None:
-        return _distilled(data, teacher, weights)
+    weights = _class_weights(data, options)
+    if soft is not None:
+        return _with_teacher(data, soft, weights)
     targets: npt.NDArray[Any] = train.targets
-    if settings.label_smoothing > 0:
+    if options.label_smoothing > 0:
         if data.task == "regression":
             raise InputError("label_smoothing needs classes, got task 'regression': leave it out")
-        targets = smooth(targets, n_classes=k, amount=settings.label_smoothing, task=data.task)
+        targets = smooth(targets, n_classes=k, amount=options.label_smoothing, task=data.task)
     return Supervision(train.features, targets, weights, None)
 
 
@@ -78,14 +81,14 @@ def mix(rows: Supervision, *, n_classes: int, amount: float, copies: int, seed: 
     once, so the problem stays convex and its solution is the same every time.
     """
     generator = np.random.default_rng(seed)
-    given = in_memory(rows.features, "mixup")
-    n = len(given)
+    rows_to_mix = in_memory(rows.features, "mixup")
+    n = len(rows_to_mix)
     targets = one_hot(rows.targets, n_classes) if rows.targets.ndim == 1 else rows.targets.astype(np.float32)
-    features, soft, weights = [given], [targets], [_weights_of(rows)]
+    features, soft, weights = [rows_to_mix], [targets], [_weights_of(rows)]
     for _ in range(copies):
         share = generator.beta(amount, amount, size=(n, 1)).astype(np.float32)
         other = generator.permutation(n)
-        features.append(share * given + (1 - share) * given[other])
+        features.append(share * rows_to_mix + (1 - share) * rows_to_mix[other])
         soft.append(share * targets + (1 - share) * targets[other])
         weights.append(share[:, 0] * weights[0] + (1 - share[:, 0]) * weights[0][other])
     mixed = None if rows.weights is None else np.concatenate(weights)
@@ -96,9 +99,9 @@ def _weights_of(rows: Supervision) -> npt.NDArray[np.float64]:
     return np.ones(len(rows.features)) if rows.weights is None else rows.weights
 
 
-def _class_weights(data: TrainingData, settings: TrainSettings) -> npt.NDArray[np.float64] | None:
+def _class_weights(data: TrainingData, options: SupervisedOptions) -> npt.NDArray[np.float64] | None:
     """Return n / (n_classes · n_of_the_row's_class) for each train row, or None."""
-    if settings.class_weight is None:
+    if options.class_weight is None:
         return None
     if data.task != "classification":
         raise InputError(f"class_weight needs task 'classification', got {data.task!r}")
@@ -107,15 +110,15 @@ def _class_weights(data: TrainingData, settings: TrainSettings) -> npt.NDArray[n
     return np.asarray((len(labels) / (len(data.classes) * counts))[labels])
 
 
-def _distilled(data: TrainingData, teacher: Teacher, weights: npt.NDArray[np.float64] | None) -> Supervision:
+def _with_teacher(data: TrainingData, soft: SoftTargets, weights: npt.NDArray[np.float64] | None) -> Supervision:
     train, free = data.train, data.unlabelled
-    if free is None or teacher.unlabelled is None:
-        return Supervision(train.features, train.targets, weights, teacher.train)
+    if free is None or soft.unlabelled is None:
+        return Supervision(train.features, train.targets, weights, soft.train)
     if weights is not None:
         weights = np.concatenate([weights, np.ones(len(free))])
     return Supervision(
         join_rows(train.features, free.features),
         np.concatenate([train.targets, free.targets]),
         weights,
-        np.concatenate([teacher.train, teacher.unlabelled]),
+        np.concatenate([soft.train, soft.unlabelled]),
     )

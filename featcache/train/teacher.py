@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from featcache.errors import InputError
 from featcache.heads.base import Floats, Head, softmax
 from featcache.train.data import Rows, TrainingData
+from featcache.train.options import DistillationOptions
 
 if TYPE_CHECKING:
     from featcache.cache import FeatureCache
@@ -20,15 +22,25 @@ LOGITS = "logits"
 BLOCK_ROWS = 8192  # whose features are in memory at once
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SoftTargets:
+    """A teacher's probabilities at `temperature`: `train` (n, k), `unlabelled` (m, k) or None; `alpha`: their share."""
+
+    train: Floats
+    unlabelled: Floats | None
+    alpha: float
+    temperature: float
+
+
 def has_matching_logits(cache: FeatureCache, n_classes: int) -> bool:
     """Return whether `cache` stores the backbone's own logits, one per class."""
     return any(column.name == LOGITS and column.shape == (n_classes,) for column in cache.columns)
 
 
 def teacher_probabilities(
-    teacher: FeatureCache, *, head: Head | None, data: TrainingData, temperature: float
-) -> tuple[Floats, Floats | None]:
-    """Return the teacher's probabilities at `temperature` for the train rows (n, k) and the unlabelled rows (m, k).
+    teacher: FeatureCache, *, head: Head | None, data: TrainingData, distillation: DistillationOptions
+) -> SoftTargets:
+    """Return the teacher's probabilities at the temperature of `distillation` for the train and the unlabelled rows.
 
     `head`: acts on the teacher's features; None takes the teacher's stored ``logits`` as they are. Raises `InputError`
     where the classes differ or an image has no row in `teacher`.
@@ -40,23 +52,25 @@ def teacher_probabilities(
             return teacher.gather(rows, output=LOGITS)
         return head.predict_logits(teacher.gather(rows, output=list(head.columns)))[:, order]
 
-    def of(rows: Rows, samples: Samples) -> Floats:
+    def probabilities_of(rows: Rows, samples: Samples) -> Floats:
         with teacher.reader() as reader:
-            found = reader.find(samples.digests[rows.indices])
-        missing = int((found < 0).sum())
+            positions = reader.find(samples.digests[rows.indices])
+        missing = int((positions < 0).sum())
         if missing:
             raise InputError(
-                f"the teacher {str(teacher.path)!r} must hold a row of every training image, {missing} of {len(found)} "
-                "are missing (images are joined by the sha256 of their bytes): build it from the same images"
+                f"the teacher {str(teacher.path)!r} must hold a row of every training image, {missing} of "
+                f"{len(positions)} are missing (images are joined by the sha256 of their bytes): build it from the "
+                "same images"
             )
-        unique, inverse = np.unique(found, return_inverse=True)
+        unique, inverse = np.unique(positions, return_inverse=True)
         logits = np.concatenate([logits_of(unique[a : a + BLOCK_ROWS]) for a in range(0, len(unique), BLOCK_ROWS)])
-        return np.asarray(softmax(logits / np.float32(temperature))[inverse], dtype=np.float32)
+        return np.asarray(softmax(logits / np.float32(distillation.temperature))[inverse], dtype=np.float32)
 
-    train = of(data.train, data.samples)
-    if data.unlabelled is None or data.unlabelled_samples is None:
-        return train, None
-    return train, of(data.unlabelled, data.unlabelled_samples)
+    unlabelled = None
+    if data.unlabelled is not None and data.unlabelled_samples is not None:
+        unlabelled = probabilities_of(data.unlabelled, data.unlabelled_samples)
+    train = probabilities_of(data.train, data.samples)
+    return SoftTargets(train, unlabelled, distillation.alpha, distillation.temperature)
 
 
 def _class_order(head: Head | None, data: TrainingData, teacher: FeatureCache) -> npt.NDArray[np.int64]:

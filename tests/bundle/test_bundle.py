@@ -312,11 +312,12 @@ def test_real_photos_get_torchs_classes_from_every_format(
 ) -> None:
     from featcache.extract.build import build_cache
     from featcache.model.merging import merge
-    from featcache.train import train_head
+    from featcache.train.fit import train_head
+    from featcache.train.options import LinearOptions
 
     weights = shared_weights("mobilenetv2_100.tf_float_headless")
     build_cache(clothing10, tmp_path / "cache", backbone="mobilenetv2_100", weights=weights)
-    train_head(tmp_path / "cache", l2=0.05).save(tmp_path / "head")
+    train_head(tmp_path / "cache", head=LinearOptions(l2=0.05)).save(tmp_path / "head")
     merge(tmp_path / "head", tmp_path / "cache", out=tmp_path / "model")
     report = export(tmp_path / "model", out=tmp_path / "bundle", formats=("onnx", "openvino"), images=clothing10)
     for entry in report.formats.values():

@@ -23,7 +23,8 @@ from featcache.model.directory import load_model
 from featcache.model.golden import Golden
 from featcache.model.merging import logits_of_images, merge
 from featcache.model.surgery import Surgery, changed_widths, layer_widths
-from featcache.train import train_head
+from featcache.train.fit import train_head
+from featcache.train.options import LinearOptions
 
 BACKBONE = "mobilenetv2_050"
 
@@ -42,7 +43,7 @@ def made(photos: Path, backbone: str) -> Path:
     place = photos.parent / backbone
     if not (place / "model").exists():
         build_cache(photos, place / "cache", backbone=backbone, weights="random:3", precision="fp32")
-        train_head(place / "cache", l2=0.1).save(place / "head")
+        train_head(place / "cache", head=LinearOptions(l2=0.1)).save(place / "head")
         merge(place / "head", place / "cache", out=place / "model")
     return place
 

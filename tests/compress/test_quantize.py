@@ -31,7 +31,8 @@ from featcache.model.directory import load_model
 from featcache.model.golden import Golden
 from featcache.model.merging import load_pixels, merge
 from featcache.model.quantization import Quantization, QuantParams, along_axis
-from featcache.train import train_head
+from featcache.train.fit import train_head
+from featcache.train.options import LinearOptions
 
 BACKBONE = "test_resnet"
 
@@ -44,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(16):
             write_photo(place / "photos" / name / f"{i:02}.jpg", seed=100 * hue + i, hue=hue, size=(180, 170))
     build_cache(place / "photos", place / "cache", backbone=BACKBONE, weights="random:3", precision="fp32")
-    train_head(place / "cache", l2=0.1).save(place / "head")
+    train_head(place / "cache", head=LinearOptions(l2=0.1)).save(place / "head")
     merge(place / "head", place / "cache", out=place / "model")
     return place
 
@@ -199,7 +200,7 @@ def test_a_cache_of_another_recipe_is_refused(place: Path, tmp_path: Path) -> No
 def test_missing_photos_are_named(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "photos", tmp_path / "photos")
     build_cache(tmp_path / "photos", tmp_path / "cache", backbone=BACKBONE, weights="random:3", precision="fp32")
-    train_head(tmp_path / "cache", l2=0.1).save(tmp_path / "head")
+    train_head(tmp_path / "cache", head=LinearOptions(l2=0.1)).save(tmp_path / "head")
     merge(tmp_path / "head", tmp_path / "cache", out=tmp_path / "model", golden="none")
     (tmp_path / "photos" / "cat" / "03.jpg").unlink()
     with pytest.raises(MissingError, match=r"03\.jpg"):
@@ -330,7 +331,7 @@ def test_hard_swish_networks_are_quantized_too(place: Path) -> None:
     from featcache.compress.refitting import open_source
 
     build_cache(place / "photos", place / "v3", backbone="mobilenetv3_small_050", weights="random:1", precision="fp32")
-    train_head(place / "v3", l2=0.1).save(place / "v3head")
+    train_head(place / "v3", head=LinearOptions(l2=0.1)).save(place / "v3head")
     merge(place / "v3head", place / "v3", out=place / "v3model", golden="synthetic")
     with open_cache(place / "v3") as cache:
         source = open_source(place / "v3model", cache, dataset=None)

@@ -187,7 +187,7 @@ def test_unlabelled_images_are_welcome(tmp_path: Path) -> None:
 
 def test_soft_labels_of_a_head(photos: Path, teacher: Path, tmp_path: Path) -> None:
     with open_cache(teacher) as cache:
-        head = featcache.train_head(cache, l2=0.1).head
+        head = featcache.train_head(cache, head=featcache.LinearOptions(l2=0.1)).head
     report = distill(
         photos, teacher, teacher_head=head, targets="logits", out=tmp_path / "s.safetensors", alpha=0.5, **QUICK
     )

@@ -20,7 +20,8 @@ from featcache.model.directory import load_model, save_model, verify_model
 from featcache.model.golden import Golden, as_jpeg, golden_patterns, golden_photos
 from featcache.model.merging import load_pixels, logits_of_images, merge, merged_model
 from featcache.model.surgery import Surgery, changed_widths, folded_copy, layer_widths, resize_layers
-from featcache.train import train_head
+from featcache.train.fit import train_head
+from featcache.train.options import LinearOptions
 
 BACKBONE = "test_efficientnet"
 
@@ -44,7 +45,7 @@ def cache(folder: Path) -> FeatureCache:
 
 @pytest.fixture(scope="module")
 def head(folder: Path) -> Head:
-    return train_head(folder / "cache", l2=0.1).head
+    return train_head(folder / "cache", head=LinearOptions(l2=0.1)).head
 
 
 def some_images(n: int, side: int) -> torch.Tensor:

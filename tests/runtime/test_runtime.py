@@ -27,7 +27,8 @@ from featcache.model.directory import load_model
 from featcache.model.merging import merge
 from featcache.runtime import bench, evaluate, open_bundle, predict
 from featcache.runtime.prediction import describe
-from featcache.train import train_head
+from featcache.train.fit import train_head
+from featcache.train.options import LinearOptions
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +228,7 @@ def test_a_regression_is_evaluated_by_its_mean_absolute_error(tmp_path: Path) ->
     table.write_text("\n".join(lines) + "\n")
     cache = tmp_path / "cache"
     build_cache(table, cache, backbone="test_efficientnet", weights="random:0", task="regression")
-    train_head(cache, l2=1.0).save(tmp_path / "head")
+    train_head(cache, head=LinearOptions(l2=1.0)).save(tmp_path / "head")
     merge(tmp_path / "head", cache, out=tmp_path / "model", golden="synthetic")
     done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "model"), str(table)])
     assert done.exit_code == 0, done.output

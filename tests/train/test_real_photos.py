@@ -9,7 +9,8 @@ from sklearn.linear_model import LogisticRegression
 
 from featcache.cache import open_cache
 from featcache.extract.build import build_cache
-from featcache.train import train_head
+from featcache.train.fit import train_head
+from featcache.train.options import LinearOptions
 
 
 def test_heads_are_as_good_as_scikit_learns(
@@ -23,11 +24,11 @@ def test_heads_are_as_good_as_scikit_learns(
         peers = [
             LogisticRegression(C=inverse, max_iter=2000).fit(features, labels) for inverse in (0.001, 0.01, 0.1, 1.0)
         ]
-        ours = train_head(cache, l2=1 / (0.01 * len(features)))
+        ours = train_head(cache, head=LinearOptions(l2=1 / (0.01 * len(features))))
         assert ours.test_accuracy is not None
         assert ours.test_accuracy >= peers[1].score(*rows["test"]) - 0.01  # the same penalty, stated per row
         chosen = max(peers, key=lambda peer: peer.score(*rows["val"]))
-        free = train_head(cache, l2="auto")
+        free = train_head(cache, head=LinearOptions(l2="auto"))
         assert free.test_accuracy is not None
         assert free.test_accuracy >= chosen.score(*rows["test"]) - 0.01  # both chosen on val
         assert ours.test_accuracy > 0.8

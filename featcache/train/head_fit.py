@@ -5,16 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from featcache.heads.base import Floats, Head
+from featcache.heads.base import Head
 from featcache.train.result import PathPoint
-
-
-@dataclass(frozen=True, slots=True)
-class Teacher:
-    """A teacher's probabilities at the settings' temperature: `train` (n, k) and `unlabelled` (m, k) or None."""
-
-    train: Floats
-    unlabelled: Floats | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +25,10 @@ class Certificate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fitted:
-    """`chosen`: the settings a value was chosen for. `selection`: by what. `details`: figures of this kind of head.
+class HeadFit:
+    """`chosen`: the options of the kind that a value was chosen for. `selection`: by what.
 
-    `notes`: one line each, what the user should know about the fit.
+    `details`: figures of the kind. `notes`: one line each, what the user should know about the fit.
     """
 
     head: Head

@@ -1,0 +1,103 @@
+"""Rows that stay in the cache: the same head as from memory, of blocks that are as small as memory asks."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from memory_cache import MemoryCache, blobs
+from train_caches import noisy_students, refuse
+
+from featcache.train.fit import train_head
+from featcache.train.options import (
+    DistillationOptions,
+    KnnOptions,
+    LinearOptions,
+    MlpOptions,
+    PrototypeOptions,
+    TrainOptions,
+)
+
+
+@pytest.mark.parametrize("val", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"head": LinearOptions(l2=0.05), "options": TrainOptions(calibrate=True, unknown="energy")},
+        {"head": LinearOptions(l2="auto"), "options": TrainOptions(views=[0, 1])},
+        {"head": LinearOptions(l1=0.02)},
+        {"head": LinearOptions(group_l1="auto")},
+        {"head": LinearOptions(keep_features=0.5, l2=0.05)},
+        {
+            "head": LinearOptions(l2=0.1, block_scales=[0.5, 2.0]),
+            "options": TrainOptions(outputs=["layer", "features"]),
+        },
+        {"head": LinearOptions(l2=0.1, class_weight="balanced", label_smoothing=0.1)},
+    ],
+    ids=["after", "views", "l1", "group_l1", "keep_features", "block_scales", "targets"],
+)
+def test_rows_streamed_from_the_cache_give_the_same_head(settings, val):
+    base = blobs(spread=2.0, val=val)
+    plain = base._columns["features"]
+    more = np.random.default_rng(1).normal(size=(len(plain), 4)).astype(np.float32)
+    columns = {"features": plain, "layer": more, "features@1": plain * np.float32(1.01), "layer@1": more}
+    cache = MemoryCache(columns, base.samples())
+    if not val and settings.get("options") == TrainOptions(calibrate=True, unknown="energy"):
+        settings = {"head": settings["head"]}  # both are fitted on val
+    whole, streamed = train_head(cache, **settings), train_head(cache, **settings, memory_bytes=20_000)
+    assert "streamed" in streamed.notes[0]
+    assert whole.notes == ()
+    assert streamed.objective == pytest.approx(whole.objective, rel=3e-6)
+    assert (streamed.l1, streamed.l2) == (whole.l1, whole.l2)
+    assert streamed.group_l1 == pytest.approx(whole.group_l1)
+    largest = np.abs(whole.head.weight).max()
+    assert np.abs(streamed.head.weight - whole.head.weight).max() < 0.01 * largest
+    assert streamed.val_score == whole.val_score
+    assert streamed.test_accuracy == whole.test_accuracy
+    if whole.head.unknown is not None:
+        x = cache.gather(cache.select(split="test").rows)  # energies are known up to the constant that biases share
+        strange = [one.head.unknown.is_unknown(one.head.predict_logits(x)) for one in (whole, streamed)]
+        assert np.array_equal(*strange)
+        assert streamed.head.calibration.temperature == pytest.approx(whole.head.calibration.temperature, rel=1e-2)
+
+
+def test_streaming_holds_blocks_not_the_rows():
+    cache = blobs(n=10_000, d=200, k=3, spread=3.0)  # 8 MB of features
+
+    def peak(**settings):
+        tracemalloc.start()
+        train_head(cache, head=LinearOptions(l2=0.1), **settings)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert peak() > 16e6
+    assert peak(memory_bytes=1_000_000) < 5e6
+
+
+def test_unlabelled_images_take_part_in_a_streamed_fit():
+    cache, teacher = noisy_students(noise=0.0, free=520)
+    master = train_head(teacher, head=LinearOptions(l2=0.1)).head
+    settings = {
+        "head": LinearOptions(l2=0.05),
+        "distillation": DistillationOptions(teacher=teacher, teacher_head=master, alpha=0.7),
+    }
+    whole, streamed = train_head(cache, **settings), train_head(cache, **settings, memory_bytes=1000)
+    assert streamed.n_unlabelled == 520
+    assert streamed.objective == pytest.approx(whole.objective, rel=3e-6)
+
+
+@pytest.mark.parametrize(
+    "head", [MlpOptions(), KnnOptions(), PrototypeOptions(), LinearOptions(mixup=0.2)], ids=lambda head: head.kind
+)
+def test_what_needs_the_rows_in_memory_refuses_to_stream(head):
+    refuse(blobs(), "needs the rows in memory", memory_bytes=1000, head=head)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_streamed_features_that_are_not_finite_are_named(split):
+    cache = blobs()
+    row = cache.select(split=split).rows[2]
+    cache._columns["features"][row, 5] = np.nan
+    refuse(cache, f"1 rows, first that of '{row:06}.jpg'", head=LinearOptions(l2=0.1), memory_bytes=1000)

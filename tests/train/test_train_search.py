@@ -1,0 +1,52 @@
+"""The search for a penalty: where it looks, what it takes among equals, the rule of one standard error."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from memory_cache import blobs
+
+from featcache.train.fit import refit_head, train_head
+from featcache.train.options import (
+    LinearOptions,
+)
+from featcache.train.score import Score
+from featcache.train.search import choose, search
+
+
+def curve(*pairs):
+    return {10.0**-i: Score(value, 0.02, value, loss, 100) for i, (value, loss) in enumerate(pairs)}
+
+
+def test_the_one_standard_error_rule_takes_a_stronger_penalty_within_the_error():
+    scores = curve((0.5, 1), (0.87, 1), (0.885, 1), (0.9, 1), (0.88, 1))
+    assert choose(scores, one_standard_error=False) == 1e-3
+    assert choose(scores, one_standard_error=True) == 1e-2
+    cache = blobs(spread=2.5)
+    careful = train_head(cache, head=LinearOptions(standard_error_rule=True))
+    assert careful.l2 >= train_head(cache).l2
+    assert np.array_equal(refit_head(cache, careful.settings).head.weight, careful.head.weight)
+
+
+def test_equal_scores_go_to_the_smaller_loss_then_to_the_stronger_penalty():
+    assert choose(curve((0.9, 0.5), (0.9, 0.3), (0.9, 0.4)), one_standard_error=False) == 0.1
+    assert choose(curve((0.9, 0.3), (0.9, 0.3)), one_standard_error=False) == 1.0
+
+
+@given(peak=st.integers(0, 44), width=st.floats(2, 30))
+def test_the_search_finds_the_best_of_the_grid_where_there_is_one_peak(peak, width):
+    grid = np.logspace(1, -4, 45).tolist()
+    looked = []
+
+    def score(value):
+        looked.append(value)
+        distance = abs(grid.index(value) - peak)
+        return Score(1 - distance / 100, 0.01, None, (distance / width) ** 2, 50)
+
+    scores, chosen = search(grid, score, one_standard_error=False)
+    assert chosen == grid[peak]
+    assert len(looked) == len(set(looked)) == len(scores) <= peak // 4 + 8
+    assert list(scores) == sorted(scores, reverse=True)
+    _, careful = search(grid, score, one_standard_error=True)
+    assert careful == grid[max(peak - 1, 0)]
