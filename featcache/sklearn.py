@@ -48,11 +48,11 @@ def _merge_equal_rows(X: Matrix, y: Matrix, weights: Matrix | None) -> tuple[Mat
     So a row of weight two and a row given twice are one problem to the last bit, and the order of rows does not matter.
     """
     pairs = np.ascontiguousarray(np.concatenate([X, y.reshape(len(X), -1)], axis=1, dtype=np.float64))
-    given = np.ones(len(X)) if weights is None else weights
-    kept = np.flatnonzero(given > 0)
+    row_weights = np.ones(len(X)) if weights is None else weights
+    kept = np.flatnonzero(row_weights > 0)
     keys = (pairs[kept] + 0.0).view(np.dtype((np.void, pairs.dtype.itemsize * pairs.shape[1]))).ravel()
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    total = np.bincount(inverse, weights=given[kept], minlength=len(first))
+    total = np.bincount(inverse, weights=row_weights[kept], minlength=len(first))
     at = kept[first]
     return X[at], y[at], None if (total == 1).all() else total
 
@@ -71,7 +71,7 @@ def _check_strengths(values: Mapping[str, Any], tol: Any) -> None:
 
 
 def _warn_unless_solved(solution: Solution, tol: float) -> None:
-    """Warn where the gap is far above what was asked for; float32 features leave one of about 1e-6."""
+    """Warn where the gap is far above `tol`; float32 features leave one of about 1e-6."""
     if solution.gap > max(100 * tol, 1e-4):
         warnings.warn(
             f"the fit is proved to a relative gap of {solution.gap:.2g} only, asked for was tol={tol:g}: use a "
@@ -137,8 +137,32 @@ class LinearClassifier(_Classifier):
     The objective is ``train_head``'s: the mean cross-entropy of standardised features, plus l1·‖W‖₁ + (l2/2)·‖W‖²_F +
     group_l1·Σ_j ‖W_:,j‖₂. C of scikit-learn is 1/(n·l2), for two classes 2/(n·l2).
 
-    Attributes after ``fit``: ``classes_``; ``coef_`` (n_classes, n_features) and ``intercept_`` (n_classes,) float32 on
-    raw features; ``head_``, a `LinearHead`; ``solution_``, with objective and gap; ``n_iter_``, passes over the rows.
+    Parameters
+    ----------
+    l2, l1, group_l1 : float
+        Strengths of the penalties, at least 0; one must be above 0.
+    tol : float
+        Relative gap to the optimum at which the fit ends, above 0.
+    class_weight : dict, "balanced" or None
+        As scikit-learn's.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The labels, sorted.
+    coef_, intercept_ : ndarray of shape (n_classes, n_features), (n_classes,)
+        float32, acting on raw features.
+    head_ : LinearHead
+        The same as a head, to save or merge.
+    solution_ : Solution
+        Objective and certified gap.
+    n_iter_ : int
+        Passes over the rows.
+
+    Raises
+    ------
+    InputError
+        By ``fit``, for a parameter outside its range.
 
     Examples
     --------
@@ -184,8 +208,21 @@ class LinearClassifier(_Classifier):
 class LinearClassifierCV(LinearClassifier):
     """A `LinearClassifier` whose L2 penalty is chosen by stratified folds over a warm-started path.
 
-    `cv`: a number of folds or any scikit-learn splitter. Further attributes: ``l2_``, the chosen penalty; ``l2s_``
-    (n_values,), strongest first; ``scores_`` (n_values,), the mean accuracy of the held-out folds.
+    Parameters
+    ----------
+    l2s : sequence of float or None
+        The penalties to choose from; None: a grid from the one at which all weights are 0 downwards.
+    cv : int or splitter
+        A number of folds or any scikit-learn splitter.
+    tol, class_weight
+        As for `LinearClassifier`.
+
+    Attributes
+    ----------
+    l2_ : float
+        The chosen penalty.
+    l2s_, scores_ : ndarray of shape (n_values,)
+        The penalties, strongest first, and the mean accuracy of each on the held-out folds.
 
     Examples
     --------
@@ -202,13 +239,16 @@ class LinearClassifierCV(LinearClassifier):
         self.class_weight = class_weight
 
     def fit(self, X: Matrix, y: Matrix, sample_weight: Any = None) -> Self:
-        """Return self, fitted on all rows with the penalty that did best on held-out folds."""
-        given = {} if self.l2s is None else {f"l2s[{i}]": value for i, value in enumerate(self.l2s)}
-        _check_strengths(given, self.tol)
-        if self.l2s is not None and not given:
+        """Return self, fitted on all rows with the penalty that did best on held-out folds.
+
+        Raises `InputError` for a penalty that is no number of at least 0, and for an empty list of them.
+        """
+        strengths = {} if self.l2s is None else {f"l2s[{i}]": value for i, value in enumerate(self.l2s)}
+        _check_strengths(strengths, self.tol)
+        if self.l2s is not None and not strengths:
             raise InputError("l2s must be None or hold a penalty, got none")
         X, labels, weights = self._check(X, y, sample_weight)
-        values = sorted((float(value) for value in given.values()), reverse=True) or None
+        values = sorted((float(value) for value in strengths.values()), reverse=True) or None
         path = solve_path(self._problem(X, labels, weights), penalty="l2", values=values, tolerance=self.tol)
         self.l2s_ = np.array([solution.l2 for solution in path])
         scores: list[list[float]] = []
@@ -231,6 +271,20 @@ class LinearClassifierCV(LinearClassifier):
 class PrototypeClassifier(_Classifier):
     """The nearest class mean, by angle (``cosine``) or by distance in standardised features (``euclidean``).
 
+    Parameters
+    ----------
+    metric : str
+        ``cosine`` or ``euclidean``.
+    sharpness : float
+        What the similarities are multiplied by before the softmax, above 0; it changes no decision.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The labels, sorted.
+    head_ : PrototypeHead
+        The means, to save or merge.
+
     Examples
     --------
     >>> classifier = PrototypeClassifier(metric="euclidean").fit([[0.0], [1.0], [4.0], [5.0]], [0, 0, 1, 1])
@@ -243,7 +297,10 @@ class PrototypeClassifier(_Classifier):
         self.sharpness = sharpness
 
     def fit(self, X: Matrix, y: Matrix, sample_weight: Any = None) -> Self:
-        """Return self, fitted on rows X (n, n_features) and labels y (n,); a weight of w counts as w equal rows."""
+        """Return self, fitted on rows X (n, n_features) and labels y (n,); a weight of w counts as w equal rows.
+
+        Raises `InputError` for another metric, a sharpness that is not above 0, and a class without a weighty row.
+        """
         if self.metric not in METRICS:
             raise InputError(f"metric must be one of {METRICS!r}, got {self.metric!r}")
         if not _is_number(self.sharpness) or not 0 < self.sharpness < math.inf:
@@ -272,6 +329,20 @@ class LinearRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Least squares with L2, L1 or group-L1 penalties on standardised features, one or several targets.
 
     The objective is mean(‖y − W·z − b‖²)/2 + l1·‖W‖₁ + (l2/2)·‖W‖²_F + group_l1·Σ_j ‖W_:,j‖₂.
+
+    Parameters
+    ----------
+    l2, l1, group_l1 : float
+        Strengths of the penalties, at least 0; one must be above 0.
+    tol : float
+        Relative gap to the optimum at which the fit ends, above 0.
+
+    Attributes
+    ----------
+    coef_, intercept_ : ndarray of shape (n_targets, n_features), (n_targets,)
+        float32, acting on raw features.
+    solution_ : Solution
+        Objective and certified gap.
 
     Examples
     --------

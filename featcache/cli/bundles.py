@@ -80,7 +80,10 @@ def targets(
     names: Annotated[list[str] | None, typer.Argument(metavar="FORMAT...|all", help="What to install.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the device formats: installed or not, what each needs; 'install FORMAT...' gets what is missing."""
+    """List the device formats: installed or not, what each needs; 'install FORMAT...' gets what is missing.\f
+
+    Raises `InputError` for another word.
+    """
     from featcache.formats.status import install_targets, list_targets
 
     if action not in ("list", "install"):

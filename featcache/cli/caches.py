@@ -59,7 +59,10 @@ def build(
     workers: Annotated[int | None, typer.Option(help="Decoding threads; default: the processor's cores.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Bring a cache up to date with a folder of images; only what changed is extracted."""
+    """Bring a cache up to date with a folder of images; only what changed is extracted.\f
+
+    Raises `InputError` for several weights of one backbone.
+    """
     from featcache.extract.build import build_cache, build_caches
 
     if weights and len(weights) > 1 and len(backbones or ()) < 2:
@@ -114,7 +117,10 @@ def info(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a cache holds: Recipe, data sets, conflicts, failures; its samples; how it differs from another."""
+    """Show what a cache holds: Recipe, data sets, conflicts, failures; its samples; how it differs from another.\f
+
+    Raises `InputError` for --diff without two caches.
+    """
     from featcache.cache import open_cache
 
     if diff != (other is not None):

@@ -39,7 +39,10 @@ def train(
     as_json: Json = False,
     **settings: Any,
 ) -> None:
-    """Train a head from a cache, in seconds; of several caches, kinds, outputs, penalties the best on val is saved."""
+    """Train a head from a cache, in seconds; of several caches, kinds, outputs, penalties the best on val is saved.\f
+
+    Raises `InputError` for settings that no head takes, and where nothing says which of several heads to save.
+    """
     stated = stated_settings(context, settings)
     heads, distillation = heads_of(kind, stated), distillation_of(stated)
     options, outputs = shared_options(stated)

@@ -30,7 +30,8 @@ def reference_page() -> str:
         arguments = [one for one in command.params if one.param_type_name == "argument"]
         options = [one for one in command.params if one.param_type_name == "option"]
         usage = " ".join([f"featcache {name}", *map(_usage, arguments), "[OPTIONS]"])
-        lines += [f"## featcache {name}", "", command.help, "", f"    {usage}", ""]
+        meaning = command.help.partition("\f")[0].strip()  # what follows a form feed is for readers of the code
+        lines += [f"## featcache {name}", "", meaning, "", f"    {usage}", ""]
         lines += [*_table("argument", arguments), *_table("option", options)]
     return "\n".join(lines)
 

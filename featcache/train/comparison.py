@@ -34,11 +34,15 @@ class HeadComparison:
 
     Examples
     --------
-    ::
-
-        comparison = featcache.compare_heads("cache", heads=[featcache.LinearOptions(), featcache.KnnOptions()])
-        print(comparison.table())
-        comparison.best.save("head")
+    >>> import featcache
+    >>> heads = [featcache.MlpOptions(epochs=2), featcache.PrototypeOptions(metric="cosine")]
+    >>> comparison = featcache.compare_heads("cache", heads=heads)
+    >>> comparison.titles
+    ('cache mlp', 'cache prototype')
+    >>> print(comparison.table())
+    head             features  used   train     val    test  seconds
+    cache mlp        ...
+    cache prototype  ...
     """
 
     results: tuple[FitResult, ...]
@@ -106,9 +110,13 @@ def compare_heads(
 
     Examples
     --------
-    >>> compare_heads([], heads=[LinearOptions(l2=0.01), LinearOptions(l2=1.0)])
-    Traceback (most recent call last):
-    featcache.errors.InputError: a comparison needs a cache, got none
+    >>> import featcache
+    >>> heads = [featcache.LinearOptions(l2=0.01), featcache.LinearOptions(l2=1.0), featcache.KnnOptions()]
+    >>> comparison = featcache.compare_heads("cache", heads=heads)
+    >>> [result.kind for result in comparison.results]
+    ['linear', 'linear', 'knn']
+    >>> comparison.best is max(comparison.results, key=lambda result: result.val_score)
+    True
     """
     places = [caches] if isinstance(caches, str | os.PathLike) or not isinstance(caches, Sequence) else [*caches]
     if not places:

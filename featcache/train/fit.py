@@ -77,14 +77,17 @@ def train_head(
 
     Examples
     --------
-    From a cache that `build_cache` made::
+    >>> import featcache
+    >>> result = featcache.train_head("cache", head=featcache.LinearOptions(l1=0.01))
+    >>> result.kind, result.classes, result.gap < 1e-4
+    ('linear', ('cat', 'dog'), True)
 
-        result = featcache.train_head("cache", head=featcache.LinearOptions(l1="auto"))
-        result.save("head")
+    Without a kind it is a linear head whose L2 penalty is chosen; here it also learns from a second cache:
 
-    >>> train_head("cache", memory_bytes=0)
-    Traceback (most recent call last):
-    featcache.errors.InputError: memory_bytes must be above 0, got 0
+    >>> teacher = featcache.DistillationOptions(teacher="cache", alpha=0.3)
+    >>> result = featcache.train_head("cache", options=featcache.TrainOptions(seed=1), distillation=teacher)
+    >>> result.details["teacher"]["head"]
+    'trained'
     """
     settings = TrainSettings(
         head=LinearOptions() if head is None else head,
@@ -105,6 +108,10 @@ def refit_head(
 
     `settings`: those of a `FitResult` or a `Head`. From the same rows they give the same head, bit for bit. Raises
     `InputError` as `train_head` does, and for a setting that the kind of head does not have.
+
+    >>> result = train_head("cache", head=LinearOptions(l2="auto"))
+    >>> bool((refit_head("cache", result.settings).head.weight == result.head.weight).all())
+    True
     """
     return _train_on(cache, TrainSettings.from_json(settings), dataset=dataset, memory_bytes=memory_bytes)
 

@@ -16,7 +16,8 @@ def stratified_folds(
     """Return the fold (n,) int64 in [0, folds) of each row; rows of one group share it.
 
     `groups` (n,): the image each row comes from. `targets`: class indices (n,), spread evenly over the folds; targets
-    (n, k) of the other tasks are spread at random. Every class needs two images, so that one is left to train on.
+    (n, k) of the other tasks are spread at random. Raises `InputError` for fewer than two images, and for a class with
+    only one, so that none is left to train on.
     """
     images, first = np.unique(groups, return_index=True)
     if len(images) < 2:

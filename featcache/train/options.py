@@ -442,7 +442,9 @@ class DistillationOptions:
 
     Examples
     --------
-    >>> DistillationOptions(teacher="cache_of_a_large_network", alpha=2)
+    >>> DistillationOptions(teacher="cache", teacher_head="head", temperature=4.0).alpha
+    0.5
+    >>> DistillationOptions(teacher="cache", alpha=2)
     Traceback (most recent call last):
     featcache.errors.InputError: alpha must be at least 0 and at most 1, got 2
     """

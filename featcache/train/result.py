@@ -66,11 +66,12 @@ class FitResult:
 
     Examples
     --------
-    ::
-
-        result = featcache.train_head("cache")
-        print(result.val_accuracy, result.l2, result.gap)
-        result.save("head")
+    >>> import featcache
+    >>> result = featcache.train_head("cache", head=featcache.LinearOptions(l2=0.1))
+    >>> result.l2, result.selection, result.settings["l2"]
+    (0.1, None, 0.1)
+    >>> featcache.load_head(result.save("trained")).classes
+    ('cat', 'dog')
     """
 
     head: Head
