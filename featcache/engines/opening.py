@@ -71,7 +71,7 @@ def open_engine(
     >>> with open_engine(backbone, engine="torch", precision="fp32", batch_size=2) as engine:
     ...     (rows,) = engine.run(np.zeros((3, engine.height, engine.width, 3), dtype=np.uint8))
     >>> rows.shape, rows.dtype
-    ((3, 512), dtype('float32'))
+    ((3, 96), dtype('float32'))
     """
     if precision not in ("auto", *PRECISIONS):
         raise InputError(f"precision must be 'auto' or one of {PRECISIONS!r}, got {precision!r}")

@@ -161,7 +161,7 @@ def build_cache(
     >>> import featcache
     >>> report = featcache.build_cache("photos", "animals")
     >>> report.extracted, report.failed, report.num_features
-    (24, 0, 192)
+    (24, 0, 1024)
     >>> featcache.build_cache("photos", "animals").extracted  # nothing has changed
     0
     """
