@@ -21,8 +21,8 @@ from featcache.heads.linear import LinearHead
 from featcache.model.directory import save_model
 from featcache.model.golden import Golden, golden_patterns
 from featcache.model.merged import MergedModel
-from featcache.model.merging import logits_of_images
 from featcache.model.quantization import Quantization, QuantParams, along_axis
+from featcache.model.reference import logits_of_images
 from featcache.recipe import Recipe
 
 LABELS = ("cat", "dog, wet", "Öl/„x“")

@@ -162,10 +162,10 @@ def _facts(model: MergedModel) -> ModelFacts:
         "weights_sha256": model.recipe.weights_sha256,
         "steps": [dict(step) for step in model.lineage],
     }
-    unknown = model.fitted.unknown
+    unknown = model.fitted_head.unknown
     return ModelFacts(
         model.recipe.model, model.classes, model.preprocessing, lineage, quantized=model.quantization is not None,
-        task=model.fitted.task, unknown=None if unknown is None else unknown.to_json(),
+        task=model.fitted_head.task, unknown=None if unknown is None else unknown.to_json(),
     )  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def _test_images(
     cache: FeatureCache | str | os.PathLike[str] | None,
     dataset: str | None,
 ) -> LabelledImages | None:
-    task = model.fitted.task
+    task = model.fitted_head.task
     if images is not None:
         return labelled_images(images, classes=model.classes, task=task, carve=True)
     if cache is None:

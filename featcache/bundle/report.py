@@ -9,6 +9,7 @@ from typing import Any
 
 from featcache.bundle.format_report import FormatReport
 from featcache.bundle.thumbnails import mistake_thumbnails
+from featcache.bundle.title import dataset_name, report_title
 from featcache.datasets.labelled import LabelledImages
 from featcache.formats.interface import ModelFacts
 from featcache.runtime.evaluation import Evaluation
@@ -67,7 +68,7 @@ def report_document(
     return {
         "format": "featcache.report",
         "version": 1,
-        "title": f"{len(facts.classes)} classes on {facts.name}",
+        "title": report_title(dataset_name(facts.lineage["steps"]), facts.classes, task=facts.task),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
         "weights": report.weights,

@@ -104,10 +104,12 @@ def loss_gradients(source: Source) -> dict[str, Tensor]:
     for start in range(0, len(pixels), _BATCH):
         images = model.normalise(pixels[start : start + _BATCH]).contiguous(memory_format=torch.channels_last)
         logits = model.head(_flat(backbone, images))
-        _loss(logits, targets[start : start + _BATCH], model.fitted.task).backward()  # type: ignore[no-untyped-call]
+        _loss(logits, targets[start : start + _BATCH], model.fitted_head.task).backward()  # type: ignore[no-untyped-call]
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     if not any(bool(gradient.any()) for gradient in gradients.values()):
-        raise InputError(f"channel pruning needs a head with a gradient, one of kind {model.fitted.kind!r} has none")
+        raise InputError(
+            f"channel pruning needs a head with a gradient, one of kind {model.fitted_head.kind!r} has none"
+        )
     return gradients
 
 
@@ -172,7 +174,9 @@ def _pruned(model: MergedModel, gradients: dict[str, Tensor], ratio: float, mult
     import torch_pruning
 
     network = copy.deepcopy(model.backbone.network)
-    probed = _Probed(wrap_network(network, model.recipe, outputs=model.backbone.outputs), model.fitted.num_features)
+    probed = _Probed(
+        wrap_network(network, model.recipe, outputs=model.backbone.outputs), model.fitted_head.num_features
+    )
     probed.requires_grad_(True).eval()
     for name, parameter in network.named_parameters():
         parameter.grad = gradients[name].clone() if name in gradients else None

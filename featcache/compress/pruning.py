@@ -29,8 +29,9 @@ from featcache.errors import InputError
 from featcache.model.directory import save_model
 from featcache.model.golden import Golden
 from featcache.model.merged import MergedModel, changed_recipe, wrap_network
-from featcache.model.merging import logits_of_images
-from featcache.model.surgery import Surgery, changed_widths, layer_widths
+from featcache.model.reference import logits_of_images
+from featcache.model.surgery import Surgery
+from featcache.model.widths import changed_widths, layer_widths
 from featcache.system.files import refuse_existing
 
 PruneMethod = Literal["magnitude", "channel"]
@@ -122,7 +123,7 @@ def _prune(
             pruned.recipe, engine=engine.name, engine_version=engine.version, precision=engine.precision
         )
         after, head, notes = extract_and_refit(source, engine=engine, recipe=recipe)
-    comparison = compare_accuracy(source.model.fitted, head, before=before, after=after)
+    comparison = compare_accuracy(source.model.fitted_head, head, before=before, after=after)
     step = {"verb": "prune", "method": method, "amount": amount, "accuracy": dataclasses.asdict(comparison)}
     final = MergedModel(
         pruned.backbone, head, recipe=recipe, surgery=surgery, lineage=[*source.model.lineage, step]
@@ -182,12 +183,12 @@ def zero_smallest(network: nn.Module, amount: float) -> None:
 def _with_network(model: MergedModel, network: nn.Module, surgery: Surgery) -> MergedModel:
     """Return `model` with this changed network and the Recipe that names it by its digest; the head is the old one."""
     made = MergedModel(
-        wrap_network(network, model.recipe, outputs=model.backbone.outputs), model.fitted, recipe=model.recipe,
+        wrap_network(network, model.recipe, outputs=model.backbone.outputs), model.fitted_head, recipe=model.recipe,
         surgery=surgery, lineage=model.lineage,
     )  # fmt: skip
     recipe = changed_recipe(made)
     backbone = wrap_network(network, recipe, outputs=model.backbone.outputs)
-    return MergedModel(backbone, model.fitted, recipe=recipe, surgery=surgery, lineage=model.lineage)
+    return MergedModel(backbone, model.fitted_head, recipe=recipe, surgery=surgery, lineage=model.lineage)
 
 
 def _check_amount(macs: int, macs_before: int, amount: float) -> None:

@@ -33,11 +33,12 @@ from featcache.graph.cost import node_macs
 from featcache.heads import Head, LinearHead
 from featcache.images.batches import first_decoded
 from featcache.model.directory import save_model
+from featcache.model.folding import folded_copy
 from featcache.model.golden import Golden
 from featcache.model.merged import MergedModel, changed_recipe, wrap_network
-from featcache.model.merging import load_pixels
 from featcache.model.quantization import Quantization, along_axis
-from featcache.model.surgery import Surgery, folded_copy
+from featcache.model.reference import load_pixels
+from featcache.model.surgery import Surgery
 from featcache.system.files import refuse_existing
 
 HeadPrecision = Literal["int8", "float"]
@@ -153,7 +154,7 @@ def _quantize(
                 "keeps them",
             )
         used_precision = "int8"
-    comparison = compare_accuracy(source.model.fitted, head, before=before, after=after)
+    comparison = compare_accuracy(source.model.fitted_head, head, before=before, after=after)
     step = {
         "verb": "quantize",
         "calibration_images": len(pixels),
@@ -209,7 +210,7 @@ def quantized_model(
     network, folded = folded_copy(model.backbone.network, height=size.height, width=size.width)
     surgery = Surgery({**model.surgery.folded, **folded}, model.surgery.widths)
     backbone = wrap_network(network, model.recipe, outputs=model.backbone.outputs)
-    plain = MergedModel(backbone, model.fitted, recipe=model.recipe, surgery=surgery, lineage=model.lineage)
+    plain = MergedModel(backbone, model.fitted_head, recipe=model.recipe, surgery=surgery, lineage=model.lineage)
     with tempfile.TemporaryDirectory() as folder:
         graph = onnx.load(str(write_onnx(plain, Path(folder) / "float.onnx", outputs=("features",))))
     state = {name: tensor for name, tensor in plain.state_dict().items() if name.startswith("backbone.")}
@@ -223,7 +224,7 @@ def quantized_model(
         for name, values in calibrated.values.items():
             state[name].copy_(torch.from_numpy(values))
     return MergedModel(
-        backbone, model.fitted, recipe=model.recipe, surgery=surgery, quantization=calibrated.quantization,
+        backbone, model.fitted_head, recipe=model.recipe, surgery=surgery, quantization=calibrated.quantization,
         lineage=model.lineage,
     )  # fmt: skip
 

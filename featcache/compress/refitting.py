@@ -94,7 +94,7 @@ def extract_and_refit(source: Source, *, engine: Engine, recipe: Recipe) -> tupl
     `engine`, `recipe`: of the compressed backbone. Raises `MissingError` where images of the data set are gone,
     `InputError` for a head that scales its outputs apart.
     """
-    settings = dict(source.model.fitted.settings)
+    settings = dict(source.model.fitted_head.settings)
     if len(recipe.outputs) < len(source.model.backbone.outputs) and settings.pop("block_scales", None) is not None:
         raise InputError("a head with block_scales must keep its outputs apart, which an integer graph does not")
     if settings.get("outputs") is not None:

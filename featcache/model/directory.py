@@ -76,7 +76,7 @@ def save_model(
         "model_digest": model.recipe.model_digest,
         "classes": list(model.classes),
         "preprocessing": model.preprocessing.to_json(),
-        "head": _head_document(model.fitted),
+        "head": _head_document(model.fitted_head),
         "lineage": list(model.lineage),
         "parameters": model.parameter_count(),
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
@@ -165,7 +165,7 @@ def model_bytes(path: str | os.PathLike[str]) -> int:
 def _stored(model: MergedModel) -> dict[str, torch.Tensor]:
     """Return what goes into the weights file: the backbone's state, the head's arrays."""
     tensors = {f"backbone.{name}": tensor for name, tensor in model.backbone.state_dict().items()}
-    for name, array in model.fitted.arrays().items():
+    for name, array in model.fitted_head.arrays().items():
         tensors[f"head.{name}"] = torch.tensor(array)
     return tensors
 

@@ -44,7 +44,7 @@ class MergedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.fitted = fitted
+        self.fitted_head = fitted
         self.head = fitted.to_module()
         self.recipe = recipe
         self.surgery = surgery or Surgery()
@@ -59,7 +59,7 @@ class MergedModel(nn.Module):
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the logits."""
-        return self.fitted.classes
+        return self.fitted_head.classes
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -84,9 +84,9 @@ class MergedModel(nn.Module):
         of each; for regression there are none and the logits, which are the values, stand in both places.
         """
         logits = self.head(self.features(image))
-        if self.fitted.task == "classification":
+        if self.fitted_head.task == "classification":
             return logits, torch.softmax(logits, dim=-1)
-        return logits, torch.sigmoid(logits) if self.fitted.task == "multilabel" else logits
+        return logits, torch.sigmoid(logits) if self.fitted_head.task == "multilabel" else logits
 
     def with_head(self, fitted: Head) -> MergedModel:
         """Return a model of this backbone (shared) with another head."""
@@ -100,7 +100,7 @@ class MergedModel(nn.Module):
         values = {
             "recipe": self.recipe, "surgery": self.surgery, "quantization": self.quantization, "lineage": self.lineage,
         }  # fmt: skip
-        return MergedModel(copy.deepcopy(self.backbone), self.fitted, **{**values, **changes})
+        return MergedModel(copy.deepcopy(self.backbone), self.fitted_head, **{**values, **changes})
 
     def digest(self) -> str:
         """Return the sha256 of the backbone as it is now: timm name, surgery, scales, every parameter and buffer."""

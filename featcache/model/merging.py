@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from featcache.backbone.backbone import Backbone
@@ -18,11 +17,10 @@ from featcache.cache import FeatureCache, borrow_cache
 from featcache.errors import InputError, VerificationError, WeightsError
 from featcache.heads import Head, load_head
 from featcache.images.batches import first_decoded
-from featcache.images.load import load_image
 from featcache.model.directory import model_bytes, save_model
-from featcache.model.golden import Golden, GoldenKind, golden_patterns, golden_photos
+from featcache.model.golden import GoldenKind
 from featcache.model.merged import MergedModel
-from featcache.recipe import Decoder, Preprocessing
+from featcache.model.reference import make_golden
 from featcache.system.files import refuse_existing
 
 MERGE_TOLERANCE = 1e-5  # of the largest logit: one module against head(backbone(x)), both fp32
@@ -134,35 +132,6 @@ def reload_backbone(cache: FeatureCache, *, outputs: tuple[str, ...]) -> Backbon
     return backbone
 
 
-def make_golden(
-    model: MergedModel, kind: GoldenKind, *, cache: FeatureCache | None = None, dataset: str | None = None
-) -> Golden:
-    """Return golden images of `kind` with the logits of `model`, through the reference preprocessing (Pillow)."""
-    if kind not in ("photos", "synthetic"):
-        raise InputError(f"--golden must be 'photos', 'synthetic' or 'none', got {kind!r}")
-    if kind == "photos":
-        if cache is None:
-            raise InputError("golden photos must come from a cache, none was given: pass --golden synthetic")
-        images = golden_photos(cache, dataset=dataset)
-    else:
-        images = golden_patterns(model.preprocessing.height, model.preprocessing.width)
-    return Golden(kind, "torch fp32", images, logits_of_images(model, images))
-
-
-def logits_of_images(model: MergedModel, images: tuple[bytes, ...]) -> npt.NDArray[np.float32]:
-    """Return the logits (n, n_classes) float32 of encoded images, through the reference preprocessing (Pillow)."""
-    pixels = load_pixels(images, model.preprocessing)
-    with torch.inference_mode():
-        return np.asarray(model(torch.from_numpy(pixels))[0].numpy())
-
-
-def load_pixels(
-    images: tuple[bytes, ...], preprocessing: Preprocessing, *, decoder: Decoder = "pillow"
-) -> npt.NDArray[np.uint8]:
-    """Return encoded images as the model's input (n, height, width, 3) uint8."""
-    return np.stack([load_image(data, preprocessing, decoder=decoder) for data in images])
-
-
 def _difference_to_halves(model: MergedModel) -> float:
     """Return the largest difference of logits between the module and head(backbone(x)) on timm's own normalisation."""
     size = model.preprocessing
@@ -174,7 +143,7 @@ def _difference_to_halves(model: MergedModel) -> float:
         outputs = model.backbone((image.permute(0, 3, 1, 2).float() / 255.0 - mean) / std)
         features = np.concatenate([output.flatten(1).numpy() for output in outputs], axis=1)
         merged = model(image)[0].numpy()
-    separate = model.fitted.predict_logits(features)
+    separate = model.fitted_head.predict_logits(features)
     difference = float(np.abs(merged - separate).max())
     limit = MERGE_TOLERANCE * max(1.0, float(np.abs(separate).max()))
     if not difference <= limit:
@@ -201,7 +170,7 @@ def _difference_to_cache(
     if not len(batch.indices):
         return None, None, 0
     rows = selection.rows[compared][batch.indices]
-    stored = model.fitted.predict_logits(cache.gather(rows, output=list(model.backbone.outputs)))
+    stored = model.fitted_head.predict_logits(cache.gather(rows, output=list(model.backbone.outputs)))
     with torch.inference_mode():
         live = model(torch.from_numpy(batch.pixels))[0].numpy()
     agreement = float((stored.argmax(axis=1) == live.argmax(axis=1)).mean())

@@ -76,6 +76,7 @@ def run(
     Raises `ExistsError` where `out` holds a run already and `overwrite` is false; else as the verbs do.
     """
     from featcache.bundle.exporting import export
+    from featcache.bundle.title import report_title
     from featcache.compress import prune, quantize
     from featcache.model.merging import merge
     from featcache.pipeline.page import read_report, write_report
@@ -173,6 +174,7 @@ def run(
         "prune": pruned.to_json() if pruned else None,
         "quantize": quantized.to_json(),
     }
+    document["title"] = report_title(_dataset_name(Path(images)), trained.classes, task=trained.task)
     document |= {"table": table, "datasets": described, "run": steps, "notes": notes, "shipped": shipped_name}
     write_atomically(report_json, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
     write_report(report_json, report_html, overwrite=True)
@@ -186,6 +188,13 @@ def run(
         report_html=os.fspath(report_html),
         report_json=os.fspath(report_json),
     )
+
+
+def _dataset_name(images: Path) -> str:
+    """Return what the images are called: their folder's name, or their list's without its ending."""
+    place = Path(os.path.abspath(images))
+    name = place.name if place.is_dir() else place.stem
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _keeps(drop: float | None, max_drop: float) -> bool:

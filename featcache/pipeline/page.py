@@ -101,13 +101,15 @@ def render_report(document: Mapping[str, Any]) -> str:
         _mistakes(document),
         _machine(document),
     ]
-    created = f"<p>{text(document['created'])}</p>" if document.get("created") else ""
+    backbone = mapping_in(document, "export").get("name")
+    facts = " · ".join(text(value) for value in (backbone, document.get("created")) if value)
+    subtitle = f"<p>{facts}</p>" if facts else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{STYLE}</style></head>\n<body><main>\n"
-        f"<header><h1>{title}</h1>{created}</header>\n"
+        f"<header><h1>{title}</h1>{subtitle}</header>\n"
         + "\n".join(section for section in sections if section)
         + "\n<footer>Made by featcache from report.json alone.</footer>\n</main></body></html>\n"
     )

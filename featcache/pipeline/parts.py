@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+_LARGEST = 1e300
+
 
 def text(value: object) -> str:
     """Return `value` as text that means nothing to HTML, control characters made visible."""
@@ -17,8 +19,8 @@ def text(value: object) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Return whether `value` is a number to show or to compute with."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Return whether `value` is a number to show or to compute with: finite, and no larger than floats reach."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def share_text(value: Any) -> str:

@@ -1,15 +1,33 @@
-"""The drawing of a penalty path: accuracy and features used against the penalty."""
+"""The drawing of a penalty path: the held-out score and the features used, each against the penalty.
+
+Two panels above each other share the penalty's axis, which is in powers of ten. Each panel's own axis spans the values
+that are there, not 0 to 1: a path is looked at for where it bends.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from featcache.pipeline.axis import linear_ticks, power_text, power_ticks, tick_texts
 from featcache.pipeline.parts import entries_of, is_number, mapping_in, section, text
 
-_WIDTH, _HEIGHT, _MARGIN = 640, 240, 36
-_PENALTIES = ("l2", "l1", "group_l1")
+_WIDTH, _LEFT, _RIGHT = 640, 84, 20
+_TOP, _PANEL, _GAP, _BOTTOM = 26, 150, 30, 46
+_PENALTIES = {"l2": "L2 penalty", "l1": "L1 penalty", "group_l1": "group L1 penalty"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """A curve to draw: its axis's `name`, a value and its standard error per penalty, None where there is none."""
+
+    name: str
+    kind: str
+    values: tuple[float | None, ...]
+    errors: tuple[float, ...]
+    percent: bool
 
 
 def path_section(document: Mapping[str, Any]) -> str:
@@ -20,48 +38,102 @@ def path_section(document: Mapping[str, Any]) -> str:
     if free is None:
         return ""
     points = sorted((p for p in points if is_number(p.get(free)) and float(p[free]) > 0), key=lambda p: float(p[free]))
-    if len(points) < 2:
+    panels = _panels(points, score=str(train.get("score") or "score").replace("_", " "))
+    if len(points) < 2 or not panels:
         return ""
-    at = [math.log10(float(p[free])) for p in points]
-    features = train.get("num_features")
-    most = float(str(features)) if is_number(features) else max(float(p.get("features_used") or 0) for p in points)
-    values = [float(p["value"]) if is_number(p.get("value")) else None for p in points]
-    used = [
-        float(p["features_used"]) / most if is_number(p.get("features_used")) and most > 0 else None for p in points
+    note = "Each point is a head fitted with that penalty"
+    if panels[0].errors and any(panels[0].errors):
+        note += "; the band is one standard error"
+    return section("Penalty path", _draw(points, free, panels), note=f"{note}.")
+
+
+def _panels(points: Sequence[Mapping[str, Any]], *, score: str) -> list[_Panel]:
+    """Return the panels that have something to show: a number of features that never changes is none."""
+    values = tuple(float(p["value"]) if is_number(p.get("value")) else None for p in points)
+    errors = tuple(float(p["standard_error"]) if is_number(p.get("standard_error")) else 0.0 for p in points)
+    used = tuple(float(p["features_used"]) if is_number(p.get("features_used")) else None for p in points)
+    panels = [
+        _Panel(f"held-out {score}", "right", values, errors, percent=score == "accuracy"),
+        _Panel("features used", "wrong", used, (0.0,) * len(points), percent=False),
     ]
-    score = text(str(train.get("score") or "score").replace("_", " "))
-    x = [_MARGIN + (_WIDTH - 2 * _MARGIN) * (a - at[0]) / (at[-1] - at[0]) for a in at]
-    marks = [
-        f'<line class="chosen" x1="{where:.1f}" x2="{where:.1f}" y1="{_MARGIN}" y2="{_HEIGHT - _MARGIN}">'
-        f"<title>chosen: {free} = {float(point[free]):.3g}</title></line>"
-        for where, point in zip(x, points, strict=True)
+    varying = [panel for panel in panels if len(set(panel.values) - {None}) > 1]
+    return varying or [panel for panel in panels[:1] if set(panel.values) - {None}]
+
+
+def _draw(points: Sequence[Mapping[str, Any]], free: str, panels: Sequence[_Panel]) -> str:
+    logs = [math.log10(float(point[free])) for point in points]
+    x = [_LEFT + (_WIDTH - _LEFT - _RIGHT) * (log - logs[0]) / (logs[-1] - logs[0]) for log in logs]
+    bottom = _TOP + len(panels) * _PANEL + (len(panels) - 1) * _GAP
+    chosen = "".join(
+        f'<line class="chosen" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{bottom}"/>'
+        f'<text x="{min(max(at, _LEFT + 40), _WIDTH - _RIGHT - 40):.1f}" y="{_TOP - 8}" text-anchor="middle">'
+        f"chosen: {float(point[free]):.3g}</text>"
+        for at, point in zip(x, points, strict=True)
         if point.get("chosen") is True
+    )
+    drawn = "".join(
+        _draw_panel(panel, x, top=_TOP + number * (_PANEL + _GAP), points=points, free=free)
+        for number, panel in enumerate(panels)
+    )
+    name = _PENALTIES[free]
+    return (
+        f'<svg class="path" viewBox="0 0 {_WIDTH} {bottom + _BOTTOM}" role="img" '
+        f'aria-label="{text(" and ".join(panel.name for panel in panels))} against the {name}">'
+        f"{chosen}{drawn}{_draw_penalties(x, points, free, bottom)}"
+        f'<text class="axis" x="{(_LEFT + _WIDTH - _RIGHT) / 2:.1f}" y="{bottom + 38}" text-anchor="middle">'
+        f"{name} (stronger to the right)</text></svg>"
+    )
+
+
+def _draw_penalties(x: Sequence[float], points: Sequence[Mapping[str, Any]], free: str, bottom: float) -> str:
+    """Return the shared axis: powers of ten, or the two ends where fewer than two powers lie between them."""
+    low, high = float(points[0][free]), float(points[-1][free])
+    exponents = power_ticks(low, high)
+    marks = [(10.0**exponent, power_text(exponent)) for exponent in exponents]
+    if len(marks) < 2:
+        marks = [(low, f"{low:.2g}"), (high, f"{high:.2g}")]
+    span = math.log10(high) - math.log10(low)
+    drawn = f'<line class="frame" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>'
+    for value, shown in marks:
+        at = x[0] + (x[-1] - x[0]) * (math.log10(value) - math.log10(low)) / span
+        drawn += (
+            f'<line class="frame" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 5}"/>'
+            f'<text x="{at:.1f}" y="{bottom + 18}" text-anchor="middle">{shown}</text>'
+        )
+    return drawn
+
+
+def _draw_panel(
+    panel: _Panel, x: Sequence[float], *, top: float, points: Sequence[Mapping[str, Any]], free: str
+) -> str:
+    known = [
+        (at, value, error, float(point[free]))
+        for at, value, error, point in zip(x, panel.values, panel.errors, points, strict=True)
+        if value is not None
     ]
-    ends = "".join(
-        f'<text x="{where:.1f}" y="{_HEIGHT - 12}" text-anchor="middle">{float(point[free]):.2g}</text>'
-        for where, point in ((x[0], points[0]), (x[-1], points[-1]))
+    ticks = linear_ticks(min(value for _, value, _, _ in known), max(value for _, value, _, _ in known))
+
+    def height(value: float) -> float:
+        inside = min(max(value, ticks[0]), ticks[-1])
+        return top + _PANEL * (1 - (inside - ticks[0]) / (ticks[-1] - ticks[0]))
+
+    grid = "".join(
+        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{height(tick):.1f}" y2="{height(tick):.1f}"/>'
+        f'<text x="{_LEFT - 8}" y="{height(tick) + 4:.1f}" text-anchor="end">{shown}</text>'
+        for tick, shown in zip(ticks, tick_texts(ticks, percent=panel.percent), strict=True)
     )
-    scale = "".join(
-        f'<text x="{_MARGIN - 6}" y="{_height(share):.1f}" text-anchor="end">{share:.1f}</text>' for share in (0.0, 1.0)
-    )
-    drawing = (
-        f'<svg class="path" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{score} and features used against {free}">{"".join(marks)}'
-        f"{_line('right', x, values, score)}{_line('wrong', x, used, 'share of the features used')}{ends}{scale}</svg>"
-    )
-    note = f"Held-out {score} (green) and share of the features used (red) against {free}; upright: the value chosen."
-    return section("Penalty path", drawing, note=note)
-
-
-def _height(share: float) -> float:
-    return _HEIGHT - _MARGIN - (_HEIGHT - 2 * _MARGIN) * min(max(share, 0.0), 1.0)
-
-
-def _line(kind: str, x: Sequence[float], shares: Sequence[float | None], name: str) -> str:
-    known = [(where, _height(share), share) for where, share in zip(x, shares, strict=True) if share is not None]
-    corners = " ".join(f"{where:.1f},{height:.1f}" for where, height, _ in known)
+    upper = [f"{at:.1f},{height(value + error):.1f}" for at, value, error, _ in known]
+    lower = [f"{at:.1f},{height(value - error):.1f}" for at, value, error, _ in reversed(known)]
+    band = f'<polygon class="{panel.kind} band" points="{" ".join(upper + lower)}"/>' if any(panel.errors) else ""
+    corners = " ".join(f"{at:.1f},{height(value):.1f}" for at, value, _, _ in known)
     dots = "".join(
-        f'<circle class="{kind}" cx="{where:.1f}" cy="{height:.1f}" r="3"><title>{name}: {share:.4g}</title></circle>'
-        for where, height, share in known
+        f'<circle class="{panel.kind}" cx="{at:.1f}" cy="{height(value):.1f}" r="3">'
+        f"<title>{free} {penalty:.3g}: {text(panel.name)} {value:.4g}</title></circle>"
+        for at, value, _, penalty in known
     )
-    return f'<polyline class="{kind}" points="{corners}"/>{dots}'
+    middle = top + _PANEL / 2
+    return (
+        f'{grid}<text class="axis" x="16" y="{middle:.1f}" text-anchor="middle" '
+        f'transform="rotate(-90 16 {middle:.1f})">{text(panel.name)}</text>'
+        f'{band}<polyline class="{panel.kind}" points="{corners}"/>{dots}'
+    )

@@ -48,9 +48,11 @@ td small { font-weight: 400; color: var(--soft); } td.name, th.name { font-weigh
 .matrix th.column span { display: block; writing-mode: vertical-rl; transform: rotate(180deg); margin: 0 auto 6px;
   max-height: 130px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 svg.matrix { width: min(100%, 640px); height: auto; border: 1px solid var(--line); border-radius: 6px; }
-svg.path { width: min(100%, 640px); height: auto; font-size: 11px; } svg.path text { fill: currentColor; }
-svg.path polyline { fill: none !important; stroke-width: 2; } svg.path .right { stroke: rgb(var(--good)); }
-svg.path .wrong { stroke: rgb(var(--bad)); } svg.path .chosen { stroke: var(--soft); stroke-dasharray: 4 4; }
+svg.path { width: min(100%, 640px); height: auto; font-size: 11px; } svg.path text { fill: var(--soft); }
+svg.path .axis { font-size: 12px; font-weight: 600; } svg.path .grid { stroke: var(--line); }
+svg.path .frame { stroke: var(--soft); } svg.path .chosen { stroke: var(--soft); stroke-dasharray: 4 4; }
+svg.path polyline { fill: none !important; stroke-width: 2; } svg.path polyline.right { stroke: rgb(var(--good)); }
+svg.path polyline.wrong { stroke: rgb(var(--bad)); } svg.path .band { opacity: .15; }
 svg .right { fill: rgb(var(--good)); } svg .wrong { fill: rgb(var(--bad)); }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); gap: 14px; }
 figure { margin: 0; font-size: 13px; line-height: 1.35; overflow-wrap: anywhere; }

@@ -20,7 +20,7 @@ def load_fitted(path: str | os.PathLike[str]) -> Head:
     if is_model(path):
         from featcache.model.directory import load_model
 
-        return load_model(path).fitted
+        return load_model(path).fitted_head
     return load_head(path)
 
 

@@ -86,5 +86,5 @@ def _open_model(path: str | os.PathLike[str]) -> Classifier:
     from featcache.model.directory import load_model
 
     model = load_model(path)
-    fitted = model.fitted
+    fitted = model.fitted_head
     return Classifier(TorchRunner(model), "torch", model.classes, fitted.task, fitted.unknown, model.preprocessing)

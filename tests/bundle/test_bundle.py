@@ -75,7 +75,7 @@ def test_bundle_holds_what_a_device_needs(exported: Path) -> None:
 def test_the_unknown_rule_of_the_head_goes_with_the_bundle_and_is_used(tmp_path: Path) -> None:
     made = small_model()
     rule = UnknownRule("energy", 1e6, 0.95, 40, 0.8, ("dog",))  # no image is that familiar
-    head = dataclasses.replace(made.fitted, unknown=rule)
+    head = dataclasses.replace(made.fitted_head, unknown=rule)
     with_rule = MergedModel(made.backbone, head, recipe=made.recipe, lineage=made.lineage)
     export(saved_model(tmp_path / "model", model=with_rule), out=tmp_path / "bundle", formats=("onnx",))
     assert open_bundle(tmp_path / "bundle").unknown == rule

@@ -46,7 +46,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = small_model()
     rule = UnknownRule("max_probability", 0.1, 0.95, 20, 0.9, ("bird",))
     model = MergedModel(
-        plain.backbone, dataclasses.replace(plain.fitted, unknown=rule), recipe=plain.recipe, lineage=plain.lineage
+        plain.backbone, dataclasses.replace(plain.fitted_head, unknown=rule), recipe=plain.recipe, lineage=plain.lineage
     )
     for number, label in enumerate(("cat", "dog", "cat", "dog")):
         write_photo(place / "photos" / "train" / label / f"{number}.jpg", seed=number)

@@ -113,7 +113,7 @@ def test_the_cpp_program_gives_pythons_logits_from_a_photo(tmp_path: Path, inter
             model.preprocessing, interpolation=interpolation, crop_mode=crop_mode, resize=model.preprocessing.width + 9
         ),
     )
-    model = type(model)(model.backbone, model.fitted, recipe=recipe, lineage=[])
+    model = type(model)(model.backbone, model.fitted_head, recipe=recipe, lineage=[])
     saved_model(tmp_path / "model", model=model)
     export(tmp_path / "model", out=tmp_path / "bundle", formats=("onnx", "mslite"))
     program = compiled(tmp_path / "bundle" / "snippets" / "classifier.cpp", tmp_path / "classifier")

@@ -21,8 +21,10 @@ from featcache.extract.build import build_cache
 from featcache.graph.write import write_onnx
 from featcache.model.directory import load_model
 from featcache.model.golden import Golden
-from featcache.model.merging import logits_of_images, merge
-from featcache.model.surgery import Surgery, changed_widths, layer_widths
+from featcache.model.merging import merge
+from featcache.model.reference import logits_of_images
+from featcache.model.surgery import Surgery
+from featcache.model.widths import changed_widths, layer_widths
 from featcache.train.fit import train_head
 from featcache.train.options import LinearOptions
 
@@ -64,7 +66,7 @@ def test_channel_pruning_reaches_the_multiplications_asked_for(place: Path, tmp_
     assert result.bytes_after < result.bytes_before
     assert result.latency_ms_before > 0 and result.latency_ms_after > 0
     assert pruned.recipe.model_digest is not None
-    assert pruned.recipe.fingerprint == pruned.fitted.fingerprint
+    assert pruned.recipe.fingerprint == pruned.fitted_head.fingerprint
     golden = Golden.load(tmp_path / "p" / "golden")
     np.testing.assert_allclose(logits_of_images(pruned, golden.images), golden.logits, atol=1e-5)
 
@@ -121,7 +123,7 @@ def test_networks_of_many_kinds_lose_channels_and_are_built_again(photos: Path, 
     noise = torch.randn(1, 3, size.height, size.width)
     with torch.inference_mode():
         assert torch.equal(network(noise), again(noise))
-        assert network(noise).shape[1] == source.model.fitted.num_features
+        assert network(noise).shape[1] == source.model.fitted_head.num_features
 
 
 def test_attention_keeps_its_width_and_the_limit_is_named(photos: Path, tmp_path: Path) -> None:

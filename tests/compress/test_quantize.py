@@ -29,8 +29,9 @@ from featcache.graph.write import write_onnx
 from featcache.heads import LinearHead
 from featcache.model.directory import load_model
 from featcache.model.golden import Golden
-from featcache.model.merging import load_pixels, merge
+from featcache.model.merging import merge
 from featcache.model.quantization import Quantization, QuantParams, along_axis
+from featcache.model.reference import load_pixels
 from featcache.train.fit import train_head
 from featcache.train.options import LinearOptions
 
@@ -138,7 +139,7 @@ def test_result_has_the_promised_figures(place: Path, result: CompressResult) ->
 
 def test_the_refitted_head_ships_rounded_per_class(place: Path, result: CompressResult, tmp_path: Path) -> None:
     stored = json.loads((place / "int8" / "quant.json").read_text())["weights"]["head.weight"]
-    head = load_model(place / "int8").fitted
+    head = load_model(place / "int8").fitted_head
     steps = head.arrays()["weight"] / np.array(stored["scale"], np.float32)[:, None]
     np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
     assert result.head_precision == "int8"
@@ -173,7 +174,7 @@ def test_recipe_and_lineage_say_what_was_done(place: Path, result: CompressResul
     model = load_model(place / "int8")
     assert model.recipe.model_digest is not None and model.recipe.precision == "int8"
     assert [step["verb"] for step in model.lineage] == ["merge", "quantize"]
-    assert model.recipe.fingerprint == model.fitted.fingerprint
+    assert model.recipe.fingerprint == model.fitted_head.fingerprint
     golden = Golden.load(place / "int8" / "golden")
     assert golden.images == Golden.load(place / "model" / "golden").images
     assert not np.array_equal(golden.logits, Golden.load(place / "model" / "golden").logits)

@@ -21,7 +21,7 @@ from featcache.formats.registry import find_target
 from featcache.graph.write import write_onnx
 from featcache.model.merged import MergedModel
 from featcache.model.quantization import Quantization, QuantParams, along_axis
-from featcache.model.surgery import resize_layers
+from featcache.model.widths import resize_layers
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_features_can_be_the_only_output(model: MergedModel, tmp_path: Path) -> 
     with torch.inference_mode():
         expected = model.features(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(features, expected, atol=1e-4 * max(1.0, float(np.abs(expected).max())))
-    np.testing.assert_allclose(model.fitted.predict_logits(features), logits_of(model, images), atol=1e-3)
+    np.testing.assert_allclose(model.fitted_head.predict_logits(features), logits_of(model, images), atol=1e-3)
 
 
 def quantization_of(model: MergedModel, path: Path) -> Quantization:
@@ -153,7 +153,7 @@ def test_pruned_widths_export(tmp_path: Path) -> None:
     )
     torch.nn.init.normal_(stem.weight, generator=torch.Generator().manual_seed(0))
     torch.nn.init.ones_(model.backbone.network.bn2.weight)
-    head = dataclasses.replace(model.fitted, weight=np.ascontiguousarray(model.fitted.weight[:, : width - 3]))
+    head = dataclasses.replace(model.fitted_head, weight=np.ascontiguousarray(model.fitted_head.weight[:, : width - 3]))
     pruned = model.with_head(head)
     session = onnxruntime.InferenceSession(write_onnx(pruned, tmp_path / "pruned.onnx"))
     images = pixels(3, pruned)

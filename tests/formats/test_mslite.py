@@ -75,7 +75,7 @@ def test_products_as_convolutions_of_one_pixel_compute_the_same(vit: tuple[Merge
     images = pixels(2, model)
     np.testing.assert_allclose(logits_of(written, images), logits_of(old, images), atol=1e-5)
     plan = plan_integers(single, written)
-    head = model.fitted.arrays()["weight"].size
+    head = model.fitted_head.arrays()["weight"].size
     assert plan.most_skipped == head, "patches and products have stored integers, this head has none"
     assert plan.share == 1 - head / plan.all_weights
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(written).graph.initializer}

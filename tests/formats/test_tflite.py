@@ -42,7 +42,7 @@ from featcache.formats.tflite.target import open_plain
 from featcache.graph.passes import write_single
 from featcache.graph.write import write_onnx
 from featcache.model.merged import MergedModel
-from featcache.model.surgery import resize_layers
+from featcache.model.widths import resize_layers
 from featcache.runtime import open_bundle
 
 BACKBONES = ["test_efficientnet", "test_resnet", "test_vit", "test_convnext", "mobilenetv3_small_050"]
@@ -133,7 +133,7 @@ def test_pruned_widths_too(tmp_path: Path) -> None:
     )
     torch.nn.init.normal_(network.conv_head.weight, generator=torch.Generator().manual_seed(0))
     torch.nn.init.ones_(network.bn2.weight)
-    head = dataclasses.replace(model.fitted, weight=np.ascontiguousarray(model.fitted.weight[:, :width]))
+    head = dataclasses.replace(model.fitted_head, weight=np.ascontiguousarray(model.fitted_head.weight[:, :width]))
     narrow = model.with_head(head)
     target, _, file = made(narrow, tmp_path)
     images = pixels(2, narrow)

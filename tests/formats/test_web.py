@@ -28,7 +28,7 @@ from featcache.formats.web.browser import Browser, find_chromium
 from featcache.images.load import load_image
 from featcache.images.resize import resize_with_pillow
 from featcache.model.golden import golden_patterns
-from featcache.model.merging import logits_of_images
+from featcache.model.reference import logits_of_images
 from featcache.recipe import Preprocessing
 from featcache.runtime import open_bundle, predict
 
@@ -61,7 +61,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = small_model(classes=LABELS, gain=200.0)
     # centred on the golden images, so that they get several classes
     logits = logits_of_images(model, golden_patterns(model.preprocessing.height, model.preprocessing.width))
-    head = dataclasses.replace(model.fitted, bias=-logits.mean(axis=0))
+    head = dataclasses.replace(model.fitted_head, bias=-logits.mean(axis=0))
     saved_model(place / "model", model=model.with_head(head))
     export(place / "model", out=place / "bundle", formats=("onnx", "web"))
     return place / "bundle"

@@ -17,9 +17,12 @@ from featcache.extract.build import build_cache
 from featcache.heads import Head
 from featcache.images.load import decode
 from featcache.model.directory import load_model, save_model, verify_model
+from featcache.model.folding import folded_copy
 from featcache.model.golden import Golden, as_jpeg, golden_patterns, golden_photos
-from featcache.model.merging import load_pixels, logits_of_images, merge, merged_model
-from featcache.model.surgery import Surgery, changed_widths, folded_copy, layer_widths, resize_layers
+from featcache.model.merging import merge, merged_model
+from featcache.model.reference import load_pixels, logits_of_images
+from featcache.model.surgery import Surgery
+from featcache.model.widths import changed_widths, layer_widths, resize_layers
 from featcache.train.fit import train_head
 from featcache.train.options import LinearOptions
 
@@ -86,7 +89,7 @@ def test_saved_and_loaded_model_is_the_same_to_the_bit(cache: FeatureCache, head
         assert torch.equal(model(images)[0], loaded(images)[0])
     assert loaded.digest() == model.digest()
     assert loaded.classes == ("cat", "dog")
-    assert loaded.fitted.settings == head.settings
+    assert loaded.fitted_head.settings == head.settings
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 

@@ -8,13 +8,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from export_models import saved_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.bundle.exporting import export
+from featcache.bundle.title import report_title
 from featcache.errors import CorruptError, ExistsError, FormatError, MissingError
+from featcache.pipeline.axis import linear_ticks
 from featcache.pipeline.page import render_report, write_report
 
 EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>\u202e&amp;"
@@ -27,14 +30,18 @@ class Page(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.said = ""
+        self.texts: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        self.said += f"{data} "
+        self.texts.append(data)
+
+    @property
+    def said(self) -> str:
+        return " ".join(self.texts)
 
 
 def document(label: str = "cat", path: str = "test/cat/1.jpg") -> dict[str, Any]:
@@ -121,10 +128,71 @@ def test_a_penalty_path_is_drawn_with_the_chosen_value() -> None:
     assert [len(str(a["points"]).split()) for a in lines] == [3, 3]
     accuracy = [float(corner.split(",")[1]) for corner in str(lines[0]["points"]).split()]
     assert accuracy[1] < accuracy[0] < accuracy[2]  # from the weakest to the strongest; up is better
-    assert "chosen: l1 = 0.1" in page.said
+    assert "chosen: 0.1" in page.said
     assert "features used" in page.said
     shown["run"]["train"]["path"] = points[:1]
     assert "Penalty path" not in render_report(shown)
+
+
+def path_page(points: list[dict[str, Any]], *, score: str = "accuracy") -> Page:
+    shown = document()
+    shown["run"]["train"] |= {"path": points, "num_features": 100, "score": score}
+    return Page(render_report(shown))
+
+
+def texts_of(page: Page) -> list[str]:
+    """The texts inside the drawing of the path, in order."""
+    return page.texts[page.texts.index("Penalty path") : page.texts.index("What each step measured")]
+
+
+def test_penalty_plot_of_close_scores_spans_where_they_lie() -> None:
+    """Scores of 94 to 97 % fill their panel: its axis starts at 94 %, not at 0."""
+    values = {1e-4: 0.941, 1e-3: 0.969, 1e-2: 0.968, 1e-1: 0.955}
+    page = path_page([{"l2": l2, "value": value, "features_used": 100} for l2, value in values.items()])
+    (curve,) = [attributes for tag, attributes in page.tags if tag == "polyline"]  # the features never change
+    heights = [float(corner.split(",")[1]) for corner in str(curve["points"]).split()]
+    grid = [float(str(a["y1"])) for tag, a in page.tags if tag == "line" and a.get("class") == "grid"]
+    assert max(heights) - min(heights) > 0.75 * (max(grid) - min(grid))
+    assert {"94%", "97%"} <= set(texts_of(page)) and "0%" not in texts_of(page)
+
+
+def test_penalty_plot_names_both_axes() -> None:
+    """The penalty with its direction and powers of ten below, the score and the features beside their panels."""
+    page = path_page(
+        [{"l1": l1, "l2": 0.0, "value": 0.9 - l1, "features_used": 90 - 80 * l1} for l1 in (1e-5, 1e-3, 0.1)],
+        score="mean_average_precision",
+    )
+    named = [attributes for tag, attributes in page.tags if tag == "text" and attributes.get("class") == "axis"]
+    assert len(named) == 3
+    said = texts_of(page)
+    assert {"held-out mean average precision", "features used", "L1 penalty (stronger to the right)"} <= set(said)
+    assert [words for words in said if words in ("10⁻⁵", "10⁻⁴", "10⁻³", "0.01", "0.1")] == [
+        "10⁻⁵", "10⁻⁴", "10⁻³", "0.01", "0.1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.1, 0.10001), (-4.0, 7e9), (0.0, 0.0), (1e-9, 2e-9), (-3.0, -3.0)])
+def test_axis_spans_its_values_with_few_round_numbers(low: float, high: float) -> None:
+    """Whatever the values, from one tick at most `low` to one at least `high`, six at the most."""
+    ticks = linear_ticks(low, high)
+    assert ticks[0] <= low <= high <= ticks[-1] and 2 <= len(ticks) <= 6
+    assert len(set(np.round(np.diff(ticks) / (ticks[1] - ticks[0]), 6))) == 1
+
+
+@pytest.mark.parametrize(
+    ("classes", "task", "title"),
+    [
+        (("a", "b", "c"), "classification", "clothing10: tells 3 classes of photos apart"),
+        (("a", "b"), "multilabel", "clothing10: finds which of 2 labels a photo has"),
+        (("age",), "regression", "clothing10: estimates age from a photo"),
+        (("x", "y"), "regression", "clothing10: estimates 2 values from a photo"),
+    ],
+)
+def test_title_is_the_data_sets_name_and_what_the_model_does(classes: tuple[str, ...], task: str, title: str) -> None:
+    """For each task; without a known data set, the model itself."""
+    assert report_title("clothing10", classes, task=task) == title
+    assert report_title(None, classes, task=task) == title.replace("clothing10:", "This model")
+    assert f"<h1>{title}</h1>" in render_report({**document(), "title": title})
 
 
 def test_random_weights_are_called_random() -> None:

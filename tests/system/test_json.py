@@ -242,7 +242,7 @@ def test_what_is_written_is_read_again() -> None:
     assert not has_checksum({"crc32c": 5, "a": "\ud800"})
 
 
-# Files that read JSON of their own child process, or of the user's command line, or run where this package is not.
+# Files that read JSON of a child process, of the command line, of their own making, or where this package is not.
 OTHERWISE = {
     "backbone/checkpoint.py", "cli/text.py", "distillation/student.py", "extract/request.py", "formats/memory.py",
     "formats/tools/program.py", "formats/web/browser.py", "formats/drivers/protocol.py", "system/json.py",
