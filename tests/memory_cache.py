@@ -1,19 +1,20 @@
-"""A cache in memory with the reading half of `FeatureCache`, so that tests of heads need no images and no store."""
+"""A cache over a store in memory, so that tests of heads need no images and no disk."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from featcache.cache.cache import Selection
+from featcache.cache import FeatureCache
+from featcache.cache.manifest import CACHE_VERSION
 from featcache.datasets.listing import Listing
 from featcache.datasets.samples import Samples
-from featcache.datasets.splits import SPLITS, split_code
-from featcache.errors import InputError
+from featcache.datasets.splits import SPLITS
+from featcache.recipe import Preprocessing, Recipe
+from featcache.store import Column, create_store
 
 
 def digests_of(count: int, *, salt: int = 0) -> np.ndarray:
@@ -51,30 +52,35 @@ def make_samples(
     return Samples(dataset, listing, digests_of(n) if digests is None else digests, codes, {}, 0)
 
 
-class MemoryCache:
-    """Rows by digest, and the samples of one or several data sets."""
+class MemoryCache(FeatureCache):
+    """A cache over a store in memory; the lists of samples are in memory, too.
+
+    `weights_sha256`: of its Recipe, so that two caches differ. `arrays`: the store's own rows by
+    column, unlocked, so that a test may spoil one.
+    """
 
     def __init__(
         self,
-        columns: Mapping[str, np.ndarray],
+        arrays: Mapping[str, np.ndarray],
         samples: Samples | Sequence[Samples],
         *,
         digests: np.ndarray | None = None,
-        fingerprint: str = "f" * 64,
+        weights_sha256: str = "f" * 64,
     ) -> None:
         sets = [samples] if isinstance(samples, Samples) else list(samples)
+        columns = [Column(name, values.shape[1:], "float32") for name, values in arrays.items()]
+        store = create_store("", kind="memory", columns=columns)
+        with store.writer() as writer:
+            writer.append(sets[0].digests if digests is None else digests, arrays)
+            writer.commit()
+        self.arrays = store.content.values
+        for values in self.arrays.values():
+            values.flags.writeable = True
+        outputs = tuple(name for name in arrays if "@" not in name)
+        recipe = toy_recipe(weights_sha256=weights_sha256, outputs=outputs, views=len(arrays) // len(outputs))
+        manifest = {"version": CACHE_VERSION, "recipe": recipe.to_json(), "request": {}, "store": "memory"}
+        super().__init__(Path("/caches/memory"), manifest=manifest, store=store)
         self._sets = {one.dataset: one for one in sets}
-        keys = sets[0].digests if digests is None else digests
-        self._row = {key.tobytes(): i for i, key in enumerate(keys)}
-        self._columns = dict(columns)
-        self.path = Path("/caches/memory")
-        self.fingerprint = fingerprint
-        outputs = tuple(name for name in columns if "@" not in name)
-        views = 1 + max((int(name.split("@")[1]) for name in columns if "@" in name), default=0)
-        self.recipe = SimpleNamespace(outputs=outputs, views=views, model="toy.model")
-        self.columns = tuple(
-            SimpleNamespace(name=name, shape=values.shape[1:], dtype="float32") for name, values in columns.items()
-        )
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -83,50 +89,15 @@ class MemoryCache:
     def samples(self, dataset: str | None = None) -> Samples:
         return self._sets[dataset or self.datasets[0]]
 
-    def reader(self) -> MemoryCache:
-        return self
 
-    def __enter__(self) -> MemoryCache:
-        return self
-
-    def __exit__(self, *details: Any) -> None:
-        pass
-
-    def find(self, keys: np.ndarray) -> np.ndarray:
-        return np.array([self._row.get(key.tobytes(), -1) for key in keys], dtype=np.int64)
-
-    def select(self, *, split: str | None = None, dataset: str | None = None, labelled: bool = True) -> Selection:
-        samples = self.samples(dataset)
-        wanted = samples.decoded
-        if split is not None:
-            wanted &= samples.splits == split_code(split)
-        if labelled:
-            wanted &= samples.labels >= 0
-        indices = np.flatnonzero(wanted)
-        rows = self.find(samples.digests[indices])
-        indices, rows = indices[rows >= 0], rows[rows >= 0]
-        labels = samples.labels[indices] if samples.targets is None else samples.targets[indices]
-        return Selection(indices, rows, labels)
-
-    def outputs(self, output: Sequence[str]) -> list[str]:
-        for name in output:
-            if name not in self.recipe.outputs:
-                raise InputError(f"output must be one of {list(self.recipe.outputs)!r}, got {name!r}")
-        return list(output)
-
-    def check_views(self, views: Sequence[int]) -> Sequence[int]:
-        for view in views:
-            if not 0 <= view < self.recipe.views:
-                raise InputError(f"view must be 0 to {self.recipe.views - 1}, got {view!r}")
-        return views
-
-    def gather(self, rows: np.ndarray, *, output: Any = None, views: Sequence[int] = (0,)) -> np.ndarray:
-        outputs = [output or self.recipe.outputs[0]] if output is None or isinstance(output, str) else list(output)
-        parts = []
-        for view in views:
-            names = [name if view == 0 else f"{name}@{view}" for name in outputs]
-            parts.append(np.concatenate([self._columns[name][rows].reshape(len(rows), -1) for name in names], axis=1))
-        return np.concatenate(parts).astype(np.float32)
+def toy_recipe(*, weights_sha256: str, outputs: Sequence[str], views: int) -> Recipe:
+    """Return a Recipe of a backbone that there is none of."""
+    return Recipe(
+        model="toy.model", model_kwargs={}, model_digest=None, weights_sha256=weights_sha256, outputs=tuple(outputs),
+        preprocessing=Preprocessing(8, 8, 8, "bicubic", "center", (0.5,) * 3, (0.5,) * 3), decoder="fast",
+        dct_scaling=False, orientation="exif", views=views, view_seed=0, engine="torch", engine_version="2",
+        precision="fp32", dtype="float32", weights="toy",
+    )  # fmt: skip
 
 
 def blobs(

@@ -65,7 +65,7 @@ def noisy_students(*, noise: float = 0.45, seed: int = 0, free: int = 0) -> tupl
     masters = make_samples(labels[order], splits[order].tolist(), digests=digests[order], classes=names)
     return (
         MemoryCache({"features": student}, students),
-        MemoryCache({"features": teacher[order]}, masters, fingerprint="e" * 64),
+        MemoryCache({"features": teacher[order]}, masters, weights_sha256="e" * 64),
     )
 
 
@@ -99,7 +99,7 @@ def write_cache(path: Path, memory: MemoryCache, *, store: str = "lmdb", model: 
     samples = memory.samples()
     with create_cache(path, recipe, shapes=shapes, store=store, request={}) as cache:
         with cache.store.writer() as writer:
-            writer.append(samples.digests, memory._columns)
+            writer.append(samples.digests, memory.arrays)
             writer.commit()
         cache.replace_samples(samples)
     return path

@@ -119,13 +119,15 @@ def refit_head(
 def _train_on(
     cache: CacheOrPath, settings: TrainSettings, *, dataset: str | None, memory_bytes: int | None
 ) -> FitResult:
+    from featcache.cache import borrow_cache  # here, as --help reads the options without it
+
     began = time.perf_counter()
     if memory_bytes is not None and not memory_bytes > 0:
         raise InputError(f"memory_bytes must be above 0, got {memory_bytes!r}")
     head, options, distillation = settings.head, settings.options, settings.distillation
     chooses = isinstance(head, LinearOptions) and head.chosen_penalty is not None
     with ExitStack() as stack:
-        opened = _open(cache, stack)
+        opened = stack.enter_context(borrow_cache(cache))
         data = load_training_data(
             opened,
             dataset=dataset,
@@ -139,7 +141,7 @@ def _train_on(
         )
         if distillation is None:
             return _train(opened, data, settings, None, {}, began)
-        soft, details = _ask_teacher(_open(distillation.teacher, stack), data, distillation)
+        soft, details = _ask_teacher(stack.enter_context(borrow_cache(distillation.teacher)), data, distillation)
         return _train(opened, data, settings, soft, details, began)
 
 
@@ -261,14 +263,6 @@ def _ask_teacher(
         details["teacher"] |= {"val_accuracy": trained.val_accuracy, "test_accuracy": trained.test_accuracy}
     details["teacher"]["head"] = source
     return teacher_probabilities(teacher, head=head, data=data, distillation=distillation), details
-
-
-def _open(cache: CacheOrPath, stack: ExitStack) -> FeatureCache:
-    if not isinstance(cache, str | os.PathLike):
-        return cache
-    from featcache.cache import open_cache
-
-    return stack.enter_context(open_cache(os.fspath(cache)))
 
 
 def _half_of_memory() -> int | None:

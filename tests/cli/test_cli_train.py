@@ -21,7 +21,7 @@ from featcache.train.options import LinearOptions, TrainOptions
 
 def test_several_kinds_and_outputs_are_compared_in_one_table(tmp_path):
     plain = blobs()
-    columns = {"features": plain._columns["features"], "stage1": plain._columns["features"][:, :3]}
+    columns = {"features": plain.arrays["features"], "stage1": plain.arrays["features"][:, :3]}
     path = write_cache(tmp_path / "cache", MemoryCache(columns, plain.samples()))
     command = [
         "train",
@@ -90,7 +90,7 @@ def test_training_from_the_command_line_imports_no_torch_and_no_scikit_learn(tmp
 
 def with_bad_row(value: float) -> MemoryCache:
     cache = blobs()
-    cache._columns["features"][cache.select(split="train").rows[3], 2] = value
+    cache.arrays["features"][cache.select(split="train").rows[3], 2] = value
     return cache
 
 
@@ -142,7 +142,7 @@ def refused_in_one_line(arguments, message, monkeypatch, capsys):
 
 def test_block_scales_are_the_same_in_the_command_and_in_python(tmp_path):
     plain = blobs(spread=2.0)
-    columns = {"features": plain._columns["features"], "stage1": plain._columns["features"][:, :3]}
+    columns = {"features": plain.arrays["features"], "stage1": plain.arrays["features"][:, :3]}
     path = write_cache(tmp_path / "cache", MemoryCache(columns, plain.samples()))
     command = ["train", str(path), "--outputs", "features,stage1", "--l2", "0.1", "--json", "--block-scales"]
     for given, scales in (("auto", "auto"), ("1,0.5", [1.0, 0.5])):

@@ -39,7 +39,7 @@ from featcache.train.options import (
 )
 def test_rows_streamed_from_the_cache_give_the_same_head(settings, val):
     base = blobs(spread=2.0, val=val)
-    plain = base._columns["features"]
+    plain = base.arrays["features"]
     more = np.random.default_rng(1).normal(size=(len(plain), 4)).astype(np.float32)
     columns = {"features": plain, "layer": more, "features@1": plain * np.float32(1.01), "layer@1": more}
     cache = MemoryCache(columns, base.samples())
@@ -99,5 +99,5 @@ def test_what_needs_the_rows_in_memory_refuses_to_stream(head):
 def test_streamed_features_that_are_not_finite_are_named(split):
     cache = blobs()
     row = cache.select(split=split).rows[2]
-    cache._columns["features"][row, 5] = np.nan
+    cache.arrays["features"][row, 5] = np.nan
     refuse(cache, f"1 rows, first that of '{row:06}.jpg'", head=LinearOptions(l2=0.1), memory_bytes=1000)

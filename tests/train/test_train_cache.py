@@ -20,7 +20,7 @@ from featcache.train.options import DistillationOptions, LinearOptions, TrainOpt
 @pytest.mark.parametrize("store", ["lmdb", "zarr"])
 def test_a_cache_on_disk_gives_the_head_of_the_same_rows_in_memory(store, tmp_path):
     plain = blobs()
-    columns = {"features": plain._columns["features"], "features@1": plain._columns["features"] + 0.5}
+    columns = {"features": plain.arrays["features"], "features@1": plain.arrays["features"] + 0.5}
     memory = MemoryCache(columns, plain.samples())
     path = write_cache(tmp_path / "cache", memory, store=store)
     settings = {"head": LinearOptions(l2=0.05), "options": TrainOptions(views=[0, 1])}

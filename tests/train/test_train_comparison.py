@@ -45,7 +45,7 @@ def test_compare_heads_without_val_has_no_best():
 def test_compare_heads_takes_several_caches_and_outputs():
     """Caches come first, then heads, then outputs; their titles say which is which."""
     plain = blobs()
-    columns = {"features": plain._columns["features"], "stage1": plain._columns["features"][:, :3]}
+    columns = {"features": plain.arrays["features"], "stage1": plain.arrays["features"][:, :3]}
     cache = MemoryCache(columns, plain.samples())
     sides = [["features"], ["features", "stage1"]]
     comparison = compare_heads([cache, cache], heads=[LinearOptions(l2=0.1), PrototypeOptions()], outputs=sides)

@@ -17,7 +17,7 @@ from featcache.train.options import (
 def test_views_become_training_rows_and_outputs_stand_side_by_side():
     generator = np.random.default_rng(0)
     base = blobs(spread=2.0)
-    plain = base._columns["features"]
+    plain = base.arrays["features"]
     more = generator.normal(size=(len(plain), 3, 2)).astype(np.float32)
     columns = {"features": plain, "layer": more, "features@1": plain + 0.1, "layer@1": more}
     cache = MemoryCache(columns, base.samples())
@@ -56,7 +56,7 @@ def test_duplicates_are_told_and_dropped_when_asked():
 def test_features_that_are_not_finite_are_named(value, split):
     cache = blobs()
     row = cache.select(split=split).rows[2]
-    cache._columns["features"][row, 5] = value
+    cache.arrays["features"][row, 5] = value
     refuse(cache, f"1 rows, first that of '{row:06}.jpg'")
 
 

@@ -54,7 +54,7 @@ def test_val_selects_and_test_is_never_looked_at():
     cache = blobs(spread=2.5)
     before = train_head(cache)
     test_rows = cache.select(split="test").rows
-    cache._columns["features"][test_rows] = 0.0
+    cache.arrays["features"][test_rows] = 0.0
     after = train_head(cache)
     assert np.array_equal(before.head.weight, after.head.weight)
     assert before.test_accuracy != after.test_accuracy
@@ -63,7 +63,7 @@ def test_val_selects_and_test_is_never_looked_at():
 def test_train_rows_alone_are_fitted_on():
     cache = blobs(spread=2.5)
     before = train_head(cache, head=LinearOptions(l2=0.1))
-    cache._columns["features"][cache.select(split="val").rows] *= 3
+    cache.arrays["features"][cache.select(split="val").rows] *= 3
     assert np.array_equal(before.head.weight, train_head(cache, head=LinearOptions(l2=0.1)).head.weight)
 
 

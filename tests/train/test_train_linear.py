@@ -103,7 +103,7 @@ def test_kept_features_are_chosen_by_group_l1_and_weighed_by_l2_alone():
 def test_block_scales_make_an_output_count_more():
     generator = np.random.default_rng(0)
     base = blobs(spread=2.0)
-    plain = base._columns["features"]
+    plain = base.arrays["features"]
     cache = MemoryCache(
         {"features": plain, "layer": generator.normal(size=(240, 4)).astype(np.float32)}, base.samples()
     )

@@ -34,7 +34,7 @@ def test_the_seed_of_an_mlp_decides_its_bits():
 
 def test_multi_label_chooses_by_average_precision():
     cache = several_labels()
-    features = cache._columns["features"]
+    features = cache.arrays["features"]
     for head in (LinearOptions(), MlpOptions(epochs=20)):
         result = train_head(cache, head=head)
         assert result.score == "mean_average_precision"

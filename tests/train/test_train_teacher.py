@@ -49,7 +49,8 @@ def test_the_distilled_head_is_a_minimum_of_hintons_loss(temperature):
     distillation = DistillationOptions(teacher=teacher, teacher_head=master, **settings)
     head = train_head(cache, head=LinearOptions(l2=0.05), distillation=distillation).head
     selection = cache.select(split="train")
-    rows = teacher.find(cache.samples().digests[selection.indices])
+    with teacher.reader() as reader:
+        rows = reader.find(cache.samples().digests[selection.indices])
     logits = master.predict_logits(teacher.gather(rows)).astype(np.float64) / temperature
     q = np.exp(logits - logits.max(axis=1, keepdims=True))
     q /= q.sum(axis=1, keepdims=True)
@@ -93,8 +94,8 @@ def test_an_mlp_learns_from_a_teacher():
 
 def test_stored_logits_serve_as_the_teacher_where_they_fit():
     cache, teacher = noisy_students()
-    logits = train_head(teacher, head=LinearOptions(l2=0.1)).head.predict_logits(teacher._columns["features"])
-    with_logits = MemoryCache({"features": teacher._columns["features"], "logits": logits}, teacher.samples())
+    logits = train_head(teacher, head=LinearOptions(l2=0.1)).head.predict_logits(teacher.arrays["features"])
+    with_logits = MemoryCache({"features": teacher.arrays["features"], "logits": logits}, teacher.samples())
     guided = train_head(cache, head=LinearOptions(l2=0.1), distillation=DistillationOptions(teacher=with_logits))
     assert guided.details["teacher"]["head"] == "logits"
     named = train_head(
@@ -106,7 +107,7 @@ def test_stored_logits_serve_as_the_teacher_where_they_fit():
 def test_a_teacher_with_other_classes_is_refused():
     cache, teacher = noisy_students()
     names = ("class0", "class1", "class2", "class3", "extra")
-    other = MemoryCache(teacher._columns, make_samples(teacher.samples().labels, ["train"] * 900, classes=names))
+    other = MemoryCache(teacher.arrays, make_samples(teacher.samples().labels, ["train"] * 900, classes=names))
     head = train_head(other, head=LinearOptions(l2=1.0)).head
     refuse(
         cache,
@@ -117,7 +118,7 @@ def test_a_teacher_with_other_classes_is_refused():
 
 def test_a_teacher_of_other_images_is_refused():
     cache, teacher = noisy_students()
-    others = MemoryCache(teacher._columns, teacher.samples(), digests=digests_of(900, salt=1))
+    others = MemoryCache(teacher.arrays, teacher.samples(), digests=digests_of(900, salt=1))
     head = train_head(teacher, head=LinearOptions(l2=1.0)).head
     refuse(cache, "540 of 540 are missing", distillation=DistillationOptions(teacher=others, teacher_head=head))
 
