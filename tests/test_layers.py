@@ -104,7 +104,7 @@ def test_no_files_import_each_other_in_a_circle(sources: dict[str, str]) -> None
     "statement",
     [
         "from featcache.train import train_head",
-        "def f():\n    from featcache.cli.app import app",
+        "def f():\n    from featcache.cli.application import app",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from featcache.runtime import bundle",
         "import featcache.bundle.exporting",
     ],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from featcache.cli import caches, heads, models, bundles, use, whole  # noqa: F401
-from featcache.cli.app import app
+from featcache.cli.application import app
 from featcache.errors import FeatcacheError
 
 __all__ = ["app", "main"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from featcache.cli.app import app
+from featcache.cli.application import app
 from featcache.cli.options import DatasetOption, Json, ModelArgument, OutOption, Overwrite
 from featcache.cli.text import human, say, say_if_random, show
 from featcache.errors import InputError

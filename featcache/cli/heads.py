@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featcache.cli.app import app
+from featcache.cli.application import app
 from featcache.cli.options import DatasetOption, Json, ModelKwargsOption, Overwrite
 from featcache.cli.settings import distillation_of, heads_of, shared_options, stated_settings, takes_settings
 from featcache.cli.text import parse_pairs, say, show

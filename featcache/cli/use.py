@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from featcache.cli.app import app
+from featcache.cli.application import app
 from featcache.cli.options import Json
 from featcache.cli.text import say, show
 

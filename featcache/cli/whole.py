@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featcache.cli.app import app
+from featcache.cli.application import app
 from featcache.cli.options import (
     BackboneOption,
     Json,
