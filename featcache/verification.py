@@ -96,8 +96,8 @@ def verify(
 
 
 def _kind(place: Path) -> Kind:
+    from featcache.bundle.manifest import may_be_bundle
     from featcache.cache.manifest import is_cache
-    from featcache.runtime.bundle import MANIFEST_FILE, PREPROCESS_FILE
 
     if (place / "model.json").is_file():
         return "model"
@@ -105,7 +105,7 @@ def _kind(place: Path) -> Kind:
         return "head"
     if is_cache(place):
         return "cache"
-    if (place / PREPROCESS_FILE).is_file() or (place / MANIFEST_FILE).is_file():
+    if may_be_bundle(place):
         return "bundle"
     raise MissingError(
         f"PATH must be a cache, a head, a model or a bundle; {str(place)!r} is none of them: check the path, or see "

@@ -82,7 +82,7 @@ def fold_rows(folder: Path, fold: int) -> list[Row]:
 
 def right(bundle: Path, folder: Path, rows: Iterable[Row]) -> tuple[list[str], np.ndarray]:
     """Return the test photos and whether the bundle names the class of each, from the bytes of its file."""
-    from featcache.runtime import predict
+    from featcache import predict
 
     tested = [(path, label) for path, label, split in rows if split == "test"]
     found = predict(bundle, [folder / path for path, _ in tested], top=1)

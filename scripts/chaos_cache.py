@@ -186,8 +186,8 @@ def kill_one(photos: Path, whole: Path, place: Path, store: str, moment: str, dr
 
 def check(photos: Path, cache: Path, store: str, digest: str, *, merging: bool) -> tuple[int, list[str]]:
     """Return how many rows were committed, and what is wrong after the kill and after the next build."""
+    from featcache import verify
     from featcache.cache import open_cache
-    from featcache.verification import verify
 
     wrong = [f"after the kill: {problem}" for problem in verify(cache).problems]
     with open_cache(cache) as opened, opened.reader() as reader:

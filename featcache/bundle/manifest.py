@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from featcache.errors import FeatcacheError, InputError, MissingError
 from featcache.runtime.bundle import (
     MANIFEST_FILE,
+    PREPROCESS_FILE,
     REPORT_FILE,
     SIGNATURE_FILE,
     check_inside,
@@ -46,6 +47,11 @@ def manifest_entries(folder: Path) -> dict[str, dict[str, Any]]:
         for name, path in sorted(files_below(folder))
         if name not in _UNCOVERED
     }
+
+
+def may_be_bundle(place: Path) -> bool:
+    """Return whether `place` holds a bundle, whole or with one of its two documents lost."""
+    return (place / PREPROCESS_FILE).is_file() or (place / MANIFEST_FILE).is_file()
 
 
 def verify_bundle(

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from featcache.backbone.backbone import Backbone
 from featcache.compress.refitting import Source
 from featcache.errors import InputError, MissingError
 from featcache.images.batches import first_decoded
@@ -150,7 +149,7 @@ def _loss(logits: Tensor, targets: Tensor, task: str) -> Tensor:
 class _Probed(nn.Module):
     """The backbone with one linear layer behind it, which shows Torch-Pruning where the features end."""
 
-    def __init__(self, backbone: Backbone, num_features: int) -> None:
+    def __init__(self, backbone: nn.Module, num_features: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.probe = nn.Linear(num_features, 1)
@@ -160,7 +159,7 @@ class _Probed(nn.Module):
         return result
 
 
-def _flat(backbone: Backbone, images: Tensor) -> Tensor:
+def _flat(backbone: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([output.flatten(1) for output in backbone(images)], dim=1)
 
 

@@ -19,8 +19,7 @@ from featcache.errors import InputError
 from featcache.heads.base import Head, softmax
 
 if TYPE_CHECKING:
-    from featcache.cache import FeatureCache
-    from featcache.store import StoreReader
+    from featcache.cache import FeatureCache, StoreReader
 
 LOGITS = "logits"
 SOFT_LABEL_BYTES = 24
