@@ -24,13 +24,14 @@ import torch
 
 from featcache.cache import FeatureCache, open_cache
 from featcache.distillation.join import Images, join_images
-from featcache.distillation.loop import Schedule, Trainer, train
-from featcache.distillation.plan import Plan, plan_targets
+from featcache.distillation.lesson import Lesson, choose_lesson
+from featcache.distillation.loop import train
 from featcache.distillation.replay import PixelSource, replay_views
-from featcache.distillation.run import has_bf16
+from featcache.distillation.schedule import Schedule
 from featcache.distillation.settings import DistillSettings
 from featcache.distillation.student import create_student
 from featcache.distillation.targets import CachedTargets, SoftLabels, largest
+from featcache.distillation.trainer import Trainer, has_bf16
 from featcache.extract.request import Request, open_extractor
 from featcache.heads.base import Head, softmax
 from featcache.heads.io import load_head
@@ -90,8 +91,8 @@ class Bench:
         self.head = (
             load_head(args.teacher_head) if args.teacher_head else train_head(cache, head=LinearOptions(l2=1e-3)).head
         )
-        self.plan: Plan = plan_targets([cache], self.head, wanted="both", views=2, classes=joined.classes)
-        self.spec = self.plan.view_spec(args.input_size)
+        self.lesson: Lesson = choose_lesson([cache], self.head, requested="both", views=2, classes=joined.classes)
+        self.spec = self.lesson.view_spec(args.input_size)
         self.pixels = replay_views(scratch / "views.u8", self.train, self.spec)
         self.val_pixels = replay_views(
             scratch / "val.u8", self.val, ViewSpec(self.spec.preprocessing, (0,), 0, self.spec.decoder)
@@ -101,7 +102,7 @@ class Bench:
             self.train.digests,
             views=self.spec.views,
             features=True,
-            soft=self.plan.soft,
+            soft=self.lesson.soft,
             temperature=2.0,
             seed=0,
         )

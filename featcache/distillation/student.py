@@ -100,9 +100,9 @@ def write_student(
     layer = student.label_classifier
     if classes and layer is not None:
         whole: Any = create_network(settings.student, {**settings.model_kwargs, "num_classes": len(classes)})
-        own = whole.get_classifier()
-        if isinstance(own, nn.Linear) and own.weight.shape == layer.weight.shape:
-            prefix = next(name for name, module in whole.named_modules() if module is own)
+        classifier = whole.get_classifier()
+        if isinstance(classifier, nn.Linear) and classifier.weight.shape == layer.weight.shape:
+            prefix = next(name for name, module in whole.named_modules() if module is classifier)
             state |= {f"{prefix}.weight": layer.weight, f"{prefix}.bias": layer.bias}
             kwargs["num_classes"] = len(classes)
             notes = {**notes, "classes": list(classes)}
@@ -124,8 +124,8 @@ def write_student(
 
 def write_weights(place: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
     """Write tensors and metadata as safetensors with a digest of both in the metadata; return the file's bytes."""
-    told = {**metadata, "digest": checkpoint_digest(tensors, metadata)}
-    data = _ordered(save(dict(tensors), told))
+    with_digest = {**metadata, "digest": checkpoint_digest(tensors, metadata)}
+    data = _ordered(save(dict(tensors), with_digest))
     write_atomically(place, data)
     return len(data)
 

@@ -15,13 +15,12 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from featcache.cache.cache import column_name
-from featcache.errors import InputError
-from featcache.heads.base import Head, softmax
+from featcache.distillation.soft_source import LOGITS, SoftSource
+from featcache.heads.base import softmax
 
 if TYPE_CHECKING:
     from featcache.cache import FeatureCache, StoreReader
 
-LOGITS = "logits"
 SOFT_LABEL_BYTES = 24
 _PAIR_BYTES = 4  # a class as uint16 and its probability as float16
 _STATISTICS_ROWS = 8192
@@ -37,25 +36,6 @@ class SoftLabels:
 
     classes: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class SoftSource:
-    """Where soft labels come from: teacher number `teacher`, through `head` or (None) as its stored logits.
-
-    `classes`: their names. `order` (n,): which logit each is. `shared`: whether they are the images' own classes.
-    """
-
-    teacher: int
-    head: Head | None
-    classes: tuple[str, ...]
-    order: npt.NDArray[np.int64]
-    shared: bool
-
-    @property
-    def n_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
 
 
 class TargetSource(Protocol):
@@ -213,40 +193,3 @@ def largest(probabilities: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray
     """Return the classes (b, k) of the k largest of `probabilities` (b, n), in no order, and their probabilities."""
     top = np.argpartition(-probabilities, k - 1, axis=1)[:, :k]
     return top, np.take_along_axis(probabilities, top, axis=1)
-
-
-def soft_source(teachers: Sequence[FeatureCache], head: Head | None, *, classes: tuple[str, ...]) -> SoftSource | None:
-    """Return where soft labels come from: `head` on the teacher it was trained on, or a teacher's stored logits.
-
-    None where there is neither. `classes`: the images' own; logits over just these are put into their order. Stored
-    logits carry no names: as many as there are classes are taken to be these, in order.
-    """
-    if head is not None:
-        if head.task != "classification":
-            raise InputError(f"the teacher's head must be for classification, got one for {head.task!r}")
-        at = [i for i, teacher in enumerate(teachers) if teacher.fingerprint == head.fingerprint]
-        if not at:
-            raise InputError(
-                f"the teacher's head must have been trained on the teacher's cache, its fingerprint is "
-                f"{str(head.fingerprint)[:12]!r}, got {[teacher.fingerprint[:12] for teacher in teachers]!r}: train it "
-                "on this cache"
-            )
-        index = {name: i for i, name in enumerate(head.classes)}
-        same = set(index) == set(classes)
-        names = classes if same else head.classes
-        _check_count(len(names))
-        return SoftSource(at[0], head, names, np.array([index[name] for name in names]), shared=same)
-    for at_logits, teacher in enumerate(teachers):
-        for column in teacher.columns:
-            if column.name == LOGITS:
-                n = column.shape[0]
-                _check_count(n)
-                same = n == len(classes)
-                names = classes if same else tuple(str(i) for i in range(n))
-                return SoftSource(at_logits, None, names, np.arange(n), shared=same)
-    return None
-
-
-def _check_count(n_classes: int) -> None:
-    if n_classes > 1 << 16:
-        raise InputError(f"soft labels must be over at most {1 << 16} classes, got {n_classes}")

@@ -31,12 +31,12 @@ from featcache.engines.precision import (
     MIN_INT8_COSINE,
     check_images,
     lowest_cosine,
-    processor_has_int8,
     reference_rows,
     refuse_precision,
 )
 from featcache.errors import BackboneError
 from featcache.recipe import Precision, Recipe
+from featcache.system.processor import processor_has_int8
 from featcache.system.threads import processor_count
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ from featcache.engines.precision import (
     MIN_COSINE,
     check_images,
     lowest_cosine,
-    processor_has_bf16,
     reference_rows,
     refuse_precision,
 )
+from featcache.system.processor import processor_has_bf16
 from featcache.system.threads import one_torch_thread, processor_count
 
 DEFAULT_BATCH_SIZE = 16

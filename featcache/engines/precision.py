@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,27 +15,6 @@ if TYPE_CHECKING:
 
 MIN_COSINE = 0.999
 MIN_INT8_COSINE = 0.9993  # on check images: photos of other networks are to keep MIN_COSINE
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
-_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
-
-
-def processor_has_bf16() -> bool:
-    """Return whether this processor multiplies bf16 numbers natively (x86 with AVX512-BF16 or AMX)."""
-    return not _BF16_FLAGS.isdisjoint(_processor_flags())
-
-
-def processor_has_int8() -> bool:
-    """Return whether this processor sums products of INT8 numbers natively (x86 with VNNI or AMX)."""
-    return not _INT8_FLAGS.isdisjoint(_processor_flags())
-
-
-def _processor_flags() -> list[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return []
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return flags.split()
 
 
 def refuse_precision(precision: str, *, engine: str, why: str) -> InputError:

@@ -115,8 +115,8 @@ def load_model(path: str | os.PathLike[str]) -> MergedModel:
         surgery = Surgery(architecture["folded"], architecture["widths"])
         network = _build_network(architecture)
         surgery.apply(network)
-        own = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
-        network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in own.items()})
+        stored = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
+        network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in stored.items()})
         backbone = wrap_network(network, recipe, outputs=architecture["outputs"])
         fitted = _head_from_document(document["head"], tensors, document["classes"])
         return MergedModel(

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 _LARGEST = 1e300
+_DIGEST = re.compile(r"[0-9a-f]{64}")  # a sha256, of which nobody reads more than the beginning
 
 
 def text(value: object) -> str:
@@ -77,7 +78,7 @@ def plain_text(value: Any) -> str:
         return ", ".join(f"{text(key)} {plain_text(item)}" for key, item in value.items()) or "–"
     if isinstance(value, (list, tuple)):
         return ", ".join(plain_text(item) for item in value[:12]) + (", …" if len(value) > 12 else "") or "–"
-    return text(value)
+    return text(f"{value[:12]}…" if isinstance(value, str) and _DIGEST.fullmatch(value) else value)
 
 
 def mapping_in(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -93,8 +94,8 @@ def entries_of(value: Any) -> list[Mapping[str, Any]]:
 
 def section(heading: str, body: str, *, note: str = "") -> str:
     """Return a card with ready HTML in it; nothing where there is no body."""
-    said = f'<p class="note">{note}</p>' if note else ""
-    return f"<section><h2>{heading}</h2>{said}{body}</section>" if body else ""
+    paragraph = f'<p class="note">{note}</p>' if note else ""
+    return f"<section><h2>{heading}</h2>{paragraph}{body}</section>" if body else ""
 
 
 def table(columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]]) -> str:

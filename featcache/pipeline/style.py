@@ -44,7 +44,7 @@ td small { font-weight: 400; color: var(--soft); } td.name, th.name { font-weigh
 .matrix td.none { color: var(--soft); opacity: .45; }
 .matrix th.row { text-align: right; padding-right: 10px; vertical-align: middle; white-space: nowrap; max-width: 190px;
   overflow: hidden; text-overflow: ellipsis; font-weight: 500; }
-.matrix th.column { height: 104px; vertical-align: bottom; font-weight: 500; }
+.matrix th.column { vertical-align: bottom; font-weight: 500; }
 .matrix th.column span { display: block; writing-mode: vertical-rl; transform: rotate(180deg); margin: 0 auto 6px;
   max-height: 130px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 svg.matrix { width: min(100%, 640px); height: auto; border: 1px solid var(--line); border-radius: 6px; }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.system.control_group import CGROUP_ROOT, control_group_folders, read_number
+from featcache.system.processor import processor_name
 from featcache.system.threads import processor_count
 
 _PACKAGES = ("featcache", "torch", "timm", "onnx", "onnxruntime", "openvino", "numpy", "pillow")
@@ -23,7 +24,7 @@ def describe_machine() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "architecture": platform.machine(),
         "threads": processor_count(),
         "memory_bytes": memory_bytes_of_machine(),
@@ -31,15 +32,6 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def memory_bytes_of_machine(cgroup_root: Path = CGROUP_ROOT) -> int | None:

@@ -24,8 +24,8 @@ import featcache
 from featcache.cache import open_cache
 from featcache.distillation import DistillSettings, distill
 from featcache.distillation.join import join_images
+from featcache.distillation.lesson import choose_lesson
 from featcache.distillation.losses import feature_loss, hard_loss, soft_loss
-from featcache.distillation.plan import plan_targets
 from featcache.distillation.replay import RenderedViews, StreamedViews, replay_views
 from featcache.distillation.targets import CachedTargets
 from featcache.errors import (
@@ -105,7 +105,7 @@ def test_a_student_learns_the_teachers_features(photos: Path, teacher: Path, tmp
 
 def test_the_student_sees_the_teachers_views(photos: Path, teacher: Path, tmp_path: Path) -> None:
     with open_cache(teacher) as cache:
-        spec = plan_targets([cache], None, wanted=None, views=None, classes=("cat", "dog")).view_spec(32)
+        spec = choose_lesson([cache], None, requested=None, views=None, classes=("cat", "dog")).view_spec(32)
         train = join_images(photos, [cache]).train
     rendered = replay_views(tmp_path / "views.u8", train, spec)
     assert isinstance(rendered, RenderedViews)
@@ -122,9 +122,9 @@ def test_the_student_sees_the_teachers_views(photos: Path, teacher: Path, tmp_pa
 def test_targets_are_the_cached_rows_of_the_image_and_view(photos: Path, teacher: Path) -> None:
     with open_cache(teacher) as cache:
         joined = join_images(photos, [cache])
-        plan = plan_targets([cache], None, wanted=None, views=None, classes=joined.classes)
+        lesson = choose_lesson([cache], None, requested=None, views=None, classes=joined.classes)
         targets = CachedTargets(
-            [cache], joined.train.digests, views=plan.views, features=True, soft=plan.soft, temperature=2.0, seed=0
+            [cache], joined.train.digests, views=lesson.views, features=True, soft=lesson.soft, temperature=2.0, seed=0
         )
         n = len(joined.train)
         positions, views = np.arange(n)[::-1].copy(), np.arange(n) % 3

@@ -23,11 +23,11 @@ from featcache.engines.precision import (
     MIN_COSINE,
     check_images,
     lowest_cosine,
-    processor_has_bf16,
     reference_rows,
 )
 from featcache.errors import BackboneError, FormatError, InputError, MissingError
 from featcache.recipe import Preprocessing, Recipe
+from featcache.system.processor import processor_has_bf16
 
 NAMES = ("openvino", "onnxruntime", "torch")
 NAME = "test_efficientnet"  # timm's own small network for tests: 160x160 pixels

@@ -1,4 +1,4 @@
-"""What is to be learned from which teacher: targets, views and soft labels, checked before anything is computed."""
+"""The lesson: what is to be learned from which teacher, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from featcache.cache import FeatureCache
 from featcache.distillation.settings import Targets
-from featcache.distillation.targets import LOGITS, SoftSource, soft_source
+from featcache.distillation.soft_source import LOGITS, SoftSource, find_soft_source
 from featcache.errors import InputError
 from featcache.heads.base import Head
 from featcache.heads.io import load_head
@@ -23,8 +23,10 @@ FEATURES = "features"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """`targets` of the run, the widths of each teacher's features, where soft labels come from, and the views.
+class Lesson:
+    """What a student learns.
+
+    `targets` of the run, the widths of each teacher's features, where soft labels come from, and the views.
 
     `recipe`: the first teacher's, whose plain view and view seed are followed. `fingerprints`: of the teachers.
     `head_digest`: sha256 of the teacher's head, None without one.
@@ -55,29 +57,29 @@ class Plan:
         return ViewSpec(preprocessing, self.views, self.recipe.view_seed, self.recipe.decoder)
 
 
-def plan_targets(
+def choose_lesson(
     teachers: Sequence[FeatureCache],
     teacher_head: str | Path | Head | None,
     *,
-    wanted: str | None,
+    requested: str | None,
     views: int | None,
     classes: tuple[str, ...],
-) -> Plan:
+) -> Lesson:
     """Return what the student learns; `InputError` where a teacher does not hold it.
 
-    `wanted`: ``features``, ``logits``, ``both``, or None for what there is. `views`: how many, None for as many as
+    `requested`: ``features``, ``logits``, ``both``, or None for what there is. `views`: how many, None for as many as
     every teacher holds. `classes`: the images' own.
     """
-    if wanted not in (None, "features", "logits", "both"):
-        raise InputError(f"targets must be 'features', 'logits' or 'both', got {wanted!r}")
+    if requested not in (None, "features", "logits", "both"):
+        raise InputError(f"targets must be 'features', 'logits' or 'both', got {requested!r}")
     head = teacher_head if teacher_head is None or isinstance(teacher_head, Head) else load_head(teacher_head)
-    soft = soft_source(teachers, head, classes=classes) if wanted != "features" else None
-    if soft is None and wanted in ("logits", "both"):
+    soft = find_soft_source(teachers, head, classes=classes) if requested != "features" else None
+    if soft is None and requested in ("logits", "both"):
         raise InputError(
-            f"targets={wanted!r} need soft labels: name a teacher_head trained on the teacher's cache, or build that "
-            f"with outputs features,{LOGITS}"
+            f"targets={requested!r} need soft labels: name a teacher_head trained on the teacher's cache, or build "
+            f"that with outputs features,{LOGITS}"
         )
-    targets: Targets = "features" if soft is None else ("logits" if wanted == "logits" else "both")
+    targets: Targets = "features" if soft is None else ("logits" if requested == "logits" else "both")
     widths = tuple(_width(teacher) for teacher in teachers) if targets != "logits" else ()
     first = teachers[0].recipe
     for teacher in teachers:
@@ -87,7 +89,7 @@ def plan_targets(
                 f"{teacher.recipe.view_seed!r} and decoder {teacher.recipe.decoder!r}, {str(teachers[0].path)!r} has "
                 f"{first.view_seed!r} and {first.decoder!r}: build it anew with these"
             )
-    return Plan(
+    return Lesson(
         targets, widths, soft, _views(teachers, views), first,
         tuple(teacher.fingerprint for teacher in teachers), None if head is None else _digest(head),
     )  # fmt: skip
@@ -96,13 +98,13 @@ def plan_targets(
 def _views(teachers: Sequence[FeatureCache], count: int | None) -> tuple[int, ...]:
     """Return the indices of the views to use."""
     fewest = min(teachers, key=lambda teacher: teacher.recipe.views)
-    wanted = fewest.recipe.views if count is None else count
-    if not 1 <= wanted <= fewest.recipe.views:
+    number = fewest.recipe.views if count is None else count
+    if not 1 <= number <= fewest.recipe.views:
         raise InputError(
             f"views must be 1 to {fewest.recipe.views}, the number the teacher {str(fewest.path)!r} holds, got "
-            f"{wanted!r}: build that cache anew with --views {max(1, wanted)}"
+            f"{number!r}: build that cache anew with --views {max(1, number)}"
         )
-    return tuple(range(wanted))
+    return tuple(range(number))
 
 
 def _width(teacher: FeatureCache) -> int:
