@@ -1,7 +1,7 @@
 """Reading an ONNX graph: its nodes with attributes resolved, what is constant, who makes and who reads each value.
 
 It needs onnx and numpy alone and imports nothing of featcache: a driver loads this one file inside a device tool's own
-environment, where the package may not be importable (`featcache.formats.drivers.protocol.graph_nodes`).
+environment, where the package may not be importable (`featcache.formats.drivers.graph_reader`).
 """
 
 from __future__ import annotations

@@ -5,14 +5,11 @@ It is written for Python 3.7. A request that fails ends the program; the traceba
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -68,23 +65,6 @@ def _status_bytes(key: str) -> int | None:
             return next((int(line.split()[1]) * 1024 for line in file if line.startswith(key + ":")), None)
     except OSError:
         return None
-
-
-def graph_nodes() -> ModuleType:
-    """Return `featcache.graph.nodes`, loaded from its file: the package, and what it needs, may not be importable here.
-
-    It is for environments of a newer Python than 3.7, with onnx.
-    """
-    name = "featcache_graph_nodes"
-    if name not in sys.modules:
-        place = Path(__file__).resolve().parents[2] / "graph" / "nodes.py"
-        spec = importlib.util.spec_from_file_location(name, str(place))
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-    return sys.modules[name]
 
 
 def serve(program: Program) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import graph_reader
 import protocol
 import torch
 import torch_graph
@@ -18,7 +19,7 @@ class ExecuTorch(protocol.Program):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        module = torch_graph.TorchGraph(protocol.graph_nodes().Graph.load(graph), integers=facts["integers"]).eval()
+        module = torch_graph.TorchGraph(graph_reader.graph_nodes().Graph.load(graph), integers=facts["integers"]).eval()
         image = torch.zeros(facts["shape"], dtype=torch.uint8)
         program = torch.export.export(module, (image,))
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
