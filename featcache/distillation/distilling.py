@@ -69,18 +69,69 @@ def distill(
     weights. The teacher's network is never loaded: its features, and soft labels made of its logits or `teacher_head`,
     come from the cache, for the plain view and each augmented one (``build --views``); the student sees the same crop.
 
-    `images`: a folder or CSV; images of the train split and unlabelled ones are learned from, joined to the teacher by
-    the sha256 of their bytes. `teacher`: one cache, or several to be learned from at once. `targets`: ``features``
-    (squared error of a projection, dropped at the end, against standardised features), ``logits`` (soft labels, and
-    hard ones where there are any) or ``both``; None for both where there are soft labels, else features. `views`: how
-    many of the cached views, default all. `start`: a student's file, or the work directory of another run, whose
-    weights to begin with. `classifier`: keep the classifier over the images' classes in the file. `keep_work`: leave
-    the work directory, so that the run can be made longer. `say`: called with a line now and then. The rest:
-    `DistillSettings`.
+    Parameters
+    ----------
+    images
+        A folder or CSV; images of the train split and unlabelled ones are learned from, joined to the teacher by the
+        sha256 of their bytes.
+    teacher
+        One cache, or several to be learned from at once.
+    student, model_kwargs
+        Name and arguments of the network, for ``timm.create_model``.
+    out
+        The file to write, which `load_backbone` takes as weights.
+    teacher_head
+        A head trained on the teacher's cache, or its directory: soft labels are what it says.
+    targets
+        ``features`` (squared error of a projection, dropped at the end, against standardised features), ``logits``
+        (soft labels, and hard ones where there are any) or ``both``; None for both where there are soft labels, else
+        features.
+    views
+        How many of the cached views are learned from, default all.
+    input_size, epochs, batch_size, learning_rate, weight_decay, average, precision, seed
+        As in `DistillSettings`: the student's input and how it is trained.
+    temperature, alpha, feature_weight, jitter
+        As in `DistillSettings`: what the parts of the loss weigh, and how much the images are changed.
+    start
+        A student's file, or the work directory of another run, whose weights to begin with.
+    classifier
+        Whether the classifier over the images' classes stays in the file.
+    overwrite
+        Whether `out` may exist and be replaced.
+    keep_work
+        Whether the work directory stays, so that the run can be made longer.
+    checkpoint_seconds
+        Between checkpoints.
+    say
+        Called with a line now and then.
 
-    Raises `InputError` where teacher and images do not join, a view is not cached, the student cannot take its input
-    or another run is unfinished in ``OUT.work``; `BackboneError` for an unknown student; `CorruptError` for a damaged
-    checkpoint; `ExistsError` where `out` exists, `StorageError` where the disk refuses.
+    Returns
+    -------
+    DistillReport
+        Sizes, losses, the accuracy on val, and how long it took.
+
+    Raises
+    ------
+    InputError
+        Where teacher and images do not join, a view is not cached, the student cannot take its input, or another run
+        is unfinished in ``OUT.work``.
+    BackboneError
+        For an unknown student.
+    CorruptError
+        For a damaged checkpoint.
+    ExistsError
+        Where `out` exists and may not be replaced.
+    StorageError
+        Where the disk refuses.
+
+    Examples
+    --------
+    >>> from featcache import distill, load_backbone
+    >>> report = distill("photos", "cache", student="test_resnet", out="small", input_size=32, epochs=1, batch_size=4)
+    >>> report.losses.keys()
+    dict_keys(['features'])
+    >>> load_backbone(None, weights="small").num_features == report.num_features
+    True
     """
     started = time.perf_counter()
     place = Path(out)

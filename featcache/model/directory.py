@@ -52,10 +52,38 @@ _QUANT_DOCUMENT = DocumentKind("a quantization", make="make one with 'featcache 
 def save_model(
     model: MergedModel, path: str | os.PathLike[str], *, golden: Golden | None = None, overwrite: bool = False
 ) -> Path:
-    """Write `model` as the directory `path` and return it; it appears whole or not at all.
+    """Write `model` as the directory `path` and return it; it appears whole or not at all, equal models in equal bytes.
 
-    Equal models give equal bytes. Raises `ExistsError` where `path` exists and `overwrite` is false, `StorageError`
-    where the disk refuses.
+    Parameters
+    ----------
+    model
+        The model.
+    path
+        The directory to make.
+    golden
+        Images that travel with the model, and the logits they must give.
+    overwrite
+        Whether `path` may exist and be replaced.
+
+    Returns
+    -------
+    Path
+        `path`, absolute.
+
+    Raises
+    ------
+    ExistsError
+        Where `path` exists and may not be replaced.
+    StorageError
+        Where the disk refuses.
+
+    Examples
+    --------
+    >>> model = load_model("model")
+    >>> save_model(model, "copy").name
+    'copy'
+    >>> load_model("copy").digest() == model.digest()
+    True
     """
     from safetensors.torch import save
 
@@ -96,8 +124,29 @@ def save_model(
 def load_model(path: str | os.PathLike[str]) -> MergedModel:
     """Return the model in directory `path`, in eval mode, on the CPU.
 
-    Raises `MissingError` where there is none, `FormatError` for another format or version, `CorruptError` where a file
-    does not have the digest that ``model.json`` states.
+    Parameters
+    ----------
+    path
+        A MODEL, as `save_model` wrote it.
+
+    Returns
+    -------
+    MergedModel
+        The model; its golden samples stay on disk (`featcache.model.golden.Golden.load`).
+
+    Raises
+    ------
+    MissingError
+        Where there is none.
+    FormatError
+        For another format or version.
+    CorruptError
+        Where a file does not have the digest that ``model.json`` states, or is not what `save_model` wrote.
+
+    Examples
+    --------
+    >>> load_model("model").classes
+    ('cat', 'dog')
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -118,9 +167,9 @@ def load_model(path: str | os.PathLike[str]) -> MergedModel:
         stored = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
         network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in stored.items()})
         backbone = wrap_network(network, recipe, outputs=architecture["outputs"])
-        fitted = _head_from_document(document["head"], tensors, document["classes"])
+        head = _head_from_document(document["head"], tensors, document["classes"])
         return MergedModel(
-            backbone, fitted, recipe=recipe, surgery=surgery, quantization=quantization, lineage=document["lineage"]
+            backbone, head, recipe=recipe, surgery=surgery, quantization=quantization, lineage=document["lineage"]
         )
     except (KeyError, TypeError, AttributeError, SafetensorError, RuntimeError) as error:
         if isinstance(error, FeatcacheError):
@@ -179,16 +228,16 @@ def _timm_name(model: MergedModel) -> str:
     return str(config["architecture"])
 
 
-def _head_document(fitted: Head) -> dict[str, Any]:
+def _head_document(head: Head) -> dict[str, Any]:
     return {
-        "kind": fitted.kind,
-        "task": fitted.task,
-        "columns": list(fitted.columns),
-        "fingerprint": fitted.fingerprint,
-        "settings": dict(fitted.settings),
-        "options": fitted.options(),
-        "calibration": None if fitted.calibration is None else fitted.calibration.to_json(),
-        "unknown": None if fitted.unknown is None else fitted.unknown.to_json(),
+        "kind": head.kind,
+        "task": head.task,
+        "columns": list(head.columns),
+        "fingerprint": head.fingerprint,
+        "settings": dict(head.settings),
+        "options": head.options(),
+        "calibration": None if head.calibration is None else head.calibration.to_json(),
+        "unknown": None if head.unknown is None else head.unknown.to_json(),
     }
 
 

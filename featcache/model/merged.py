@@ -23,10 +23,32 @@ from featcache.system.json import canonical_json
 class MergedModel(nn.Module):
     """Image in, class probabilities out: normalisation, backbone and head in one module, in eval mode.
 
-    `backbone`: normalised float (N, 3, H, W) → a tuple of outputs. `head`: features → logits, made of `fitted`, the
-    Head's values. `recipe`: that of the features `fitted` was trained on; its ``model_digest`` is set where the
-    backbone is no longer timm's own. `surgery`: what was done to the network. `quantization`: what
-    ``quant.json`` holds, or None. `lineage`: one entry per verb, from merge on.
+    `head` is the torch module made of `fitted_head`, the Head's values: features → logits.
+
+    Parameters
+    ----------
+    backbone
+        Normalised float (N, 3, H, W) → a tuple of outputs.
+    fitted_head
+        The trained head.
+    recipe
+        That of the features `fitted_head` was trained on; its ``model_digest`` is set where the backbone is no longer
+        timm's own.
+    surgery
+        What was done to the network's layout since timm built it.
+    quantization
+        What ``quant.json`` holds, None for a float model.
+    lineage
+        One entry per verb, from merge on.
+
+    Examples
+    --------
+    >>> from featcache.model.directory import load_model
+    >>> model = load_model("model")
+    >>> size = model.preprocessing
+    >>> logits, probabilities = model(torch.zeros(1, size.height, size.width, 3, dtype=torch.uint8))
+    >>> model.classes, probabilities.shape
+    (('cat', 'dog'), torch.Size([1, 2]))
     """
 
     pixel_mean: torch.Tensor
@@ -35,7 +57,7 @@ class MergedModel(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        fitted: Head,
+        fitted_head: Head,
         *,
         recipe: Recipe,
         surgery: Surgery | None = None,
@@ -44,8 +66,8 @@ class MergedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.fitted_head = fitted
-        self.head = fitted.to_module()
+        self.fitted_head = fitted_head
+        self.head = fitted_head.to_module()
         self.recipe = recipe
         self.surgery = surgery or Surgery()
         self.quantization = quantization
@@ -88,10 +110,10 @@ class MergedModel(nn.Module):
             return logits, torch.softmax(logits, dim=-1)
         return logits, torch.sigmoid(logits) if self.fitted_head.task == "multilabel" else logits
 
-    def with_head(self, fitted: Head) -> MergedModel:
+    def with_head(self, fitted_head: Head) -> MergedModel:
         """Return a model of this backbone (shared) with another head."""
         return MergedModel(
-            self.backbone, fitted, recipe=self.recipe, surgery=self.surgery, quantization=self.quantization,
+            self.backbone, fitted_head, recipe=self.recipe, surgery=self.surgery, quantization=self.quantization,
             lineage=self.lineage,
         )  # fmt: skip
 

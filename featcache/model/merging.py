@@ -62,12 +62,46 @@ def merge(
 ) -> MergeResult:
     """Write the MODEL at `out` made of `head` and the backbone of `cache`; return what was made and how it compares.
 
-    `head`: a Head or its directory. The backbone is loaded again as the cache's Recipe says, and must have the very
-    weights the rows were computed with. `golden`: ``photos`` puts 16 images of the cache's data set into the model
-    with their logits, ``synthetic`` random colours, ``none`` nothing. `dataset`: whose photos, where there are several.
+    The backbone is loaded again as the cache's Recipe says, and must have the very weights the rows were computed with.
 
-    Raises `InputError` where the head was trained on another cache, `WeightsError` where the weights are others now,
-    `VerificationError` where the merged module does not compute what its halves do, `ExistsError`.
+    Parameters
+    ----------
+    head
+        A Head or its directory.
+    cache
+        The cache it was trained on, open or as its directory.
+    out
+        The directory to make.
+    dataset
+        Whose photos become golden samples, where the cache holds several data sets.
+    golden
+        ``photos`` puts 16 images of the data set into the model with their logits, ``synthetic`` random colours,
+        ``none`` nothing.
+    overwrite
+        Whether `out` may exist and be replaced.
+
+    Returns
+    -------
+    MergeResult
+        Sizes, and the largest differences to the halves run separately.
+
+    Raises
+    ------
+    InputError
+        Where the head was trained on another cache.
+    WeightsError
+        Where the backbone's weights are others now.
+    VerificationError
+        Where the merged module does not compute what its halves do.
+    ExistsError
+        Where `out` exists and may not be replaced.
+
+    Examples
+    --------
+    >>> from featcache import merge
+    >>> result = merge("head", "cache", out="merged", golden="synthetic")
+    >>> result.max_abs_diff < 1e-3, result.random_weights
+    (True, False)
     """
     refuse_existing(Path(out), overwrite=overwrite)
     fitted = head if isinstance(head, Head) else load_head(head)

@@ -66,14 +66,52 @@ def run(
 ) -> RunReport:
     """Do the main job on `images` and return what each step did; everything made lies in `out`.
 
-    The cache in ``out/cache`` is kept and reused by the next run. `prune_amount`: share of MACs that channel pruning
-    removes, 0 for none. A compressed model goes on only if its accuracy after the refit is at most `max_drop` below
-    that of the model it was made from, on val: the INT8 model is made of the pruned or else the unpruned one, the
-    bundle of the INT8 or else that one, and a note says so. Backbone arguments are
-    those of `build_cache`, `head` is that of `train_head`, `formats` those of `export`. `say`: called with a line
-    before each step.
+    The cache in ``out/cache`` is kept and reused by the next run. A compressed model goes on only if its accuracy after
+    the refit is at most `max_drop` below that of the model it was made from, on val: the INT8 model is made of the
+    pruned or else the unpruned one, the bundle of the INT8 or else that one, and a note says so.
 
-    Raises `ExistsError` where `out` holds a run already and `overwrite` is false; else as the verbs do.
+    Parameters
+    ----------
+    images
+        Class folders, splits above class folders, or a CSV.
+    out
+        The directory for everything that is made.
+    backbone, weights, model_kwargs, mean, std, store, task
+        As in `build_cache`.
+    head
+        As in `train_head`.
+    prune_amount
+        Share of MACs that channel pruning removes, 0 for none.
+    max_drop
+        Largest loss of accuracy on val that a compression may cost, in [0, 1].
+    formats
+        Names of device formats, as in `export`.
+    overwrite
+        Whether a run in `out` may be replaced.
+    say
+        Called with a line before each step.
+
+    Returns
+    -------
+    RunReport
+        What each step did, and the table that compares the variants; the same stands in ``OUT/report.html``.
+
+    Raises
+    ------
+    InputError
+        Where a value is out of its range; else as `build_cache`, `train_head`, `merge`, `prune`, `quantize` and
+        `export` do.
+    ExistsError
+        Where `out` holds a run already and may not be replaced.
+
+    Examples
+    --------
+    >>> from featcache import run
+    >>> report = run("photos", out="job", backbone="test_resnet", weights="random:0", prune_amount=0.0)
+    >>> [row["model"] for row in report.table]
+    ['float', 'int8']
+    >>> Path(report.report_html).name
+    'report.html'
     """
     from featcache.bundle.exporting import export
     from featcache.bundle.title import report_title
