@@ -1,6 +1,10 @@
 """featcache: run a frozen backbone once, keep its features, train heads from them in seconds, ship the result.
 
 Public names are resolved on first use, so that importing the package loads neither torch nor timm.
+
+>>> import featcache
+>>> featcache.__version__
+'0.1.0'
 """
 
 from __future__ import annotations

@@ -10,17 +10,18 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 
-def write_digits(folder: Path) -> int:
-    """Write the images that are not there yet, as 64x64 grey PNGs; return how many there are."""
+def write_digits(folder: Path, *, count: int | None = None) -> int:
+    """Write the first `count` images (default: all) that are not there yet, as 64x64 grey PNGs; return how many."""
     digits = load_digits()
-    for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+    pairs = list(zip(digits.images, digits.target, strict=True))[:count]
+    for index, (pixels, label) in enumerate(pairs):
         path = folder / str(label) / f"{index:04}.png"
         if path.exists():
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray((pixels * (255 / 16)).round().astype(np.uint8))
         image.resize((64, 64), Image.Resampling.BICUBIC).save(path)
-    return len(digits.images)
+    return len(pairs)
 
 
 if __name__ == "__main__":

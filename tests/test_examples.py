@@ -7,10 +7,14 @@ and change them. A module is found by its ``>>>``; nothing has to be listed.
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import re
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +24,7 @@ import featcache
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "featcache"
+SCRIPTS = ROOT / "scripts" / "examples"
 
 
 def _module_name(file: Path) -> str:
@@ -67,3 +72,59 @@ def test_docstring_examples_run(name: str, workplace: Path) -> None:
     outcome = doctest.testmod(importlib.import_module(name), optionflags=OPTIONS)
     assert outcome.attempted > 0
     assert outcome.failed == 0, "the differences are in the captured output"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "last_line"),
+    [
+        ("main_job.py", "verify: every byte is as it was written"),
+        ("penalty_path.py", r"\d+ of \d+ features are used; .*"),
+    ],
+)
+def test_scripts_run_in_their_small_form(script: str, last_line: str, tmp_path: Path) -> None:
+    """On the first 200 digits, to the last line; a warning is an error."""
+    pytest.importorskip("sklearn")
+    command = [sys.executable, "-W", "error::UserWarning", str(SCRIPTS / script), str(tmp_path), "200"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.fullmatch(last_line, done.stdout.splitlines()[-1])
+
+
+def _docstring_code() -> Iterator[str]:
+    """Yield the code of each docstring example that is not skipped."""
+    parser = doctest.DocTestParser()
+    for name in DOCTESTED:
+        tree = ast.parse(Path(str(importlib.import_module(name).__file__)).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                for example in parser.get_examples(ast.get_docstring(node) or ""):
+                    if doctest.SKIP not in example.options:
+                        yield example.source
+
+
+def _names(code: str) -> set[str]:
+    """Return the names that `code` uses: bare, as ``featcache.NAME``, or imported from the package."""
+    names = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "featcache":
+            names.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "featcache":
+            names.update(alias.name for alias in node.names)
+    return names
+
+
+def names_in_examples() -> set[str]:
+    """Return every name that stands in an executed example: docstrings, README, ``scripts/examples``."""
+    readme = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    scripts = [file.read_text(encoding="utf-8") for file in sorted(SCRIPTS.glob("*.py"))]
+    return set().union(*map(_names, [*_docstring_code(), *readme, *scripts]))
+
+
+def test_every_public_name_stands_in_an_example() -> None:
+    """Also the torch data set and scikit-learn's estimators, which have homes of their own."""
+    members = vars(importlib.import_module("featcache.sklearn")).items()
+    estimators = {name for name, value in members if hasattr(value, "fit") and value.__module__ == "featcache.sklearn"}
+    assert {*featcache.__all__, "CachedFeatures", *estimators} - names_in_examples() == set()

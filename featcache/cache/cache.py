@@ -97,6 +97,8 @@ class FeatureCache:
     ...     with cache.reader() as reader:                  # views of what is on disk, valid inside
     ...         for start, block in reader.blocks(cache.columns[0].name):
     ...             total = float(block.sum())
+    >>> isinstance(cache, FeatureCache)
+    True
     """
 
     def __init__(self, path: Path, *, manifest: Mapping[str, Any], store: FeatureStore) -> None:
