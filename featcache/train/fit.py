@@ -78,7 +78,7 @@ def train_head(
     Examples
     --------
     >>> import featcache
-    >>> result = featcache.train_head("cache", head=featcache.LinearOptions(l1=0.01))
+    >>> result = featcache.train_head("cache", head=featcache.LinearOptions(l1=0.1))
     >>> result.kind, result.classes, result.gap < 1e-4
     ('linear', ('cat', 'dog'), True)
 

@@ -5,8 +5,8 @@
 
 A linear head minimises the mean cross-entropy of the train rows plus ``l1 · Σ|W|``: an L1-penalised logistic regression
 of standardised features. A strong l1 leaves few weights that are not exactly zero, a weak one many; which is best is
-not known before it is tried. ``LinearOptions(l1="auto")`` follows a path from strong to weak, each fit started at the one before it,
-and chooses the penalty with the best accuracy on val.
+not known before it is tried. ``LinearOptions(l1="auto")`` follows a path from strong to weak, each fit started at the
+one before it, and chooses the penalty with the best accuracy on val.
 
 The problem is convex, so the quality of a fit can be *proved*, without trusting the solver: any feasible point of the
 dual problem gives a number that no head's objective can be below. The relative gap is the distance between the two:

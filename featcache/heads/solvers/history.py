@@ -30,12 +30,16 @@ class History:
         self._pairs: list[tuple[Float32, Float32, Float32, Float32, float]] = []
 
     def add(self, s: Float32, sb: Float32, y: Float32, yb: Float32) -> None:
-        """Remember a step ``(s, sb)`` of weights and bias with the change ``(y, yb)`` of the gradient along it."""
+        """Remember a step ``(s, sb)`` of weights and bias with the change ``(y, yb)`` of the gradient along it.
+
+        A change so small that its squares vanish in float32 says nothing of the curvature and is left out.
+        """
         product = dot(s, y) + dot(sb, yb)
-        if product > 1e-12 * (dot(y, y) + dot(yb, yb)):
+        base, base_bias = (y, yb) if self._base is None else self._base(y, yb)
+        size = dot(y, base) + dot(yb, base_bias)
+        if product > 1e-12 * (dot(y, y) + dot(yb, yb)) and size > 0:
             self._pairs.append((s, sb, y, yb, 1.0 / product))
-            base, base_bias = (y, yb) if self._base is None else self._base(y, yb)
-            self._scale = product / (dot(y, base) + dot(yb, base_bias))
+            self._scale = product / size
             del self._pairs[: -(self._memory or (LONG_MEMORY if s.size <= SMALL else MEMORY))]
 
     def exchange_ridge(self, change: float) -> None:
