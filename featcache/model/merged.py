@@ -45,6 +45,8 @@ class MergedModel(nn.Module):
     --------
     >>> from featcache.model.directory import load_model
     >>> model = load_model("model")
+    >>> isinstance(model, MergedModel)
+    True
     >>> size = model.preprocessing
     >>> logits, probabilities = model(torch.zeros(1, size.height, size.width, 3, dtype=torch.uint8))
     >>> model.classes, probabilities.shape
