@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from featcache.backbone.timm_import import import_timm
-from featcache.errors import CorruptError, FeatcacheError
+from featcache.backbone.networks import check_kwargs, create_network
+from featcache.errors import CorruptError, FeatcacheError, InputError
 from featcache.heads import Head, head_class
 from featcache.heads.calibration import Calibration
 from featcache.heads.unknown import UnknownRule
@@ -152,12 +152,12 @@ def load_model(path: str | os.PathLike[str]) -> MergedModel:
     from safetensors.torch import load
 
     document = read_model_json(path)
-    data = _checked_bytes(path, WEIGHTS_FILE, document)
-    quantization = None
-    if QUANT_FILE in document["sha256"]:
-        text = _checked_bytes(path, QUANT_FILE, document)
-        quantization = Quantization.from_json(parse_document(text, _QUANT_DOCUMENT, place=Path(path) / QUANT_FILE))
     try:
+        data = _checked_bytes(path, WEIGHTS_FILE, document)
+        quantization = None
+        if QUANT_FILE in document["sha256"]:
+            text = _checked_bytes(path, QUANT_FILE, document)
+            quantization = Quantization.from_json(parse_document(text, _QUANT_DOCUMENT, place=Path(path) / QUANT_FILE))
         tensors = load(data)
         recipe = Recipe.from_json(document["recipe"])
         architecture = document["architecture"]
@@ -171,15 +171,22 @@ def load_model(path: str | os.PathLike[str]) -> MergedModel:
         return MergedModel(
             backbone, head, recipe=recipe, surgery=surgery, quantization=quantization, lineage=document["lineage"]
         )
-    except (KeyError, TypeError, AttributeError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, FeatcacheError):
+    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, FeatcacheError) and not isinstance(error, InputError):
             raise
         raise CorruptError(f"{os.fspath(path)!r} must hold a whole model, got {error!r}: {_RENEW}") from error
 
 
 def _build_network(architecture: Mapping[str, Any]) -> nn.Module:
-    """Return timm's network by name, as `load_backbone` makes it, with values to be loaded."""
-    network: nn.Module = import_timm().create_model(architecture["timm"], **architecture["model_kwargs"])
+    """Return timm's network by name, as `load_backbone` makes it, with values to be loaded.
+
+    The document may come from a stranger: only timm's own names and arguments of the network itself are taken, none
+    that would fetch a network from a hub or open a checkpoint.
+    """
+    name = architecture["timm"]
+    if ":" in name:
+        raise CorruptError(f"architecture.timm in {MODEL_FILE} must be a name of timm's, got {name!r}: {_RENEW}")
+    network = create_network(name, check_kwargs(dict(architecture["model_kwargs"]), keep_classifier=True))
     if "logits" not in architecture["outputs"] and getattr(network, "num_classes", None):
         reset: Any = network.reset_classifier
         reset(0)
