@@ -52,6 +52,11 @@ def verify(
     public_key
         The PEM file of the Ed25519 key that a bundle must be signed with.
 
+    Returns
+    -------
+    Verification
+        Whether all is well, what is intact, and a line for each problem.
+
     Raises
     ------
     MissingError

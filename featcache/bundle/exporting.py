@@ -66,6 +66,11 @@ def export(
     overwrite
         Replace what is at `out`.
 
+    Returns
+    -------
+    ExportReport
+        What each format's files are, how they compare with the model, and how fast they ran here.
+
     Raises
     ------
     VerificationError

@@ -71,6 +71,11 @@ def prune(
     overwrite
         Replace what is at `out`.
 
+    Returns
+    -------
+    CompressResult
+        Size, work, speed and accuracy before and after, and after the refit.
+
     Raises
     ------
     InputError

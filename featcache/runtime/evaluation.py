@@ -99,6 +99,11 @@ def evaluate(
     threads
         How many compute; None: all processors.
 
+    Returns
+    -------
+    Evaluation
+        Accuracy, figures per class, the confusion matrix, the images that could not be read.
+
     Raises
     ------
     InputError

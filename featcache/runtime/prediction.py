@@ -88,6 +88,11 @@ def predict(
     threads
         How many compute; None: all processors.
 
+    Returns
+    -------
+    list[Prediction]
+        Label, probability and the `top` classes of each image, or the reason why it is none.
+
     Raises
     ------
     InputError

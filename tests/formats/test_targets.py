@@ -26,7 +26,6 @@ from featcache.formats.interface import Converted, ModelFacts, Target
 from featcache.formats.openvino import OpenVinoTarget
 from featcache.formats.registry import find_target
 from featcache.formats.status import install_targets, list_targets
-from featcache.formats.tools import environments as environments_module
 from featcache.formats.tools.environments import Environment, find_python
 from featcache.graph.nodes import Graph
 from featcache.graph.passes import write_single
@@ -148,9 +147,8 @@ def test_an_environment_is_made_from_its_pins_and_only_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(environments_module, "_DRIVERS", tmp_path)
     (tmp_path / "pins.txt").write_text("# nothing\n")
-    made_here = Environment("empty", "program.py", "pins.txt", "nothing", 1)
+    made_here = Environment("empty", "program.py", "pins.txt", "nothing", 1, programs=tmp_path)
     assert "not installed" in str(made_here.reason())
     made_here.install()
     assert made_here.reason() is None
@@ -167,9 +165,8 @@ def test_an_environment_is_made_from_its_pins_and_only_when_asked(
 @pytest.mark.slow
 def test_a_failed_installation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEATCACHE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(environments_module, "_DRIVERS", tmp_path)
     (tmp_path / "pins.txt").write_text("not a requirement at all\n")
-    broken = Environment("broken", "program.py", "pins.txt", "nothing", 1)
+    broken = Environment("broken", "program.py", "pins.txt", "nothing", 1, programs=tmp_path)
     with pytest.raises(DependencyError, match="pip says"):
         broken.install()
     assert list((tmp_path / "home" / "targets").iterdir()) == []

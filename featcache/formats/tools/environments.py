@@ -53,6 +53,7 @@ class Environment:
     `program`: the driver that runs inside. `requirements`: the file of exact versions beside it. `reports`: the package
     whose version is the runtime's. `python`: the version it must have, None for the running one, which then lends its
     packages (torch, numpy, onnx). `megabytes`: what it takes on the disk. `machines`: processors it has wheels for.
+    `programs`: the folder where `program` and `requirements` lie.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Environment:
     megabytes: int
     python: str | None = None
     machines: tuple[str, ...] = ()
+    programs: Path = _DRIVERS
     kind: ClassVar[str] = "environment"
 
     def path(self) -> Path:
@@ -74,11 +76,11 @@ class Environment:
 
     def command(self) -> list[str]:
         """Return what starts its program."""
-        return [str(self.interpreter()), str(_DRIVERS / self.program)]
+        return [str(self.interpreter()), str(self.programs / self.program)]
 
     def pins(self) -> str:
         """Return the text of its list of exact versions."""
-        return (_DRIVERS / self.requirements).read_text(encoding="utf-8")
+        return (self.programs / self.requirements).read_text(encoding="utf-8")
 
     def reason(self) -> str | None:
         """Return why it cannot be used, or None."""
