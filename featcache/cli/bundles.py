@@ -88,11 +88,11 @@ def targets(
 
     if action not in ("list", "install"):
         raise InputError(f"targets must be followed by list or install, got {action!r}")
-    found = install_targets(names or []) if action == "install" else list_targets()
+    statuses = install_targets(names or []) if action == "install" else list_targets()
     if as_json:
-        show({"targets": [status.to_json() for status in found]}, as_json)
+        show({"targets": [status.to_json() for status in statuses]}, as_json)
         return
-    for status in found:
+    for status in statuses:
         state = status.version or f"missing: {status.missing}; {status.needs}"
         unexecuted = f"; not run here: {status.unexecuted}" if status.version and status.unexecuted else ""
         print(f"{status.name:>12}  {status.kind:<12} {state}{unexecuted}")
@@ -119,15 +119,15 @@ def bench(
     if plot is not None:
         refuse_existing(plot, overwrite=overwrite)
     chosen = formats.split(",") if formats else None
-    found = bench_bundle(bundle, formats=chosen, threads=threads, seconds=seconds)
+    benchmarks = bench_bundle(bundle, formats=chosen, threads=threads, seconds=seconds)
     if plot is not None:
-        write_plot(found, plot, overwrite=overwrite)
+        write_plot(benchmarks, plot, overwrite=overwrite)
     if as_json:
-        measured = {entry.format: entry.to_json() for entry in found}
+        measured = {entry.format: entry.to_json() for entry in benchmarks}
         show({"bundle": str(bundle), "machine": describe_machine(), "formats": measured, "plot": plot}, as_json)
         return
-    slowest = max(entry.latency_ms.median for entry in found if entry.latency_ms is not None)
-    for entry in found:
+    slowest = max(entry.latency_ms.median for entry in benchmarks if entry.latency_ms is not None)
+    for entry in benchmarks:
         if entry.latency_ms is None:
             print(f"{entry.format:>12}  {entry.bytes / 1e6:8.2f} MB  not run here: {entry.reason}")
             continue
@@ -138,6 +138,6 @@ def bench(
             f"{entry.format:>12}  {entry.bytes / 1e6:8.2f} MB  {took.median:8.2f} ms (p95 {took.p95:.2f}, "
             f"{took.threads} threads)  {resident:<18} {bar}"
         )
-    if (counted := found[0].cost) is not None:
+    if (counted := benchmarks[0].cost) is not None:
         say(f"{counted.macs:,} multiply-accumulates and {counted.parameters:,} parameters, counted when exported")
     say("power is not measured: it takes the device and a meter")

@@ -69,7 +69,7 @@ def build(
         raise InputError(f"--weights must be given once for one backbone, got {weights!r}")
     one: dict[str, Any] = {"backbone": backbones[0] if backbones else None, "weights": weights[0] if weights else None}
     several = {"backbone": backbones, "weights": weights} if len(backbones or ()) > 1 else None
-    found = (build_caches if several else build_cache)(
+    built = (build_caches if several else build_cache)(
         images,
         cache,
         **(several or one),
@@ -92,7 +92,7 @@ def build(
         wait_seconds=wait,
         workers=workers,
     )
-    reports = found if isinstance(found, tuple) else (found,)
+    reports = built if isinstance(built, tuple) else (built,)
     for path, reason in dict.fromkeys(failure for report in reports for failure in report.failures):
         say(f"failed: {path}: {reason}")
     for report in reports:
@@ -140,11 +140,11 @@ def info(
             if samples != "-":
                 show({"samples": samples, "rows": count}, as_json)
             return
-        found = opened.info()
-    for conflict in found["conflicts"]:
+        contents = opened.info()
+    for conflict in contents["conflicts"]:
         say(f"equal images with different {conflict['kind']}: {', '.join(conflict['paths'])}")
-    say_if_random(found["random_weights"], found["recipe"]["weights"])
-    show(found, as_json)
+    say_if_random(contents["random_weights"], contents["recipe"]["weights"])
+    show(contents, as_json)
 
 
 @app.command()

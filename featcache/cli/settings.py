@@ -79,9 +79,9 @@ def takes_settings(*classes: type, panel: str | None = None, compares: bool = Tr
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
-        own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        parameters = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
         made = [_parameter(one, compares=compares) for one in fields.values()]
-        keyword = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
+        keyword = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
         command.__signature__ = signature.replace(parameters=[*keyword, *made])  # type: ignore[attr-defined]
         return command
 
@@ -142,25 +142,27 @@ def heads_of(kinds: str, stated: Mapping[str, Any]) -> list[HeadOptions]:
 
 
 def _combinations(options: type[HeadOptions], stated: Mapping[str, Any]) -> Iterator[HeadOptions]:
-    own = {name: stated[name] for name in _names_of(options) if name in stated}
-    several = [one.name for one in dataclasses.fields(options) if TEXTS[str(one.type)].several and one.name in own]
-    for values in product(*(own[name] for name in several)):
-        yield options(**{**own, **dict(zip(several, values, strict=True))})
+    values_by_name = {name: stated[name] for name in _names_of(options) if name in stated}
+    several = [
+        one.name for one in dataclasses.fields(options) if TEXTS[str(one.type)].several and one.name in values_by_name
+    ]
+    for values in product(*(values_by_name[name] for name in several)):
+        yield options(**{**values_by_name, **dict(zip(several, values, strict=True))})
 
 
 def shared_options(stated: Mapping[str, Any]) -> tuple[TrainOptions, list[list[str]]]:
     """Return what goes for every kind, and the candidates of outputs."""
-    own = {name: stated[name] for name in _names_of(TrainOptions) if name in stated}
-    outputs = own.pop("outputs", [])
-    return TrainOptions(**own), outputs
+    settings = {name: stated[name] for name in _names_of(TrainOptions) if name in stated}
+    outputs = settings.pop("outputs", [])
+    return TrainOptions(**settings), outputs
 
 
 def distillation_of(stated: Mapping[str, Any]) -> DistillationOptions | None:
     """Return the teacher and what belongs to it, or None; raises `InputError` for the latter without the former."""
-    own = {name: stated[name] for name in _names_of(DistillationOptions) if name in stated}
-    if own and "teacher" not in own:
-        raise InputError(f"{flag_of(next(iter(own)))} belongs to --teacher CACHE, got no --teacher")
-    return DistillationOptions(**own) if own else None
+    settings = {name: stated[name] for name in _names_of(DistillationOptions) if name in stated}
+    if settings and "teacher" not in settings:
+        raise InputError(f"{flag_of(next(iter(settings)))} belongs to --teacher CACHE, got no --teacher")
+    return DistillationOptions(**settings) if settings else None
 
 
 def single_head(stated: Mapping[str, Any]) -> HeadOptions:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from featcache.compress.ranges import fake_quantize, mse_range
 from featcache.compress.rounding import MomentsSum, channel_scales, round_jointly, round_nearest
 from featcache.engines.session import open_session
+from featcache.graph.nodes import Graph, Node
 from featcache.graph.qdq import consumers_of, integer_output, opset_of
 from featcache.model.quantization import Quantization, QuantParams, along_axis
 
@@ -68,6 +69,7 @@ class _Walk:
         graph = model.graph
         self.nodes, self.adjustable = nodes, adjustable
         self.opset = opset_of(model)
+        self.convolutions = {node.name: node for node in Graph(model).nodes if node.kind == "Conv"}
         self.constants = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
         self.exact: dict[str, Tensor] = {graph.input[0].name: torch.from_numpy(images)}
         self.rough: dict[str, Tensor] = dict(self.exact)
@@ -109,7 +111,7 @@ class _Walk:
         source, weight_name = node.input[0], node.input[1]
         bias_name = node.input[2] if len(node.input) > 2 else ""
         weight, bias = self.constants[weight_name], self.constants.get(bias_name)
-        shape = _Convolution(node, weight)
+        shape = _Convolution(self.convolutions[node.name])
         wanted = shape(self.exact[source], weight, bias)
         scales = channel_scales(weight)
         if bias is not None:  # a bias must fit 32 bits at the scale input · weight, also where all weights are tiny
@@ -174,14 +176,12 @@ class _Walk:
 class _Convolution:
     """A Conv node as torch computes it; pads may differ from side to side."""
 
-    def __init__(self, node: onnx.NodeProto, weight: Tensor) -> None:
-        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
+    def __init__(self, node: Node) -> None:
+        window = node.window()
+        top, left, bottom, right = window.pads
         self.pads = (left, right, top, bottom)
-        self.strides = tuple(attributes.get("strides", (1, 1)))
-        self.dilations = tuple(attributes.get("dilations", (1, 1)))
-        self.groups = int(attributes.get("group", 1))
-        self.kernel = tuple(weight.shape[2:])
+        self.strides, self.dilations, self.kernel = window.strides, window.dilations, window.kernel
+        self.groups = int(node.attributes["group"])
 
     def _padded(self, inputs: Tensor) -> Tensor:
         return functional.pad(inputs, self.pads) if any(self.pads) else inputs

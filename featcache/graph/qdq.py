@@ -149,11 +149,11 @@ class _Rewriter:
 
 def consumers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
     """Return the nodes that read each tensor."""
-    found: dict[str, list[onnx.NodeProto]] = {}
+    readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
-            found.setdefault(name, []).append(node)
-    return found
+            readers.setdefault(name, []).append(node)
+    return readers
 
 
 def integer_output(node: onnx.NodeProto, consumers: Mapping[str, list[onnx.NodeProto]], outputs: set[str]) -> str:

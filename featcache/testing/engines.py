@@ -87,18 +87,18 @@ class EngineContract:
         """Runs at the same time give what they give one after another."""
         images = self.images(engine)
         alone = engine.run(images)
-        found: dict[int, tuple[Features, ...]] = {}
+        rows_by_thread: dict[int, tuple[Features, ...]] = {}
 
         def run(number: int) -> None:
-            found[number] = engine.run(images)
+            rows_by_thread[number] = engine.run(images)
 
         threads = [threading.Thread(target=run, args=(number,)) for number in range(engine.workers + 2)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(found) == len(threads)
-        for rows in found.values():
+        assert len(rows_by_thread) == len(threads)
+        for rows in rows_by_thread.values():
             _assert_same(rows, alone)
 
     def test_images_of_another_shape_or_type_are_refused(self, engine: Engine) -> None:

@@ -36,8 +36,8 @@ class TfliteTarget(Target):
 
     def available(self) -> str | None:
         """Return why LiteRT cannot be used here, or None: what cannot be run is not written either."""
-        found = importlib.util.find_spec("ai_edge_litert")
-        return f"the package {_RUNTIME} is not installed" if found is None else None
+        runtime = importlib.util.find_spec("ai_edge_litert")
+        return f"the package {_RUNTIME} is not installed" if runtime is None else None
 
     def version(self) -> str:
         """Return LiteRT's version."""
