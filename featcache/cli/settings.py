@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 
@@ -27,6 +27,9 @@ from featcache.train.options import (
 )
 
 Command = TypeVar("Command", bound=Callable[..., None])
+
+# of ``--help``, in the order in which a person decides
+PANELS = ("Data", "Penalties", "Kind", "Targets", "Fit", "After the fit", "Distillation", "Output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +85,17 @@ def takes_settings(*classes: type, panel: str | None = None, compares: bool = Tr
         parameters = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
         made = [_parameter(one, compares=compares) for one in fields.values()]
         keyword = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
-        command.__signature__ = signature.replace(parameters=[*keyword, *made])  # type: ignore[attr-defined]
+        ordered = sorted([*keyword, *made], key=_place)
+        command.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
         return command
 
     return decorate
+
+
+def _place(parameter: inspect.Parameter) -> int:
+    """Return where the option's panel stands in `PANELS`; arguments and options of no panel come before them all."""
+    panels = [getattr(option, "rich_help_panel", None) for option in get_args(parameter.annotation)[1:]]
+    return next((PANELS.index(panel) for panel in panels if panel in PANELS), -1)
 
 
 def _fields(classes: Iterable[type], panel: str | None) -> dict[str, dataclasses.Field[Any]]:
