@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_photo
 from memory_cache import MemoryCache, blobs, make_samples
 from train_caches import write_cache
 
 from featcache.cache import open_cache
 from featcache.errors import InputError
+from featcache.extract.build import build_cache
 from featcache.heads import load_head
 from featcache.train.fit import refit_head, train_head
 from featcache.train.options import DistillationOptions, LinearOptions, TrainOptions
@@ -91,3 +94,15 @@ def test_streamed_from_a_store_is_the_same_as_from_memory(tmp_path):
     assert "streamed" in streamed.notes[0]
     assert streamed.objective == pytest.approx(whole.objective, rel=3e-6)
     assert streamed.test_accuracy == whole.test_accuracy
+
+
+def test_train_head_of_two_dozen_photos_with_a_weak_l1_ends_at_the_minimum(tmp_path: Path) -> None:
+    """Far more features than photos, nearly copies of each other: a step that raises the objective is not taken."""
+    for hue, label in enumerate(("cat", "dog")):
+        for number in range(12):
+            write_photo(tmp_path / "photos" / label / f"{number:02}.jpg", seed=100 * hue + number, hue=hue)
+    build_cache(tmp_path / "photos", tmp_path / "cache")
+    for l1 in (0.03, 0.01):
+        fit = train_head(tmp_path / "cache", head=LinearOptions(l1=l1))
+        assert fit.objective < np.log(2), "that of weights that are all zero"
+        assert fit.gap <= 1e-5

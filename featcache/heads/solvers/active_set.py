@@ -27,6 +27,8 @@ from featcache.heads.solvers.state import State
 
 MOST_COLUMNS = 1500  # in one lasso
 STEPS = 30
+_NOISE = 1e-6  # relative, of an objective: a step that raises it by more went wrong
+_LEAST_DAMPING, _MORE_DAMPING, _MOST_DAMPING = 1e-6, 30.0, 1e-2  # of the Hessian, in shares of its mean diagonal
 ROUNDS = 25  # in one lasso; after these the candidate is only a direction, and the line search decides
 
 
@@ -88,6 +90,7 @@ class ActiveSet(Solver):
         gradient = self._columns @ residual.astype(np.float32)
         objective = loss + penalty.value(at[None])
         gap, best = np.inf, np.inf
+        damping = _LEAST_DAMPING
         model: _Model | None = None
         state = self._state(at, beta, loss, residual, gradient)
         for _ in range(STEPS):
@@ -99,7 +102,7 @@ class ActiveSet(Solver):
             if not 0 < len(chosen) <= MOST_COLUMNS:
                 break
             if model is None or not np.array_equal(model.columns, chosen):
-                model = self._model(chosen, curvature, penalty.l2)
+                model = self._model(chosen, curvature, penalty.l2, damping)
             here = at[chosen]
             slope = gradient[chosen] + np.float32(penalty.l2) * here
             move = _lasso(model.hessian, slope, here, penalty.l1) - here
@@ -115,6 +118,14 @@ class ActiveSet(Solver):
                 if objective_there <= objective + 1e-9 * abs(objective) or step < 1e-3:
                     break
                 step *= 0.4
+            if objective_there > objective + _NOISE * abs(objective):
+                # columns that nearly repeat each other: even a thousandth of the move leads far away, so it is damped
+                damping *= _MORE_DAMPING
+                if damping > _MOST_DAMPING:
+                    break
+                _, _, _, curvature = self._optimize_bias(product, beta)
+                model = None
+                continue
             at, beta, product, objective = weight_there, beta_now, product + step * change, objective_there
             gradient = self._columns @ residual.astype(np.float32)
             prepared.passes += 1.0
@@ -144,7 +155,7 @@ class ActiveSet(Solver):
                 weight, bias = ahead, b1 + share * (b1 - b0)
         return weight, bias, self._product(weight)
 
-    def _model(self, chosen: NDArray[np.int64], curvature: Float64, l2: float) -> _Model:
+    def _model(self, chosen: NDArray[np.int64], curvature: Float64, l2: float, damping: float) -> _Model:
         """Return the quadratic model of the loss in some columns, the bias already at its best for each move."""
         rows = self._columns[chosen]
         weighted_rows = rows * curvature.astype(np.float32)
@@ -152,7 +163,7 @@ class ActiveSet(Solver):
         side = weighted_rows.sum(axis=1)
         share = side / np.float32(max(float(curvature.sum()), 1e-12))
         hessian -= np.outer(side, share)
-        hessian[np.diag_indices(len(chosen))] += np.float32(l2 + 1e-6 * float(np.trace(hessian)) / len(chosen))
+        hessian[np.diag_indices(len(chosen))] += np.float32(l2 + damping * float(np.trace(hessian)) / len(chosen))
         return _Model(chosen, rows, hessian, share)
 
     def _product(self, weight: Float32) -> Float64:
