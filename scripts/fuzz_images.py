@@ -15,7 +15,6 @@ import io
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import threading
@@ -29,6 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from featcache.errors import ImageError
+from featcache.formats.memory import status_bytes
 from featcache.images.load import decode, load_image
 from featcache.recipe import Preprocessing
 
@@ -217,7 +217,7 @@ def _work(arguments: argparse.Namespace) -> None:
             outcome, fault = check_case(make_case(case, photos, other=case >= arguments.count)), None
         except Exception as error:  # noqa: BLE001 - whatever is not an ImageError is what this script looks for
             outcome, fault = "fault", f"{type(error).__name__}: {error}"[:500]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = status_bytes("VmHWM") or 0  # of this program; ru_maxrss would count the process that started it
         row = {"case": case, "outcome": outcome, "fault": fault, "peak": peak, "seconds": time.perf_counter() - started}
         print(json.dumps(row), flush=True)
 
