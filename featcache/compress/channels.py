@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from featcache.compress.dependencies import Probed, dependency_graph, example_images, flat_features
 from featcache.compress.refitting import Source
 from featcache.errors import InputError, MissingError
 from featcache.images.batches import first_decoded
@@ -102,7 +103,7 @@ def loss_gradients(source: Source) -> dict[str, Tensor]:
     network.requires_grad_(True)  # a Backbone freezes what it wraps
     for start in range(0, len(pixels), _BATCH):
         images = model.normalise(pixels[start : start + _BATCH]).contiguous(memory_format=torch.channels_last)
-        logits = model.head(_flat(backbone, images))
+        logits = model.head(flat_features(backbone, images))
         _loss(logits, targets[start : start + _BATCH], model.fitted_head.task).backward()  # type: ignore[no-untyped-call]
     gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     if not any(bool(gradient.any()) for gradient in gradients.values()):
@@ -146,43 +147,19 @@ def _loss(logits: Tensor, targets: Tensor, task: str) -> Tensor:
     return nn.functional.mse_loss(logits, targets.float(), reduction="sum")
 
 
-class _Probed(nn.Module):
-    """The backbone with one linear layer behind it, which shows Torch-Pruning where the features end."""
-
-    def __init__(self, backbone: nn.Module, num_features: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.probe = nn.Linear(num_features, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        result: Tensor = self.probe(_flat(self.backbone, images))
-        return result
-
-
-def _flat(backbone: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([output.flatten(1) for output in backbone(images)], dim=1)
-
-
-def _example(model: MergedModel) -> Tensor:
-    size = model.preprocessing
-    return torch.randn(1, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
-
-
 def _pruned(model: MergedModel, gradients: dict[str, Tensor], ratio: float, multiple: int) -> nn.Module:
     """Return a copy of the network without the share `ratio` of its removable channels, `multiple` by `multiple`."""
     import torch_pruning
 
     network = copy.deepcopy(model.backbone.network)
-    probed = _Probed(
-        wrap_network(network, model.recipe, outputs=model.backbone.outputs), model.fitted_head.num_features
-    )
+    probed = Probed(wrap_network(network, model.recipe, outputs=model.backbone.outputs), model.fitted_head.num_features)
     probed.requires_grad_(True).eval()
     for name, parameter in network.named_parameters():
         parameter.grad = gradients[name].clone() if name in gradients else None
-    example = _example(model)
+    example = example_images(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch_pruning")
-        graph = torch_pruning.DependencyGraph().build_dependency(probed, example_inputs=example)
+        graph = dependency_graph(probed, model)
         pruner: Any = torch_pruning.pruner.BasePruner(
             probed,
             example,
@@ -199,7 +176,7 @@ def _pruned(model: MergedModel, gradients: dict[str, Tensor], ratio: float, mult
     return network
 
 
-def _kept_layers(torch_pruning: Any, graph: Any, probed: _Probed) -> list[nn.Module]:
+def _kept_layers(torch_pruning: Any, graph: Any, probed: Probed) -> list[nn.Module]:
     """Return the layers whose output keeps its width: those that make the features, and attention."""
     group = graph.get_pruning_group(probed.probe, torch_pruning.prune_linear_in_channels, idxs=[0])
     kept = [dependency.target.module for dependency, _ in group if graph.is_out_channel_pruning_fn(dependency.handler)]
@@ -229,7 +206,7 @@ def _count(network: nn.Module, model: MergedModel) -> int:
     backbone = wrap_network(network, model.recipe, outputs=model.backbone.outputs)
     try:
         with torch.no_grad():
-            backbone(_example(model))
+            backbone(example_images(model))
     finally:
         for handle in handles:
             handle.remove()
