@@ -181,6 +181,16 @@ def solve_all(weight: Tensor, moments: Moments, *, ridge: float = RIDGE) -> Tens
     return torch.cholesky_solve(right, torch.linalg.cholesky(left)).T.float()
 
 
+def solve_kept(weight: Tensor, moments: Moments, kept: Tensor, *, ridge: float = RIDGE) -> Tensor:
+    """Return the (o, d) weight that is zero but for the inputs `kept` (d,) bool, and solved for those."""
+    solved = torch.zeros_like(weight)
+    some = Moments(
+        moments.gram[kept][:, kept], moments.cross[kept], moments.power, moments.input_mean[kept], moments.output_mean
+    )
+    solved[:, kept] = solve_all(weight[:, kept], some, ridge=ridge)
+    return solved
+
+
 def inputs_at(layer: Layer, arriving: Tensor, picked: Tensor, shape: tuple[int, int]) -> Tensor:
     """Return (n·p, d): what `layer` multiplies for the positions `picked` (n, p) of its output of `shape`.
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from featcache.compress.dependencies import Probed, dependency_graph, flat_features
+from featcache.compress.groups import ProbedBackbone, dependency_graph, example_images, flat_features
 from featcache.errors import InputError, VerificationError
 from featcache.heads import Head, LinearHead
 from featcache.model.merged import MergedModel, wrap_network
@@ -60,9 +60,8 @@ def remove_ignored_features(model: MergedModel) -> HeadDriven:
     head = model.fitted_head
     ignored = ignored_features(head)
     network = copy.deepcopy(model.backbone.network)
-    outputs = model.backbone.outputs
-    probed = Probed(wrap_network(network, model.recipe, outputs=outputs), head.num_features)
-    graph = dependency_graph(probed, model)
+    probed = ProbedBackbone(network, model).eval()
+    graph = dependency_graph(probed, example_images(model))
     going, reason = _removable(graph, probed, ignored.tolist())
     if not going:
         raise InputError(
@@ -100,7 +99,7 @@ def ignored_features(head: Head) -> npt.NDArray[np.int64]:
     return ignored
 
 
-def _removable(graph: Any, probed: Probed, ignored: Sequence[int]) -> tuple[list[int], str | None]:
+def _removable(graph: Any, probed: ProbedBackbone, ignored: Sequence[int]) -> tuple[list[int], str | None]:
     """Return which of the features `ignored` can go, and why the others cannot."""
     import torch_pruning
 
@@ -139,7 +138,7 @@ def _obstacle(graph: Any, dependency: Any) -> str | None:
         return None  # a gain or an offset for each channel
     if target not in graph._module2name:
         return None  # an operation without weights; those that mix channels are found by the logits
-    name = graph._module2name[target].removeprefix("backbone.network.")
+    name = graph._module2name[target].removeprefix("network.")
     if isinstance(target, nn.LayerNorm | nn.GroupNorm | nn.InstanceNorm2d):
         return f"they come out of {name!r}, a {type(target).__name__} that computes each one from all channels"
     reads = graph.is_in_channel_pruning_fn(dependency.handler)

@@ -20,8 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from featcache.compress.channels import normalised_images
 from featcache.compress.compensation import Layer, Moments, compensate, is_product, record_answers
-from featcache.compress.quantization import calibration_pixels
 from featcache.compress.refitting import Source
 from featcache.compress.sparse_solver import keep_largest, keep_two_of_four, solve_sparse
 from featcache.errors import InputError
@@ -52,7 +52,7 @@ def zero_weights(source: Source, *, amount: float, pattern: Pattern) -> Sparse:
     model = source.model
     network = copy.deepcopy(model.backbone.network)
     backbone = wrap_network(network, model.recipe, outputs=model.backbone.outputs)
-    images = model.normalise(torch.from_numpy(calibration_pixels(source, IMAGES)))
+    images = normalised_images(source, IMAGES)
     layers = solvable_layers(network, backbone, images[:1])
     notes: tuple[str, ...] = ()
     if pattern == "2:4":

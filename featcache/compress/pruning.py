@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from featcache.cache import FeatureCache, borrow_cache
-from featcache.compress.channels import MACS_TOLERANCE, remove_channels
+from featcache.compress.channels import TOLERANCE, Target, remove_channels
 from featcache.compress.head_driven import remove_ignored_features
 from featcache.compress.magnitude import PATTERNS, Pattern, zero_weights
 from featcache.compress.measurement import compressed_bytes, graph_macs, latencies_ms, zero_share
@@ -51,6 +51,7 @@ def prune(
     method: PruneMethod = "channel",
     amount: float | None = None,
     pattern: Pattern | None = None,
+    target: Target = "macs",
     dataset: str | None = None,
     overwrite: bool = False,
 ) -> CompressResult:
@@ -67,8 +68,9 @@ def prune(
     out
         The MODEL directory to write.
     method
-        ``channel`` removes whole channels, those the loss of the training images misses least, until the exported graph
-        has (1 − `amount`) of the multiplications, within 2 %; the features keep their width. ``head`` removes
+        ``channel`` removes whole channels and attention heads, those whose part the others can best take over, and
+        solves the layers that read them again for the inputs that are left (`featcache.compress.channels`), until
+        (1 − `amount`) of `target` is left, within 2 %; the features keep their width. ``head`` removes
         the features that a sparse head gives no weight, with the channels that make them: the logits stay, nothing is
         fitted again. ``magnitude`` sets that share of the weights to zero and solves those left again for the inputs
         they get: it saves bytes only after compression, and no time on usual hardware.
@@ -77,6 +79,9 @@ def prune(
     pattern
         For ``magnitude``: ``global`` (the default) ranks the weights of all layers together, ``layer`` takes the same
         share of each layer, ``2:4`` two of each four consecutive inputs.
+    target
+        What ``channel`` removes a share of: ``macs``, the multiplications of the exported graph, its ``parameters``, or
+        its ``latency`` in ONNX Runtime on this machine, for one image.
     dataset
         Which one of the cache, where it has several.
     overwrite
@@ -105,11 +110,15 @@ def prune(
     (0.5, True)
     """
     share, chosen = _closed_settings(method, amount, pattern)
+    if target not in ("macs", "parameters", "latency"):
+        raise InputError(f"--target must be 'macs', 'parameters' or 'latency', got {target!r}")
+    if target != "macs" and method != "channel":
+        raise InputError(f"--target {target} needs --method channel, got {method!r}")
     refuse_existing(Path(out), overwrite=overwrite)
     with borrow_cache(cache) as opened:
         source = open_source(model, opened, dataset=dataset)
         with tempfile.TemporaryDirectory() as folder:
-            return _prune(source, Path(folder), out, method, share, chosen, overwrite)
+            return _prune(source, Path(folder), out, method, share, chosen, target, overwrite)
 
 
 def _closed_settings(method: str, amount: float | None, pattern: str | None) -> tuple[float | None, Pattern | None]:
@@ -153,6 +162,7 @@ def _prune(
     method: PruneMethod,
     amount: float | None,
     pattern: Pattern | None,
+    target: Target,
     overwrite: bool,
 ) -> CompressResult:
     from featcache.graph.write import write_onnx
@@ -164,7 +174,7 @@ def _prune(
         pruned = _fitted_to_head(source, before)
     elif method == "channel":
         assert amount is not None
-        pruned = _refitted(source, remove_channels(source, amount=amount, macs=macs_before))
+        pruned = _refitted(source, remove_channels(source, amount=amount, target=target, macs=macs_before).network)
     else:
         assert amount is not None
         assert pattern is not None
@@ -187,7 +197,7 @@ def _prune(
     )  # fmt: skip
     graph = write_onnx(final, folder / "after.onnx")
     macs = graph_macs(graph)
-    if method == "channel":
+    if method == "channel" and target == "macs":
         assert amount is not None
         _check_amount(macs, macs_before, amount)
     packed = compressed_bytes(original), compressed_bytes(graph)
@@ -284,7 +294,7 @@ def _with_network(model: MergedModel, network: nn.Module) -> MergedModel:
 
 def _check_amount(macs: int, macs_before: int, amount: float) -> None:
     left, wanted = macs / macs_before, 1 - amount
-    if abs(left - wanted) > MACS_TOLERANCE * wanted:
+    if abs(left - wanted) > TOLERANCE * wanted:
         raise InputError(
             f"--amount must be what channels of this network can be removed to, {amount!r} is not: nearest is "
             f"{1 - left:.3f}"

@@ -49,7 +49,7 @@ def solve_sparse(weight: Tensor, moments: Moments, choose: Choose, *, ridge: flo
     return _conjugate_gradients(gram, wanted, sparse / scale, kept).float()
 
 
-def solve_kept(weight: Tensor, moments: Moments, kept: Tensor, *, ridge: float = RIDGE) -> Tensor:
+def solve_support(weight: Tensor, moments: Moments, kept: Tensor, *, ridge: float = RIDGE) -> Tensor:
     """Return the (o, d) weight, zero where not `kept`, that gives the outputs best in the mean square."""
     gram, wanted = _normal_equations(weight, moments, ridge)
     return _conjugate_gradients(gram, wanted, weight.to(gram.dtype) * kept, kept).float()

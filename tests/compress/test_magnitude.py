@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from featcache.cache import open_cache
 from featcache.compress import prune
+from featcache.compress.channels import normalised_images
 from featcache.compress.compensation import Moments
-from featcache.compress.dependencies import flat_features
+from featcache.compress.groups import flat_features
 from featcache.compress.magnitude import PATTERNS, solvable_layers, zero_weights, zeros_by_size
 from featcache.compress.measurement import compressed_bytes, zero_share
-from featcache.compress.quantization import calibration_pixels
 from featcache.compress.refitting import Source, open_source
-from featcache.compress.sparse_solver import keep_largest, keep_two_of_four, solve_kept, solve_sparse
+from featcache.compress.sparse_solver import keep_largest, keep_two_of_four, solve_sparse, solve_support
 from featcache.errors import InputError
 from featcache.extract.build import build_cache
 from featcache.model.directory import load_model
@@ -98,7 +98,7 @@ def layer_data(seed: int = 0) -> tuple[Tensor, Tensor, Moments]:
 def test_kept_weights_are_the_least_squares_solution() -> None:
     inputs, weight, moments = layer_data()
     kept = torch.rand(10, 24, generator=torch.Generator().manual_seed(1)) < 0.5
-    solved = solve_kept(weight, moments, kept, ridge=0.0)
+    solved = solve_support(weight, moments, kept, ridge=0.0)
     assert not solved[~kept].any()
     for row in range(10):
         exact = torch.linalg.lstsq(inputs[:, kept[row]], inputs @ weight[row]).solution
@@ -111,7 +111,7 @@ def test_a_chosen_support_is_better_than_that_of_the_largest_weights(seed: int) 
     largest = keep_largest(weight.square(), 96)
     solved = solve_sparse(weight, moments, lambda scores: keep_largest(scores, 96))
     assert int((solved != 0).sum()) == 96
-    left, by_size = moments.error(solved), moments.error(solve_kept(weight, moments, largest))
+    left, by_size = moments.error(solved), moments.error(solve_support(weight, moments, largest))
     assert left < 0.7 * by_size < 0.7 * moments.error(weight * largest)
 
 
@@ -162,7 +162,7 @@ def test_two_of_four_are_zero_wherever_inputs_come_in_fours(source: Source) -> N
 def features_error(source: Source, network: nn.Module) -> float:
     """Return the share of the power of the features of training images that `network` misses."""
     model = source.model
-    images = model.normalise(torch.from_numpy(calibration_pixels(source, 8)))
+    images = normalised_images(source, 8)
     backbone = wrap_network(network, model.recipe, outputs=model.backbone.outputs)
     with torch.inference_mode():
         wanted, got = flat_features(model.backbone, images), flat_features(backbone, images)
