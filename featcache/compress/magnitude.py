@@ -60,7 +60,7 @@ def zero_weights(source: Source, *, amount: float, pattern: Pattern) -> Sparse:
         if not fitting:
             raise InputError(f"--pattern 2:4 needs layers of 4, 8, 12, … inputs, {model.recipe.model!r} has none")
         if len(fitting) < len(layers):
-            notes = (f"{len(layers) - len(fitting)} layers stay whole: their inputs are no multiple of four",)
+            notes = (f"layers that stay whole, as their inputs are no multiple of four: {len(layers) - len(fitting)}",)
         layers = fitting
     else:
         every = sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear))

@@ -263,11 +263,10 @@ def _fitted_to_head(source: Source, before: Features) -> _Pruned:
         "features_before": width,
         "features": head.num_features,
         "max_logit_difference": narrow.difference,
-        "surgery_seconds": round(narrow.seconds, 3),
     }
     notes = [
-        f"the {width - head.num_features} features that went have no weight in the head: its logits stay within "
-        f"{narrow.difference:.1g}, so it was not fitted again"
+        f"the {width - head.num_features} features that went, in {narrow.seconds:.2f} s, have no weight in the head: "
+        f"its logits stay within {narrow.difference:.1g}, so it was not fitted again"
     ]
     if narrow.staying:
         notes.append(f"{narrow.staying} more features without weight stay: {narrow.reason}")

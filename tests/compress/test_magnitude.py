@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import result as result_of
 from conftest import write_photo
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from featcache.cache import open_cache
+from featcache.cli.application import app
 from featcache.compress import prune
 from featcache.compress.channels import normalised_images
 from featcache.compress.compensation import Moments
@@ -36,6 +37,14 @@ def made(folder: Path, backbone: str) -> Path:
     train_head(folder / "cache", head=LinearOptions(l2=0.1)).save(folder / "head")
     merge(folder / "head", folder / "cache", out=folder / "model")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_timing() -> Iterator[None]:
+    """Latency is measured elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("featcache.compress.measurement._TIMED_SECONDS", 0.05)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +165,7 @@ def test_two_of_four_are_zero_wherever_inputs_come_in_fours(source: Source) -> N
             zeros = (groups.view(len(weight), -1, 4, groups.shape[2]) == 0).sum(dim=2)
             assert (zeros >= 2).all()
     assert whole
-    assert sparse.notes == (f"{whole} layers stay whole: their inputs are no multiple of four",)
+    assert sparse.notes == (f"layers that stay whole, as their inputs are no multiple of four: {whole}",)
 
 
 def features_error(source: Source, network: nn.Module) -> float:
@@ -213,10 +222,17 @@ def test_zeros_claim_only_what_they_save(place: Path, tmp_path: Path) -> None:
     assert model.lineage[-1]["pattern"] == "global"
 
 
-def test_the_command_takes_a_pattern(place: Path, tmp_path: Path) -> None:
-    words = ["prune", place / "model", "--cache", place / "cache", "--out", tmp_path / "p", "--method", "magnitude"]
-    result = result_of(*words, "--pattern", "2:4")
-    assert (result["method"], result["amount"], result["settings"]) == ("magnitude", 0.5, {"pattern": "2:4"})
+def test_the_command_hands_on_what_was_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+
+    def take(model: Path, **settings: object) -> None:
+        given.update(settings)
+        raise InputError("seen")
+
+    monkeypatch.setattr("featcache.compress.prune", take)
+    words = ["prune", "model", "--cache", "cache", "--out", "out", "--method", "magnitude", "--pattern", "2:4"]
+    CliRunner().invoke(app, words)
+    assert (given["method"], given["pattern"], given["amount"]) == ("magnitude", "2:4", None)
 
 
 def test_transformers_have_linear_layers(tmp_path: Path) -> None:
