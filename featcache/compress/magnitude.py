@@ -20,12 +20,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from featcache.compress.channels import normalised_images
+from featcache.compress.channels import features_of, training_images
 from featcache.compress.compensation import Layer, Moments, compensate, is_product, record_answers
 from featcache.compress.refitting import Source
 from featcache.compress.sparse_solver import keep_largest, keep_two_of_four, solve_sparse
 from featcache.errors import InputError
-from featcache.model.merged import wrap_network
 
 Pattern = Literal["global", "layer", "2:4"]
 PATTERNS: tuple[Pattern, ...] = ("global", "layer", "2:4")
@@ -51,9 +50,9 @@ def zero_weights(source: Source, *, amount: float, pattern: Pattern) -> Sparse:
     """
     model = source.model
     network = copy.deepcopy(model.backbone.network)
-    backbone = wrap_network(network, model.recipe, outputs=model.backbone.outputs)
-    images = normalised_images(source, IMAGES)
-    layers = solvable_layers(network, backbone, images[:1])
+    run = features_of(model, network)
+    images = training_images(source, IMAGES)
+    layers = solvable_layers(network, run, images[:1])
     notes: tuple[str, ...] = ()
     if pattern == "2:4":
         fitting = {name: layer for name, layer in layers.items() if layer.weight.shape[1] % _GROUP == 0}
@@ -73,8 +72,8 @@ def zero_weights(source: Source, *, amount: float, pattern: Pattern) -> Sparse:
         count = weight.numel() - counts[name]
         return solve_sparse(weight, moments, lambda scores: keep_largest(scores, count))
 
-    answers = record_answers(network, backbone, images, list(layers))
-    compensate(network, backbone, images, list(answers.values()), solve=solve)
+    answers = record_answers(network, run, images, list(layers))
+    compensate(network, run, images, list(answers.values()), solve=solve)
     return Sparse(network, notes)
 
 

@@ -33,10 +33,8 @@ from featcache.errors import InputError
 from featcache.heads import Head
 from featcache.model.directory import save_model
 from featcache.model.golden import Golden
-from featcache.model.merged import MergedModel, changed_recipe, wrap_network
+from featcache.model.merged import MergedModel, with_network
 from featcache.model.reference import logits_of_images
-from featcache.model.surgery import Surgery
-from featcache.model.widths import changed_widths, layer_widths
 from featcache.system.files import refuse_existing
 
 PruneMethod = Literal["channel", "head", "magnitude"]
@@ -238,7 +236,7 @@ def _refitted(
     source: Source, network: nn.Module, settings: Mapping[str, Any] | None = None, notes: Sequence[str] = ()
 ) -> _Pruned:
     """Return the model of the changed `network` with the head that its own features make."""
-    changed = _with_network(source.model, network)
+    changed = with_network(source.model, network)
     plan = source.cache.recipe
     with open_engine(changed.backbone, engine=plan.engine, precision=plan.precision, cached=False) as engine:
         recipe = dataclasses.replace(
@@ -252,7 +250,7 @@ def _refitted(
 def _fitted_to_head(source: Source, before: Features) -> _Pruned:
     """Return the model without the features its head ignores: the rows are those at hand, with fewer columns."""
     narrow = remove_ignored_features(source.model)
-    changed = _with_network(source.model, narrow.network)
+    changed = with_network(source.model, narrow.network)
     head = dataclasses.replace(narrow.head, fingerprint=changed.recipe.fingerprint)
     features = {
         split: SplitRows(np.ascontiguousarray(rows.features[:, narrow.kept]), rows.targets)
@@ -274,21 +272,6 @@ def _fitted_to_head(source: Source, before: Features) -> _Pruned:
         changed.backbone, head, recipe=changed.recipe, surgery=changed.surgery, lineage=changed.lineage
     )  # fmt: skip
     return _Pruned(model, head, features, settings, tuple(notes))
-
-
-def _with_network(model: MergedModel, network: nn.Module) -> MergedModel:
-    """Return `model` with this changed network and the Recipe that names it by its digest; the head is the old one."""
-    surgery = Surgery(
-        model.surgery.folded,
-        {**model.surgery.widths, **changed_widths(network, layer_widths(model.backbone.network))},
-    )
-    made = MergedModel(
-        wrap_network(network, model.recipe, outputs=model.backbone.outputs), model.fitted_head, recipe=model.recipe,
-        surgery=surgery, lineage=model.lineage,
-    )  # fmt: skip
-    recipe = changed_recipe(made)
-    backbone = wrap_network(network, recipe, outputs=model.backbone.outputs)
-    return MergedModel(backbone, model.fitted_head, recipe=recipe, surgery=surgery, lineage=model.lineage)
 
 
 def _check_amount(macs: int, macs_before: int, amount: float) -> None:

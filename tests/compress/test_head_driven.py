@@ -24,7 +24,7 @@ from featcache.formats.registry import find_target
 from featcache.heads import LinearHead
 from featcache.model.directory import load_model, save_model, verify_model
 from featcache.model.golden import Golden
-from featcache.model.merged import MergedModel
+from featcache.model.merged import MergedModel, with_network
 from featcache.model.merging import merge
 from featcache.model.reference import logits_of_images
 from featcache.train.fit import refit_head, train_head
@@ -185,9 +185,7 @@ def test_networks_of_many_kinds_lose_their_last_channels_and_are_built_again(bac
 
 def rebuilt(model: MergedModel, narrow: HeadDriven, folder: Path) -> MergedModel:
     """Return the narrow model as it is read back from its directory."""
-    from featcache.compress.pruning import _with_network
-
-    changed = _with_network(model, narrow.network)
+    changed = with_network(model, narrow.network)
     return load_model(save_model(changed.with_head(narrow.head), folder / "narrow"))
 
 

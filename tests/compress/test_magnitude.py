@@ -12,9 +12,8 @@ from typer.testing import CliRunner
 from featcache.cache import open_cache
 from featcache.cli.application import app
 from featcache.compress import prune
-from featcache.compress.channels import normalised_images
+from featcache.compress.channels import features_of, training_images
 from featcache.compress.compensation import Moments
-from featcache.compress.groups import flat_features
 from featcache.compress.magnitude import PATTERNS, solvable_layers, zero_weights, zeros_by_size
 from featcache.compress.measurement import compressed_bytes, zero_share
 from featcache.compress.refitting import Source, open_source
@@ -22,7 +21,6 @@ from featcache.compress.sparse_solver import keep_largest, keep_two_of_four, sol
 from featcache.errors import InputError
 from featcache.extract.build import build_cache
 from featcache.model.directory import load_model
-from featcache.model.merged import wrap_network
 from featcache.model.merging import merge
 from featcache.train.fit import train_head
 from featcache.train.options import LinearOptions
@@ -171,10 +169,9 @@ def test_two_of_four_are_zero_wherever_inputs_come_in_fours(source: Source) -> N
 def features_error(source: Source, network: nn.Module) -> float:
     """Return the share of the power of the features of training images that `network` misses."""
     model = source.model
-    images = normalised_images(source, 8)
-    backbone = wrap_network(network, model.recipe, outputs=model.backbone.outputs)
+    images = training_images(source, 8)
     with torch.inference_mode():
-        wanted, got = flat_features(model.backbone, images), flat_features(backbone, images)
+        wanted, got = (features_of(model, one)(images) for one in (model.backbone.network, network))
     return float((wanted - got).square().mean() / wanted.var())
 
 
