@@ -19,6 +19,7 @@ from featcache.cli.options import (
     OutOption,
     Overwrite,
     PruneMethod,
+    PrunePattern,
 )
 from featcache.cli.text import say_if_random, show
 
@@ -48,19 +49,39 @@ def prune(
     model: ModelArgument,
     cache: CacheOption,
     out: OutOption,
-    amount: Annotated[float, typer.Option(help="Share removed: of MACs (channel) or of weights (magnitude).")],
-    method: Annotated[PruneMethod, typer.Option(help="channel makes it faster, magnitude only sparser.")] = (
-        PruneMethod.channel
-    ),
+    amount: Annotated[
+        float | None, typer.Option(help="Share removed: of MACs (channel) or weights (magnitude); none for head.")
+    ] = None,
+    method: Annotated[
+        PruneMethod,
+        typer.Option(
+            help="channel makes it faster; head drops the features that a sparse head ignores, at no loss; magnitude "
+            "only makes it sparser."
+        ),
+    ] = PruneMethod.channel,
+    pattern: Annotated[
+        PrunePattern | None,
+        typer.Option(
+            help="Of magnitude's zeros: ranked over all layers (global, the default), the same share in each layer, or "
+            "two in every four inputs."
+        ),
+    ] = None,
     dataset: DatasetOption = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Remove channels or weights, then refit the head on the pruned backbone's own features."""
+    """Remove channels, unused features or weights, and refit the head on the pruned backbone's own features."""
     from featcache.compress import prune as prune_model
 
     result = prune_model(
-        model, cache=cache, out=out, method=method.value, amount=amount, dataset=dataset, overwrite=overwrite
+        model,
+        cache=cache,
+        out=out,
+        method=method.value,
+        amount=amount,
+        pattern=None if pattern is None else pattern.value,
+        dataset=dataset,
+        overwrite=overwrite,
     )
     show(result.to_json(), as_json)
 

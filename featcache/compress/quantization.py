@@ -15,7 +15,7 @@ import torch
 
 from featcache.cache import FeatureCache, borrow_cache
 from featcache.compress.layerwise import calibrate
-from featcache.compress.measurement import integer_share, latencies_ms, zero_share
+from featcache.compress.measurement import compressed_bytes, integer_share, latencies_ms, zero_share
 from featcache.compress.refitting import (
     Features,
     Source,
@@ -189,6 +189,8 @@ def _quantize(
         sparsity=zero_share(final),
         bytes_before=graphs[0].stat().st_size,
         bytes_after=graphs[1].stat().st_size,
+        compressed_bytes_before=compressed_bytes(graphs[0]),
+        compressed_bytes_after=compressed_bytes(graphs[1]),
         **dataclasses.asdict(comparison),
         latency_ms_before=times[0],
         latency_ms_after=times[1],

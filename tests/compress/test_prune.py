@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_photo
-from torch import nn
 
 from featcache.backbone.timm_import import import_timm
 from featcache.cache import open_cache
 from featcache.compress import prune, quantize
 from featcache.compress.channels import loss_gradients, remove_channels
-from featcache.compress.measurement import graph_macs, zero_share
-from featcache.compress.pruning import zero_smallest
+from featcache.compress.measurement import graph_macs
 from featcache.compress.refitting import open_source
 from featcache.errors import ExistsError, InputError
 from featcache.extract.build import build_cache
@@ -95,15 +93,6 @@ def test_a_pruned_model_can_be_quantized(place: Path, tmp_path: Path) -> None:
         prune(tmp_path / "q", cache=place / "cache", out=tmp_path / "x", amount=0.2)
 
 
-def test_magnitude_pruning_zeroes_the_share_asked_for(place: Path, tmp_path: Path) -> None:
-    result = prune(place / "model", cache=place / "cache", out=tmp_path / "p", method="magnitude", amount=0.5)
-    pruned = load_model(tmp_path / "p")
-    assert zero_share(pruned.backbone) == pytest.approx(0.5, abs=1e-4)
-    assert result.macs == result.macs_before  # zeros are multiplied all the same, and nothing else is claimed
-    assert result.sparsity == pytest.approx(zero_share(pruned))
-    assert result.accuracy_after_refit >= 0
-
-
 @pytest.mark.parametrize(
     "backbone", ["test_resnet", "test_efficientnet", "mobilenetv3_small_050", "efficientnet_b0", "test_convnext"]
 )
@@ -143,16 +132,6 @@ def test_a_residual_network_is_pruned_and_then_quantized(photos: Path, tmp_path:
     quantize(tmp_path / "p", cache=place / "cache", out=tmp_path / "q", calibration_images=2)
     again = load_model(tmp_path / "q")
     assert again.surgery.widths and again.surgery.folded
-
-
-def test_zero_smallest_takes_the_least_of_each_layer() -> None:
-    network = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 4, bias=False))
-    with torch.no_grad():
-        network[0].weight.copy_(torch.tensor([[1.0, 10.0, 2.0, 20.0]]))
-        network[1].weight.copy_(torch.tensor([[0.01], [0.1], [0.02], [0.2]]))  # a small layer is not all unimportant
-    zero_smallest(network, 0.5)
-    assert network[0].weight.tolist() == [[0.0, 10.0, 0.0, 20.0]]
-    assert [round(value, 2) for value in network[1].weight[:, 0].tolist()] == [0.0, 0.1, 0.0, 0.2]
 
 
 @pytest.mark.parametrize("amount", [0, 1, -0.5, 1.5])
