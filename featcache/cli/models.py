@@ -20,6 +20,7 @@ from featcache.cli.options import (
     Overwrite,
     PruneMethod,
     PrunePattern,
+    PruneTarget,
 )
 from featcache.cli.text import say_if_random, show
 
@@ -50,7 +51,7 @@ def prune(
     cache: CacheOption,
     out: OutOption,
     amount: Annotated[
-        float | None, typer.Option(help="Share removed: of MACs (channel) or weights (magnitude); none for head.")
+        float | None, typer.Option(help="Share removed: of --target (channel) or weights (magnitude); none for head.")
     ] = None,
     method: Annotated[
         PruneMethod,
@@ -59,6 +60,9 @@ def prune(
             "only makes it sparser."
         ),
     ] = PruneMethod.channel,
+    target: Annotated[
+        PruneTarget, typer.Option(help="What channel pruning removes --amount of; latency is measured here.")
+    ] = PruneTarget.macs,
     pattern: Annotated[
         PrunePattern | None,
         typer.Option(
@@ -79,6 +83,7 @@ def prune(
         out=out,
         method=method.value,
         amount=amount,
+        target=target.value,
         pattern=None if pattern is None else pattern.value,
         dataset=dataset,
         overwrite=overwrite,

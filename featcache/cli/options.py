@@ -40,6 +40,14 @@ class PrunePattern(StrEnum):
     two_of_four = "2:4"
 
 
+class PruneTarget(StrEnum):
+    """What channel pruning counts."""
+
+    macs = "macs"
+    parameters = "parameters"
+    latency = "latency"
+
+
 class HeadPrecision(StrEnum):
     """How the head's weights are stored after quantization."""
 
