@@ -60,8 +60,9 @@ class CachedTargets:
     """Targets of n images from one or more open teacher caches. Close it: it holds a snapshot of each.
 
     `digests` (n, 32) uint8: the images, all of which have a row. `views`: the index each place on the view axis means.
-    `features`: whether they are targets; `outputs`: which stored ones, laid side by side. `soft`: where soft labels come from, at `temperature`; they are drawn up here,
-    once. `seed`: of the images that features are standardised by.
+    `features`: whether they are targets; `outputs`: which stored ones, laid side by side. `soft`: where soft labels
+    come from, at `temperature`; they are drawn up here, once. `seed`: of the images that features are standardised by;
+    `moments`: those of other images' targets instead, as the method of that name gives them.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class CachedTargets:
         temperature: float,
         seed: int,
         outputs: Sequence[str] = ("features",),
+        moments: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] | None = None,
     ) -> None:
         self._outputs = tuple(outputs)
         self._readers = [teacher.reader() for teacher in teachers]
@@ -82,7 +84,9 @@ class CachedTargets:
         self._rows = [reader.find(digests) for reader in self._readers]
         self._means: list[npt.NDArray[np.float32]] = []
         self._scales: list[npt.NDArray[np.float32]] = []
-        if features:
+        if moments is not None:
+            self._means, self._scales = [mean for mean, _ in moments], [scale for _, scale in moments]
+        elif features:
             chosen = np.random.default_rng(seed).permutation(len(digests))[:_STATISTICS_ROWS]
             for reader, rows in zip(self._readers, self._rows, strict=True):
                 mean, scale = _statistics(reader, rows[np.sort(chosen)], self._views, self._outputs)
