@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from featcache.backbone.backbone import Backbone
 from featcache.cache import FeatureCache, borrow_cache
 from featcache.compress.recovery import (
     BATCH_SIZE,
@@ -171,7 +172,7 @@ def recover(
     )
     place = Path(out)
     refuse_existing(place, overwrite=overwrite)
-    work = place.with_name(f"{place.name}.work")
+    work = _work_of(place)
     with borrow_cache(cache) as opened:
         source = open_source(model, opened, dataset=dataset)
         before = float_features(source)
@@ -228,21 +229,52 @@ def _teacher(teacher: MergedModel | str | os.PathLike[str], source: Source) -> M
     return model
 
 
-def _refitted(source: Source, backbone: Any) -> tuple[MergedModel, Features, tuple[str, ...]]:
-    """Return the source's model with the trained `backbone` and a head fitted on its features; these; and notes."""
-    old = source.model
+def recovered_step(
+    source: Source, compressed: MergedModel, minutes: Minutes, *, out: Path, say: Callable[[str], None]
+) -> tuple[MergedModel, dict[str, Any]]:
+    """Return `compressed`, made of `source`'s model, with its network recovered, and what the lineage says of that.
+
+    Work is kept in ``OUT.work``, so that the same call goes on after a kill; `finish_step` removes it. The head is left
+    to be refitted.
+    """
+    settings = RecoverySettings(minutes=minutes)
+    teacher = source.model if source.model.recipe.model_digest is None else None
+    backbone = copy.deepcopy(compressed.backbone)
+    recovery = recover_network(backbone, source, settings, work=_work_of(out), teacher=teacher, say=say)
+    model = _with_backbone(compressed, backbone) if recovery.kept else compressed
+    return model, recovery.to_lineage(settings)
+
+
+def finish_step(out: Path) -> None:
+    """Remove what `recovered_step` kept to go on from."""
+    shutil.rmtree(_work_of(out))
+
+
+def _work_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.work")
+
+
+def _with_backbone(model: MergedModel, backbone: Backbone) -> MergedModel:
+    """Return `model` with this trained backbone and the Recipe that names it by its digest; the head is the old one."""
     made = MergedModel(
-        backbone, old.fitted_head, recipe=old.recipe, surgery=old.surgery, lineage=old.lineage
+        backbone, model.fitted_head, recipe=model.recipe, surgery=model.surgery, lineage=model.lineage
     )  # fmt: skip
     recipe = changed_recipe(made)
-    wrapped = wrap_network(backbone.network, recipe, outputs=old.backbone.outputs)
+    wrapped = wrap_network(backbone.network, recipe, outputs=backbone.outputs)
+    return MergedModel(wrapped, model.fitted_head, recipe=recipe, surgery=model.surgery, lineage=model.lineage)
+
+
+def _refitted(source: Source, backbone: Backbone) -> tuple[MergedModel, Features, tuple[str, ...]]:
+    """Return the source's model with the trained `backbone` and a head fitted on its features; these; and notes."""
+    model = _with_backbone(source.model, backbone)
     plan = source.cache.recipe
-    with open_engine(wrapped, engine=plan.engine, precision=plan.precision, cached=False) as engine:
+    with open_engine(model.backbone, engine=plan.engine, precision=plan.precision, cached=False) as engine:
         recipe = dataclasses.replace(
-            recipe, engine=engine.name, engine_version=engine.version, precision=engine.precision
+            model.recipe, engine=engine.name, engine_version=engine.version, precision=engine.precision
         )
         after, head, notes = extract_and_refit(source, engine=engine, recipe=recipe)
-    return MergedModel(wrapped, head, recipe=recipe, surgery=old.surgery, lineage=old.lineage), after, notes
+    final = MergedModel(model.backbone, head, recipe=recipe, surgery=model.surgery, lineage=model.lineage)
+    return final, after, notes
 
 
 def _worse_beyond_chance(old: Head, new: Head, *, before: Features, after: Features) -> bool:

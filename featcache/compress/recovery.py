@@ -140,16 +140,20 @@ class Recovery:
         return {**values, "settings": dataclasses.asdict(settings)}
 
 
-def parse_minutes(text: str, *, option: str) -> Minutes:
-    """Return the time that `text` asks for: ``auto`` or minutes; `InputError` naming `option` for anything else."""
-    if text == "auto":
-        return "auto"
+def parse_minutes(text: str, *, option: str, words: tuple[str, ...] = ("auto",)) -> Any:
+    """Return the time that `text` asks for: one of `words` as it is, or minutes as a float.
+
+    Raises `InputError` naming `option` for anything else.
+    """
+    if text in words:
+        return text
     try:
         minutes = float(text)
     except ValueError:
         minutes = math.nan
     if not 0 < minutes <= MOST_MINUTES:
-        raise InputError(f"{option} must be 'auto' or minutes above 0 and at most {MOST_MINUTES:.0f}, got {text!r}")
+        listed = ", ".join(repr(word) for word in words)
+        raise InputError(f"{option} must be {listed} or minutes above 0 and at most {MOST_MINUTES:.0f}, got {text!r}")
     return minutes
 
 
