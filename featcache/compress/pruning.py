@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from featcache.cache import FeatureCache, borrow_cache
 from featcache.compress.channels import TOLERANCE, Target, remove_channels
 from featcache.compress.measurement import graph_macs, latencies_ms, zero_share
-from featcache.compress.recovering import finish_step, recovered_step
+from featcache.compress.recovering import NOT_KEPT, finish_step, recovered_step
 from featcache.compress.recovery import Minutes, RecoverySettings
 from featcache.compress.refitting import (
     Features,
@@ -164,6 +164,8 @@ def _prune(
     step = {"verb": "prune", "method": method, "amount": amount, "accuracy": dataclasses.asdict(comparison)}
     if recovery is not None:
         step["recovery"] = recovery
+        if not recovery["kept"]:
+            notes = (*notes, NOT_KEPT)
     final = MergedModel(
         pruned.backbone, head, recipe=recipe, surgery=surgery, lineage=[*source.model.lineage, step]
     )  # fmt: skip
