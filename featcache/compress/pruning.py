@@ -31,10 +31,8 @@ from featcache.engines import open_engine
 from featcache.errors import InputError
 from featcache.model.directory import save_model
 from featcache.model.golden import Golden
-from featcache.model.merged import MergedModel, changed_recipe, wrap_network
+from featcache.model.merged import MergedModel, with_network
 from featcache.model.reference import logits_of_images
-from featcache.model.surgery import Surgery
-from featcache.model.widths import changed_widths, layer_widths
 from featcache.system.files import refuse_existing
 
 PruneMethod = Literal["magnitude", "channel"]
@@ -146,11 +144,7 @@ def _prune(
     else:
         network = copy.deepcopy(source.model.backbone.network)
         zero_smallest(network, amount)
-    surgery = Surgery(
-        source.model.surgery.folded,
-        {**source.model.surgery.widths, **changed_widths(network, layer_widths(source.model.backbone.network))},
-    )
-    pruned = _with_network(source.model, network, surgery)
+    pruned = with_network(source.model, network)
     recovery = None
     if recover != "off":
         pruned, recovery = recovered_step(source, pruned, recover, out=Path(out), say=say)
@@ -167,7 +161,7 @@ def _prune(
         if not recovery["kept"]:
             notes = (*notes, NOT_KEPT)
     final = MergedModel(
-        pruned.backbone, head, recipe=recipe, surgery=surgery, lineage=[*source.model.lineage, step]
+        pruned.backbone, head, recipe=recipe, surgery=pruned.surgery, lineage=[*source.model.lineage, step]
     )  # fmt: skip
     graph = write_onnx(final, folder / "after.onnx")
     macs = graph_macs(graph)
@@ -221,17 +215,6 @@ def zero_smallest(network: nn.Module, amount: float) -> None:
         for weight in weights:
             weight[removed[start : start + weight.numel()].view_as(weight)] = 0
             start += weight.numel()
-
-
-def _with_network(model: MergedModel, network: nn.Module, surgery: Surgery) -> MergedModel:
-    """Return `model` with this changed network and the Recipe that names it by its digest; the head is the old one."""
-    made = MergedModel(
-        wrap_network(network, model.recipe, outputs=model.backbone.outputs), model.fitted_head, recipe=model.recipe,
-        surgery=surgery, lineage=model.lineage,
-    )  # fmt: skip
-    recipe = changed_recipe(made)
-    backbone = wrap_network(network, recipe, outputs=model.backbone.outputs)
-    return MergedModel(backbone, model.fitted_head, recipe=recipe, surgery=surgery, lineage=model.lineage)
 
 
 def _check_amount(macs: int, macs_before: int, amount: float) -> None:

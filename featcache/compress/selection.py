@@ -35,7 +35,8 @@ class _Reader:
             return weight[:, :, 0].square().sum(dim=0) / self.inverse.diagonal()[live] / self.power
         blocks = self._blocks(live)
         moved = torch.linalg.solve(blocks, weight.permute(1, 2, 0))  # (channels, b, o)
-        return (weight.permute(1, 2, 0) * moved).sum(dim=(1, 2)) / self.power
+        cost: Tensor = (weight.permute(1, 2, 0) * moved).sum(dim=(1, 2)) / self.power
+        return cost
 
     def _blocks(self, live: Tensor) -> Tensor:
         b = self.weight.shape[2]
