@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,8 @@ from featcache.compress.channels import TOLERANCE, Target, remove_channels
 from featcache.compress.head_driven import remove_ignored_features
 from featcache.compress.magnitude import PATTERNS, Pattern, zero_weights
 from featcache.compress.measurement import compressed_bytes, graph_macs, latencies_ms, zero_share
+from featcache.compress.recovering import NOT_KEPT, finish_step, recovered_step
+from featcache.compress.recovery import Minutes, RecoverySettings
 from featcache.compress.refitting import (
     Features,
     Source,
@@ -50,8 +52,10 @@ def prune(
     amount: float | None = None,
     pattern: Pattern | None = None,
     target: Target = "macs",
+    recover: Minutes | Literal["off"] = "off",
     dataset: str | None = None,
     overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> CompressResult:
     """Write a model with a part of it removed and return size, work, speed and accuracy, before and after.
 
@@ -80,10 +84,15 @@ def prune(
     target
         What ``channel`` removes a share of: ``macs``, the multiplications of the exported graph, its ``parameters``, or
         its ``latency`` in ONNX Runtime on this machine, for one image.
+    recover
+        Minutes of training toward the float features before the head is refitted, ``auto`` for what the data are worth,
+        ``off`` for none. Killed, the same call goes on with it from ``OUT.work``.
     dataset
         Which one of the cache, where it has several.
     overwrite
         Replace what is at `out`.
+    say
+        Called with a line now and then while the network is trained.
 
     Returns
     -------
@@ -112,11 +121,17 @@ def prune(
         raise InputError(f"--target must be 'macs', 'parameters' or 'latency', got {target!r}")
     if target != "macs" and method != "channel":
         raise InputError(f"--target {target} needs --method channel, got {method!r}")
+    if recover != "off" and method != "channel":
+        raise InputError(
+            f"--recover needs --method channel, got {method!r}: head loses nothing, and training would fill zeros"
+        )
+    if recover != "off":
+        RecoverySettings(minutes=recover)  # says what is wrong with it before anything is computed
     refuse_existing(Path(out), overwrite=overwrite)
     with borrow_cache(cache) as opened:
         source = open_source(model, opened, dataset=dataset)
         with tempfile.TemporaryDirectory() as folder:
-            return _prune(source, Path(folder), out, method, share, chosen, target, overwrite)
+            return _prune(source, Path(folder), out, method, share, chosen, target, recover, overwrite, say)
 
 
 def _closed_settings(method: str, amount: float | None, pattern: str | None) -> tuple[float | None, Pattern | None]:
@@ -161,7 +176,9 @@ def _prune(
     amount: float | None,
     pattern: Pattern | None,
     target: Target,
+    recover: Minutes | Literal["off"],
     overwrite: bool,
+    say: Callable[[str], None],
 ) -> CompressResult:
     from featcache.graph.write import write_onnx
 
@@ -172,12 +189,20 @@ def _prune(
         pruned = _fitted_to_head(source, before)
     elif method == "channel":
         assert amount is not None
-        pruned = _refitted(source, remove_channels(source, amount=amount, target=target, macs=macs_before).network)
+        network = remove_channels(source, amount=amount, target=target, macs=macs_before).network
+        changed = with_network(source.model, network)
+        done: dict[str, Any] = {}
+        notes: tuple[str, ...] = ()
+        if recover != "off":
+            changed, recovery = recovered_step(source, changed, recover, out=Path(out), say=say)
+            done = {"recovery": recovery}
+            notes = () if recovery["kept"] else (NOT_KEPT,)
+        pruned = _refitted(source, changed, done, notes)
     else:
         assert amount is not None
         assert pattern is not None
         sparse = zero_weights(source, amount=amount, pattern=pattern)
-        pruned = _refitted(source, sparse.network, {"pattern": pattern}, sparse.notes)
+        pruned = _refitted(source, with_network(source.model, sparse.network), {"pattern": pattern}, sparse.notes)
     head = pruned.model.fitted_head
     comparison = compare_accuracy(
         source.model.fitted_head, head, before=before, after=pruned.features, unfitted=pruned.unfitted
@@ -199,14 +224,16 @@ def _prune(
         assert amount is not None
         _check_amount(macs, macs_before, amount)
     packed = compressed_bytes(original), compressed_bytes(graph)
-    notes = list(pruned.notes)
+    said = list(pruned.notes)
     if method == "magnitude":
-        notes.append(
+        said.append(
             f"zeros save no byte of the file ({graph.stat().st_size:,}) and no time on usual hardware; compressed "
             f"(zlib) it has {packed[1]:,} bytes in place of {packed[0]:,}"
         )
     times = latencies_ms([original, graph])
     path = save_model(final, out, golden=_golden(source.golden, final), overwrite=overwrite)
+    if recover != "off":
+        finish_step(Path(out))
     return CompressResult(
         model=str(path),
         method=method,
@@ -228,15 +255,12 @@ def _prune(
         weights=final.recipe.weights,
         random_weights=final.recipe.random_weights,
         settings=pruned.settings,
-        notes=tuple(notes),
+        notes=tuple(said),
     )
 
 
-def _refitted(
-    source: Source, network: nn.Module, settings: Mapping[str, Any] | None = None, notes: Sequence[str] = ()
-) -> _Pruned:
-    """Return the model of the changed `network` with the head that its own features make."""
-    changed = with_network(source.model, network)
+def _refitted(source: Source, changed: MergedModel, settings: Mapping[str, Any], notes: Sequence[str]) -> _Pruned:
+    """Return the `changed` model with the head that its own features make."""
     plan = source.cache.recipe
     with open_engine(changed.backbone, engine=plan.engine, precision=plan.precision, cached=False) as engine:
         recipe = dataclasses.replace(
@@ -244,7 +268,7 @@ def _refitted(
         )
         features, head, fit_notes = extract_and_refit(source, engine=engine, recipe=recipe)
     model = MergedModel(changed.backbone, head, recipe=recipe, surgery=changed.surgery, lineage=changed.lineage)
-    return _Pruned(model, source.model.fitted_head, features, settings or {}, (*notes, *fit_notes))
+    return _Pruned(model, source.model.fitted_head, features, settings, (*notes, *fit_notes))
 
 
 def _fitted_to_head(source: Source, before: Features) -> _Pruned:
