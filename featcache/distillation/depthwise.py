@@ -83,9 +83,20 @@ def _patch(module: Any) -> None:
     usual = module.forward
 
     def forward(x: Tensor) -> Tensor:
-        if x.shape[2] >= module.kernel_size[0] or x.shape[3] >= module.kernel_size[1] or x.dtype != torch.float32:
+        if not is_small_map(x, module.kernel_size):
             return usual(x)  # type: ignore[no-any-return]
-        result: Tensor = _SmallMap.apply(x, module.weight, module.stride, module.padding)  # type: ignore[no-untyped-call]
-        return result
+        return convolve_small_map(x, module.weight, stride=module.stride, padding=module.padding)
 
     module.forward = forward
+
+
+def is_small_map(x: Tensor, kernel: tuple[int, ...]) -> bool:
+    """Return whether x (b, c, h, w) is to be convolved with this `kernel` by `convolve_small_map` for its gradient."""
+    small = x.shape[2] < kernel[0] and x.shape[3] < kernel[1]
+    return small and x.dtype == torch.float32 and x.device.type == "cpu"
+
+
+def convolve_small_map(x: Tensor, weight: Tensor, *, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
+    """Return the convolution of x (b, c, h, w) with weight (c, 1, k, k), each channel with its own."""
+    result: Tensor = _SmallMap.apply(x, weight, stride, padding)  # type: ignore[no-untyped-call]
+    return result
