@@ -162,7 +162,7 @@ class FakeQuantized(nn.Module):
         if integer and node.kind in _PRODUCTS and len(inputs) > 1:
             weight = node.inputs[1].removesuffix(_DEQUANTIZED)
             return multiply(
-                lambda *values: OPERATIONS[node.kind]([value for value in values if value is not None], node),
+                lambda first, second: OPERATIONS[node.kind]([first, second], node),
                 inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None,
                 axis=self._weight(weight).axis, channels=1 if node.kind == "Conv" else -1,
             )  # fmt: skip

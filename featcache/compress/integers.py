@@ -109,7 +109,7 @@ def rounded(values: Tensor, grid: Grid) -> Integers:
 
 
 def multiply(
-    product: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    product: Callable[[Tensor, Tensor], Tensor],
     inputs: Integers,
     weight: Integers,
     bias: Tensor | None,
@@ -117,22 +117,20 @@ def multiply(
     axis: int,
     channels: int,
 ) -> Products:
-    """Return `product` (of inputs, weight and bias) in integers.
+    """Return `product` (of inputs and weight) with `bias` in integers.
 
-    `bias` float32: rounded to 32 bits at the scale inputs · weight. `axis` of the weight, along which its scales go,
+    `bias` float32 is rounded to 32 bits at the scale inputs · weight. `axis` of the weight, along which its scales go,
     becomes the axis `channels` of the result.
     """
     scale = inputs.grid.scale * weight.grid.scale.flatten()
-    terms = None
-    if bias is not None:  # what is stored of it is computed in float64, by `apply_quantization`
-        limits = torch.iinfo(torch.int32)
-        terms = (bias.double() / scale.double()).round_().clamp_(limits.min, limits.max)
-    outputs = weight.steps.movedim(axis, 0).flatten(1)
-    largest = outputs.abs().sum(dim=1) * max(inputs.grid.high, -inputs.grid.low)
-    most = float((largest if terms is None else largest + terms.abs()).max())
-    kind = torch.float32 if most < _EXACT_IN_FLOAT32 else torch.float64
-    total = product(inputs.steps.to(kind), weight.steps.to(kind), None if terms is None else terms.to(kind)).float()
+    largest = weight.steps.abs().movedim(axis, 0).flatten(1).sum(dim=1) * max(inputs.grid.high, -inputs.grid.low)
+    kind = torch.float32 if float(largest.max()) < _EXACT_IN_FLOAT32 else torch.float64
+    total = product(inputs.steps.to(kind), weight.steps.to(kind))
     shape = [1] * total.ndim
     shape[channels] = -1
-    return Products(total, scale.view(shape))
-
+    if bias is not None:  # what is stored of it is computed in float64, by `apply_quantization`
+        limits = torch.iinfo(torch.int32)
+        terms = (bias.double() / scale.double()).round_().clamp_(limits.min, limits.max).view(shape)
+        kind = torch.float32 if float((largest + terms.flatten().abs()).max()) < _EXACT_IN_FLOAT32 else torch.float64
+        total = total.to(kind) + terms.to(kind)
+    return Products(total.float(), scale.view(shape))
