@@ -38,6 +38,7 @@ _HOMES = {
     "MergedModel": "model.merged",
     "prune": "compress",
     "quantize": "compress",
+    "recover": "compress",
     "export": "bundle.exporting",
     "predict": "runtime",
     "evaluate": "runtime",

@@ -136,10 +136,10 @@ class Bench:
     def accuracy(self, trainer: Trainer) -> float:
         """Return the student's accuracy on the plain views of the val images."""
         right = 0
-        with trainer.averaged_weights() as student:
+        with trainer.averaged_weights():
             for start in range(0, len(self.val), 250):
                 positions = np.arange(start, min(len(self.val), start + 250))
-                found = trainer.predict(self.val_pixels.batch(positions, np.zeros_like(positions)), student)
+                found = trainer.predict(self.val_pixels.batch(positions, np.zeros_like(positions)))
                 right += int((found == self.val.labels[positions]).sum())
         return right / len(self.val)
 

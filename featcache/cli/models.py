@@ -1,4 +1,4 @@
-"""A head and its backbone as one model, and smaller ones: merge, prune, quantize."""
+"""A head and its backbone as one model, and smaller ones: merge, prune, recover, quantize."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from featcache.cli.options import (
     OutOption,
     Overwrite,
     PruneMethod,
+    RecoverOption,
+    RecoverTargets,
 )
-from featcache.cli.text import say_if_random, show
+from featcache.cli.text import say, say_if_random, show
 
 
 @app.command()
@@ -52,16 +54,51 @@ def prune(
     method: Annotated[PruneMethod, typer.Option(help="channel makes it faster, magnitude only sparser.")] = (
         PruneMethod.channel
     ),
+    recover: RecoverOption = "off",
     dataset: DatasetOption = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Remove channels or weights, then refit the head on the pruned backbone's own features."""
     from featcache.compress import prune as prune_model
+    from featcache.compress.recovery import parse_minutes
 
     result = prune_model(
-        model, cache=cache, out=out, method=method.value, amount=amount, dataset=dataset, overwrite=overwrite
-    )
+        model, cache=cache, out=out, method=method.value, amount=amount,
+        recover=parse_minutes(recover, option="--recover", words=("off", "auto")), dataset=dataset, overwrite=overwrite,
+        say=say,
+    )  # fmt: skip
+    show(result.to_json(), as_json)
+
+
+@app.command()
+def recover(
+    model: ModelArgument,
+    cache: CacheOption,
+    out: OutOption,
+    minutes: Annotated[
+        str, typer.Option(metavar="auto|N", help="Minutes of training; auto: what the data are worth.")
+    ] = ("auto"),
+    teacher: Annotated[
+        Path | None, typer.Option(help="The float MODEL, to compute more views than CACHE holds.")
+    ] = None,
+    targets: Annotated[RecoverTargets, typer.Option(help="Float features; also its logits; also the labels.")] = (
+        RecoverTargets.logits
+    ),
+    views: Annotated[int | None, typer.Option(help="How many seeded views; default: what there is time for.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of the images.")] = 0,
+    dataset: DatasetOption = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train a pruned model toward the float features in the cache, then refit its head."""
+    from featcache.compress import recover as recover_model
+    from featcache.compress.recovery import parse_minutes
+
+    result = recover_model(
+        model, cache=cache, out=out, minutes=parse_minutes(minutes, option="--minutes"), teacher=teacher,
+        targets=targets.value, views=views, seed=seed, dataset=dataset, overwrite=overwrite, say=say,
+    )  # fmt: skip
     show(result.to_json(), as_json)
 
 

@@ -38,6 +38,14 @@ class HeadPrecision(StrEnum):
     float = "float"
 
 
+class RecoverTargets(StrEnum):
+    """What a recovered network is trained toward; each adds to the ones before."""
+
+    features = "features"
+    logits = "logits"
+    labels = "labels"
+
+
 class Golden(StrEnum):
     """Which golden samples a MODEL carries."""
 
@@ -53,6 +61,12 @@ ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model ma
 HeadArgument = Annotated[Path, typer.Argument(metavar="HEAD", help="A head made by train.")]
 CacheOption = Annotated[Path, typer.Option("--cache", help="The cache that MODEL was made from.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Directory to make.", rich_help_panel="Output")]
+RecoverOption = Annotated[
+    str,
+    typer.Option(
+        "--recover", metavar="off|auto|MINUTES", help="Then train it toward the float features: off, auto or minutes."
+    ),
+]
 DatasetOption = Annotated[
     str | None,
     typer.Option(

@@ -5,7 +5,8 @@ Importing this loads torch and ONNX.
 
 from featcache.compress.pruning import prune
 from featcache.compress.quantization import quantize
+from featcache.compress.recovering import RecoverResult, recover
 from featcache.compress.result import CompressResult
 from featcache.graph.qdq import apply_quantization
 
-__all__ = ["CompressResult", "apply_quantization", "prune", "quantize"]
+__all__ = ["CompressResult", "RecoverResult", "apply_quantization", "prune", "quantize", "recover"]

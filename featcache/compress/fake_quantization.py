@@ -2,8 +2,8 @@
 
 It runs the very graph that is deployed (`apply_quantization`), each QuantizeLinear with its DequantizeLinear as one
 rounding whose step is learned: which value is rounded, and who reads it rounded, is decided there and nowhere else.
-In eval mode it computes as the runtime will (`featcache.compress.integers`); in training it leaves out the rounding of
-biases to 32 bits, and adds floats where integers will be added.
+Without gradients it computes as the runtime will (`featcache.compress.integers`); with them it leaves out the rounding
+of biases to 32 bits, and adds floats where integers will be added.
 """
 
 from __future__ import annotations
@@ -76,8 +76,7 @@ class FakeQuantized(nn.Module):
         self._start = _behind_preprocessing(deployed)
         self._output = deployed.outputs[0]
         self._constants = dict(deployed.constants)
-        self._places: dict[str, int] = {}
-        self.values = nn.ParameterList()
+        self._names: dict[str, str] = {}  # of initializers, as this module's own
         self.activations, self.weights = nn.ModuleDict(), nn.ModuleDict()
         self._biases: dict[str, tuple[str, str]] = {}  # → the value and the weight whose product it is added to
         self._steps = deployed.leading_to([self._output])
@@ -115,14 +114,22 @@ class FakeQuantized(nn.Module):
                 self._biases[bias] = (source, weight)
 
     def _keep(self, name: str, value: npt.NDArray[np.float32], *, learned: bool) -> None:
-        if name not in self._places:
-            self._places[name] = len(self.values)
-            self.values.append(nn.Parameter(torch.from_numpy(np.array(value)), requires_grad=learned))
+        if name in self._names:
+            return
+        self._names[name] = own = f"value_{len(self._names)}"
+        tensor = torch.from_numpy(np.array(value))
+        if learned:
+            self.register_parameter(own, nn.Parameter(tensor))
+        else:
+            self.register_buffer(own, tensor)
+
+    def _stored(self, name: str) -> Tensor:
+        return getattr(self, self._names[name])  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the features of normalised `images`: in training with gradients, else exactly as integers give them."""
+        """Return the features of normalised `images`: where gradients are wanted with these, else as integers give them."""
         known: dict[str, Any] = {self._start: images}
-        step = self._in_floats if self.training else self._in_integers
+        step = self._in_floats if torch.is_grad_enabled() else self._in_integers
         for node in self._steps:
             result = step(node, known)
             results = result if isinstance(result, tuple) else (result,)
@@ -139,7 +146,7 @@ class FakeQuantized(nn.Module):
             if source in known:
                 return known[source]
             name = source.removesuffix(_QUANTIZED)
-            value = self.values[self._places[name]]
+            value = self._stored(name)
             return self._weight(name).rounded(value) if _key(name) in self.weights else value
         operation = _convolve if node.kind == "Conv" else OPERATIONS[node.kind]
         return operation([self._value(name, known) for name in node.inputs], node)
@@ -155,7 +162,7 @@ class FakeQuantized(nn.Module):
             if source in known:
                 return known[source]
             name = source.removesuffix(_QUANTIZED)
-            value = self.values[self._places[name]]
+            value = self._stored(name)
             return self._weight(name).integers(value) if _key(name) in self.weights else value
         inputs = [self._value(name, known) for name in node.inputs]
         integer = all(isinstance(value, Integers) for value in inputs[:2])
@@ -178,8 +185,8 @@ class FakeQuantized(nn.Module):
             return None
         if name in known:
             return known[name]
-        if name in self._places:
-            return self.values[self._places[name]]
+        if name in self._names:
+            return self._stored(name)
         constant = self._constants[name]
         return constant.item() if constant.ndim == 0 and constant.dtype == np.float32 else constant
 
@@ -196,16 +203,14 @@ class FakeQuantized(nn.Module):
         scales = {name: self._weight(name).scale().flatten() for name in self.quantization.weights}
         for bias, (source, weight) in self._biases.items():
             # a bias must fit 32 bits at the scale input · weight, also where all weights of its output are tiny
-            least = self.values[self._places[bias]].abs() / (_LARGEST_BIAS * activations[source].scale[0])
+            least = self._stored(bias).abs() / (_LARGEST_BIAS * activations[source].scale[0])
             scales[weight] = torch.maximum(scales[weight], least)
         values: dict[str, npt.NDArray[np.float32]] = {}
-        for name, place in self._places.items():
-            value = self.values[place]
-            if value.requires_grad:
+        for name in self._names:
+            value = self._stored(name)
+            if isinstance(value, nn.Parameter):
                 values[name] = self._on_grid(name, value, scales).cpu().numpy()
-        weights = {
-            name: along_axis(scale.tolist(), axis=self._weight(name).axis) for name, scale in scales.items()
-        }
+        weights = {name: along_axis(scale.tolist(), axis=self._weight(name).axis) for name, scale in scales.items()}
         return Calibrated(values, Quantization(self.quantization.nodes, activations, weights))
 
     def _on_grid(self, name: str, value: Tensor, scales: Mapping[str, Tensor]) -> Tensor:
@@ -230,8 +235,8 @@ def _convolve(inputs: list[Any], node: Node) -> Tensor:
     usual = set(window.dilations) != {1} or window.pads[:half] != window.pads[half:]
     if usual or not depthwise or not is_small_map(x, window.kernel):
         return OPERATIONS["Conv"](inputs, node)  # type: ignore[no-any-return]
-    result = convolve_small_map(x, weight, stride=window.strides, padding=window.pads[:half])
-    return result + inputs[2].view(1, -1, 1, 1) if len(inputs) > 2 else result
+    bias = inputs[2] if len(inputs) > 2 else None
+    return convolve_small_map(x, weight, bias, stride=window.strides, padding=window.pads[:half])
 
 
 def start_within(

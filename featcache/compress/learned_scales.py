@@ -64,11 +64,12 @@ class _Rounding(nn.Module):
         super().__init__()
         self.low, self.high, self.most = low, high, most
         self.register_buffer("calibrated", calibrated)
-        self.factor = nn.Parameter(torch.ones_like(calibrated))
+        # of one axis, whatever the tensor's: an optimizer that decays weights leaves such parameters alone
+        self.factor = nn.Parameter(torch.ones(calibrated.numel()))
 
     def scale(self) -> Tensor:
         """Return the step or steps as they are now."""
-        scale = self.calibrated * self.factor
+        scale = self.calibrated * self.factor.view_as(self.calibrated)
         if math.isinf(self.most):
             return scale
         with torch.no_grad():  # the gradient passes: a step at its bound can come back from there

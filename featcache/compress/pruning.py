@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from featcache.cache import FeatureCache, borrow_cache
 from featcache.compress.channels import MACS_TOLERANCE, remove_channels
 from featcache.compress.measurement import graph_macs, latencies_ms, zero_share
+from featcache.compress.recovering import finish_step, recovered_step
+from featcache.compress.recovery import Minutes, RecoverySettings
 from featcache.compress.refitting import (
     Features,
     Source,
@@ -44,8 +47,10 @@ def prune(
     out: str | os.PathLike[str],
     method: PruneMethod = "channel",
     amount: float,
+    recover: Minutes | Literal["off"] = "off",
     dataset: str | None = None,
     overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> CompressResult:
     """Write a model with a part of it removed and return size, work, speed and accuracy, before and after.
 
@@ -66,10 +71,15 @@ def prune(
         time on usual hardware.
     amount
         The share to remove, above 0 and below 1.
+    recover
+        Minutes of training toward the float features before the head is refitted, ``auto`` for what the data are worth,
+        ``off`` for none. Killed, the same call goes on with it from ``OUT.work``.
     dataset
         Which one of the cache, where it has several.
     overwrite
         Replace what is at `out`.
+    say
+        Called with a line now and then while the network is trained.
 
     Returns
     -------
@@ -97,15 +107,24 @@ def prune(
         raise InputError(f"--method must be 'magnitude' or 'channel', got {method!r}")
     if not 0 < amount < 1:
         raise InputError(f"--amount must be above 0 and below 1, the share to remove, got {amount!r}")
+    if recover != "off":
+        RecoverySettings(minutes=recover)  # says what is wrong with it before anything is computed
     refuse_existing(Path(out), overwrite=overwrite)
     with borrow_cache(cache) as opened:
         source = open_source(model, opened, dataset=dataset)
         with tempfile.TemporaryDirectory() as folder:
-            return _prune(source, Path(folder), out, method, amount, overwrite)
+            return _prune(source, Path(folder), out, method, amount, recover, overwrite, say)
 
 
 def _prune(
-    source: Source, folder: Path, out: str | os.PathLike[str], method: PruneMethod, amount: float, overwrite: bool
+    source: Source,
+    folder: Path,
+    out: str | os.PathLike[str],
+    method: PruneMethod,
+    amount: float,
+    recover: Minutes | Literal["off"],
+    overwrite: bool,
+    say: Callable[[str], None],
 ) -> CompressResult:
     from featcache.graph.write import write_onnx
 
@@ -122,6 +141,9 @@ def _prune(
         {**source.model.surgery.widths, **changed_widths(network, layer_widths(source.model.backbone.network))},
     )
     pruned = _with_network(source.model, network, surgery)
+    recovery = None
+    if recover != "off":
+        pruned, recovery = recovered_step(source, pruned, recover, out=Path(out), say=say)
     plan = source.cache.recipe
     with open_engine(pruned.backbone, engine=plan.engine, precision=plan.precision, cached=False) as engine:
         recipe = dataclasses.replace(
@@ -130,6 +152,8 @@ def _prune(
         after, head, notes = extract_and_refit(source, engine=engine, recipe=recipe)
     comparison = compare_accuracy(source.model.fitted_head, head, before=before, after=after)
     step = {"verb": "prune", "method": method, "amount": amount, "accuracy": dataclasses.asdict(comparison)}
+    if recovery is not None:
+        step["recovery"] = recovery
     final = MergedModel(
         pruned.backbone, head, recipe=recipe, surgery=surgery, lineage=[*source.model.lineage, step]
     )  # fmt: skip
@@ -139,6 +163,8 @@ def _prune(
         _check_amount(macs, macs_before, amount)
     times = latencies_ms([original, graph])
     path = save_model(final, out, golden=_golden(source.golden, final), overwrite=overwrite)
+    if recovery is not None:
+        finish_step(Path(out))
     return CompressResult(
         model=str(path),
         method=method,
@@ -157,7 +183,7 @@ def _prune(
         head_precision="float",
         weights=recipe.weights,
         random_weights=recipe.random_weights,
-        settings={},
+        settings={} if recovery is None else {"recovery": recovery},
         notes=tuple(notes),
     )
 

@@ -85,7 +85,8 @@ def _patch(module: Any) -> None:
     def forward(x: Tensor) -> Tensor:
         if not is_small_map(x, module.kernel_size):
             return usual(x)  # type: ignore[no-any-return]
-        return convolve_small_map(x, module.weight, stride=module.stride, padding=module.padding)
+        # a norm folded in while training lends the layer a bias
+        return convolve_small_map(x, module.weight, module.bias, stride=module.stride, padding=module.padding)
 
     module.forward = forward
 
@@ -96,7 +97,9 @@ def is_small_map(x: Tensor, kernel: tuple[int, ...]) -> bool:
     return small and x.dtype == torch.float32 and x.device.type == "cpu"
 
 
-def convolve_small_map(x: Tensor, weight: Tensor, *, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
+def convolve_small_map(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: tuple[int, ...], padding: tuple[int, ...]
+) -> Tensor:
     """Return the convolution of x (b, c, h, w) with weight (c, 1, k, k), each channel with its own."""
     result: Tensor = _SmallMap.apply(x, weight, stride, padding)  # type: ignore[no-untyped-call]
-    return result
+    return result if bias is None else result + bias.view(1, -1, 1, 1)

@@ -143,8 +143,9 @@ def distill(
         joined = join_images(images, caches)
         lesson = choose_lesson(caches, teacher_head, requested=targets, views=views, classes=joined.classes)
         settings = DistillSettings(
-            student, dict(model_kwargs or {}), input_size, lesson.targets, temperature, alpha, feature_weight, epochs,
-            batch_size, learning_rate, weight_decay, jitter=jitter, average=average, precision=precision, seed=seed,
+            student, dict(model_kwargs or {}), input_size, lesson.targets, temperature=temperature, alpha=alpha,
+            feature_weight=feature_weight, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+            weight_decay=weight_decay, jitter=jitter, average=average, precision=precision, seed=seed,
         )  # fmt: skip
         hard = len(joined.classes) if lesson.targets != "features" and alpha < 1 else 0
         shared = lesson.soft is not None and lesson.soft.shared
@@ -169,7 +170,7 @@ def distill(
             bf16=bf16, device=device,
         )  # fmt: skip
         schedule = Schedule(len(joined.train), views=len(spec.views), settings=settings)
-        run.resume(trainer, schedule, start=None if start is None else Path(start), say=say)
+        run.begin(trainer, schedule, start=None if start is None else Path(start), say=say)
         resumed_from = trainer.number
         pixels = replay_views(work / "views.u8", joined.train, spec)
         view_bytes = 0 if isinstance(pixels, StreamedViews) else rendered_bytes(len(joined.train), spec)
@@ -185,7 +186,7 @@ def distill(
             + (f"{view_bytes:,} bytes" if view_bytes else "decoded each time")
         )
         seconds = run.train(trainer, schedule, pixels, source, every=checkpoint_seconds, say=say)
-        accuracy = val_accuracy(trainer, joined.val, spec)
+        accuracy = val_accuracy(trainer, joined.val, spec) if network.label_classifier is not None else None
         size = run.write(trainer, place, {"val_accuracy": accuracy})
     if not keep_work:
         shutil.rmtree(work)

@@ -15,14 +15,14 @@ _BATCH = 256
 
 
 def val_accuracy(trainer: Trainer, val: Images, spec: ViewSpec) -> float | None:
-    """Return the averaged student's accuracy on the plain views of `val`; None without images or classes."""
-    if trainer.student.label_classifier is None or not len(val):
+    """Return the accuracy on the plain views of `val` of an averaged student that learns labels; None without any."""
+    if not len(val):
         return None
     views = StreamedViews(val, dataclasses.replace(spec, views=(0,)))
     correct = 0
-    with trainer.averaged_weights() as student:
+    with trainer.averaged_weights():
         for start in range(0, len(val), _BATCH):
             positions = np.arange(start, min(len(val), start + _BATCH))
-            predicted = trainer.predict(views.batch(positions, np.zeros_like(positions)), student)
+            predicted = trainer.predict(views.batch(positions, np.zeros_like(positions)))
             correct += int((predicted == val.labels[positions]).sum())
     return correct / len(val)

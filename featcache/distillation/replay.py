@@ -46,6 +46,7 @@ def _spec_json(spec: ViewSpec) -> dict[str, Any]:
         "views": list(spec.views),
         "view_seed": spec.view_seed,
         "decoder": spec.decoder,
+        "dct_scaling": spec.dct_scaling,
     }
 
 
@@ -55,8 +56,12 @@ def _render(spec: ViewSpec, path: str, digest: bytes, slots: Sequence[int], out:
     Raises `InputError` where the file is no longer the image with that digest.
     """
     try:
-        pixels = decode(read_image_bytes(path, digest=digest), decoder=spec.decoder, reuse=True)
+        data = read_image_bytes(path, digest=digest)
+        decoded_side: int | None = -1  # of no decode yet
         for row, slot in enumerate(slots):
+            side = spec.min_side(spec.views[slot])
+            if side != decoded_side:
+                pixels, decoded_side = decode(data, decoder=spec.decoder, min_side=side, reuse=True), side
             drawn = draw_view(spec.view_seed, digest, spec.views[slot])
             resize_crop(pixels, spec.preprocessing, decoder=spec.decoder, view=drawn, out=out[row])
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""What a distillation is told: the student, how long, and what each part of the loss weighs."""
+"""What a training is told: how long, at which rate, what each part of the loss weighs; for `distill`, the student."""
 
 from __future__ import annotations
 
@@ -13,24 +13,18 @@ from featcache.errors import InputError
 Targets = Literal["features", "logits", "both"]
 
 
-@dataclass(frozen=True, slots=True)
-class DistillSettings:
-    """How a student learns; every field enters the run's identity but `epochs`, which may grow on resuming.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings:
+    """How a network is trained on cached targets, whichever it is.
 
-    `student`, `model_kwargs`: for ``timm.create_model``. `input_size`: side of the student's square input in pixels.
-    `targets`: ``features`` (regression through a projection), ``logits`` (soft labels) or ``both``. `temperature`
-    softens teacher and student alike; `alpha`: share of the soft labels beside hard ones, in [0, 1];
+    `temperature` softens teacher and network alike; `alpha`: share of the soft labels beside hard ones, in [0, 1];
     `feature_weight`: of the regression beside both. `epochs`, `batch_size`, `learning_rate` (peak), `weight_decay`: of
     AdamW (Loshchilov and Hutter 2019). `warmup_steps`: with a rising rate; `cooldown`: share of all steps with a
     falling one.
     `average`: decay of the averaged weights that are evaluated and saved, 0 for none. `jitter`: strength of contrast,
-    brightness and sharpness changes on the student's side, 0 for none. `precision`: ``auto``, ``fp32`` or ``bf16``.
+    brightness and sharpness changes on the network's side, 0 for none. `precision`: ``auto``, ``fp32`` or ``bf16``.
     """
 
-    student: str
-    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    input_size: int = 96
-    targets: Targets = "both"
     temperature: float = 2.0
     alpha: float = 0.5
     feature_weight: float = 1.0
@@ -46,11 +40,9 @@ class DistillSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.targets not in ("features", "logits", "both"):
-            raise InputError(f"targets must be 'features', 'logits' or 'both', got {self.targets!r}")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise InputError(f"precision must be 'auto', 'fp32' or 'bf16', got {self.precision!r}")
-        for name, least in (("epochs", 1), ("batch_size", 2), ("input_size", 1)):  # batch norm needs two
+        for name, least in (("epochs", 1), ("batch_size", 2)):  # batch norm needs two
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
         for name in ("alpha", "cooldown"):
@@ -69,7 +61,7 @@ class DistillSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {**dataclasses.asdict(self), "model_kwargs": dict(self.model_kwargs)}
+        return dataclasses.asdict(self)
 
     def cooldown_start(self, steps: int) -> int:
         """Return the first of `steps` steps at which the learning rate falls."""
@@ -86,3 +78,28 @@ class DistillSettings:
         if step < start:
             return rate
         return rate * (1 - math.sqrt((step - start + 1) / (steps - start + 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class DistillSettings(TrainingSettings):
+    """How a student learns; every field enters the run's identity but `epochs`, which may grow on resuming.
+
+    `student`, `model_kwargs`: for ``timm.create_model``. `input_size`: side of the student's square input in pixels.
+    `targets`: ``features`` (regression through a projection), ``logits`` (soft labels) or ``both``.
+    """
+
+    student: str
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    input_size: int = 96
+    targets: Targets = "both"
+
+    def __post_init__(self) -> None:
+        if self.targets not in ("features", "logits", "both"):
+            raise InputError(f"targets must be 'features', 'logits' or 'both', got {self.targets!r}")
+        if self.input_size < 1:
+            raise InputError(f"input_size must be at least 1, got {self.input_size!r}")
+        TrainingSettings.__post_init__(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {**dataclasses.asdict(self), "model_kwargs": dict(self.model_kwargs)}

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from featcache.backbone.checkpoint import checkpoint_digest
 from featcache.backbone.networks import create_network
+from featcache.distillation.learner import Learner
 from featcache.distillation.settings import DistillSettings
 from featcache.errors import InputError
 from featcache.recipe import Preprocessing
 from featcache.system.files import write_atomically
 
 
-class Student(nn.Module):
+class Student(Learner):
     """A network without classifier, a projection per teacher, a soft and a hard classifier where there are labels.
 
     Where `shared`, the soft classes are the hard ones, and one classifier serves both.
@@ -42,6 +43,19 @@ class Student(nn.Module):
         network: Any = self.network
         features: Tensor = network.forward_head(network.forward_features(images), pre_logits=True)
         return features
+
+    def predict_targets(self, features: Tensor) -> list[Tensor]:
+        """Return each teacher's standardised features as its projection has them."""
+        return [projection(features) for projection in self.projections]
+
+    def soft_logits(self, features: Tensor) -> Tensor | None:
+        """Return the logits of the soft classifier, if there is one."""
+        return None if self.soft is None else self.soft(features)
+
+    def label_logits(self, features: Tensor) -> Tensor | None:
+        """Return the logits over the images' own classes, if they are learned."""
+        classifier = self.label_classifier
+        return None if classifier is None else classifier(features)
 
     @property
     def label_classifier(self) -> nn.Linear | None:

@@ -60,8 +60,9 @@ class CachedTargets:
     """Targets of n images from one or more open teacher caches. Close it: it holds a snapshot of each.
 
     `digests` (n, 32) uint8: the images, all of which have a row. `views`: the index each place on the view axis means.
-    `features`: whether they are targets. `soft`: where soft labels come from, at `temperature`; they are drawn up here,
-    once. `seed`: of the images that features are standardised by.
+    `features`: whether they are targets; `outputs`: which stored ones, laid side by side. `soft`: where soft labels
+    come from, at `temperature`; they are drawn up here, once. `seed`: of the images that features are standardised by;
+    `moments`: those of other images' targets instead, as the method of that name gives them.
     """
 
     def __init__(
@@ -74,16 +75,21 @@ class CachedTargets:
         soft: SoftSource | None,
         temperature: float,
         seed: int,
+        outputs: Sequence[str] = ("features",),
+        moments: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] | None = None,
     ) -> None:
+        self._outputs = tuple(outputs)
         self._readers = [teacher.reader() for teacher in teachers]
         self._views = list(views)
         self._rows = [reader.find(digests) for reader in self._readers]
         self._means: list[npt.NDArray[np.float32]] = []
         self._scales: list[npt.NDArray[np.float32]] = []
-        if features:
+        if moments is not None:
+            self._means, self._scales = [mean for mean, _ in moments], [scale for _, scale in moments]
+        elif features:
             chosen = np.random.default_rng(seed).permutation(len(digests))[:_STATISTICS_ROWS]
             for reader, rows in zip(self._readers, self._rows, strict=True):
-                mean, scale = _statistics(reader, rows[np.sort(chosen)], self._views)
+                mean, scale = _statistics(reader, rows[np.sort(chosen)], self._views, self._outputs)
                 self._means.append(mean)
                 self._scales.append(scale)
         self.n_soft_classes = 0
@@ -115,10 +121,13 @@ class CachedTargets:
             values = np.empty((len(positions), width), dtype=np.float32)
             for slot in np.unique(views):
                 chosen = np.flatnonzero(views == slot)
-                column = column_name("features", self._views[slot])
-                values[chosen] = reader.gather(column, rows[positions[chosen]])
+                values[chosen] = _gather(reader, rows[positions[chosen]], self._views[slot], self._outputs)
             results.append(self.standardise(number, values))
         return results
+
+    def moments(self, number: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return the mean and 1 / standard deviation (width,) that features of teacher `number` are standardised by."""
+        return self._means[number], self._scales[number]
 
     def standardise(self, number: int, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return features (b, width) of teacher `number` as the loss takes them; `values` is changed."""
@@ -141,14 +150,22 @@ class CachedTargets:
             reader.close()
 
 
+def _gather(
+    reader: StoreReader, rows: npt.NDArray[np.int64], view: int, outputs: Sequence[str]
+) -> npt.NDArray[np.float32]:
+    """Return the stored `outputs` (n, width) of one view, each flattened, side by side."""
+    parts = [reader.gather(column_name(name, view), rows) for name in outputs]
+    return np.concatenate([part.reshape(len(rows), -1) for part in parts], axis=1, dtype=np.float32)
+
+
 def _statistics(
-    reader: StoreReader, rows: npt.NDArray[np.int64], views: Sequence[int]
+    reader: StoreReader, rows: npt.NDArray[np.int64], views: Sequence[int], outputs: Sequence[str]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return the mean and 1 / standard deviation of each feature, over all views of some images."""
-    width = reader.gather(column_name("features", views[0]), rows[:1]).shape[1]
+    width = _gather(reader, rows[:1], views[0], outputs).shape[1]
     total, squares, count = np.zeros(width), np.zeros(width), 0
     for view in views:
-        values = reader.gather(column_name("features", view), rows).astype(np.float64)
+        values = _gather(reader, rows, view, outputs).astype(np.float64)
         total += values.sum(axis=0)
         squares += (values**2).sum(axis=0)
         count += len(values)

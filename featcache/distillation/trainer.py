@@ -5,6 +5,8 @@ Nothing random is carried from step to step: whatever a step draws is seeded by 
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -15,14 +17,15 @@ from torch import Tensor, nn
 
 from featcache.distillation.depthwise import use_fast_gradients
 from featcache.distillation.jitter import jitter
+from featcache.distillation.learner import Learner
 from featcache.distillation.losses import feature_loss, hard_loss, soft_loss
 from featcache.distillation.schedule import Step
-from featcache.distillation.settings import DistillSettings
-from featcache.distillation.student import Student
+from featcache.distillation.settings import TrainingSettings
 from featcache.distillation.targets import TargetSource
 from featcache.system.processor import processor_has_bf16
 
 _LARGEST_GRADIENT = 5.0  # norm; a guard against a bad batch, rarely met
+_TIMED_PASSES = 3
 _BF16_WIDTH = 8  # channels per group below which a convolution's bf16 gradient falls back to slow code
 
 
@@ -34,15 +37,15 @@ def has_bf16(device: torch.device) -> bool:
 
 
 class Trainer:
-    """A student, its optimizer and the running average of its weights, and how one step changes them.
+    """A learner, its optimizer and the running average of its weights, and how one step changes them.
 
     `labels` (n,) int64: of all images, -1 for none. `bf16`: compute the network in bfloat16 where that is fast.
     """
 
     def __init__(
         self,
-        student: Student,
-        settings: DistillSettings,
+        student: Learner,
+        settings: TrainingSettings,
         *,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
@@ -56,10 +59,11 @@ class Trainer:
         self._labels = torch.from_numpy(labels)
         self._scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(1, 3, 1, 1)
         self._offset = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device).view(1, 3, 1, 1)
+        trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": [p for p in student.parameters() if p.ndim > 1], "weight_decay": settings.weight_decay},
-                {"params": [p for p in student.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+                {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+                {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
             ],
             lr=settings.learning_rate,
         )
@@ -91,13 +95,13 @@ class Trainer:
     def _losses(self, features: Tensor, batch: Step, targets: TargetSource) -> dict[str, Tensor]:
         student, device = self.student, self.device
         parts: dict[str, Tensor] = {}
-        if len(student.projections):
+        if predicted := student.predict_targets(features):
             expected = [
                 torch.from_numpy(values).to(device) for values in targets.features(batch.positions, batch.views)
             ]
-            each = [feature_loss(p(features), target) for p, target in zip(student.projections, expected, strict=True)]
+            each = [feature_loss(values, target) for values, target in zip(predicted, expected, strict=True)]
             parts["features"] = torch.stack(each).mean()
-        logits = student.soft(features) if student.soft is not None else None
+        logits = student.soft_logits(features)
         if logits is not None:
             soft = targets.soft_labels(batch.positions, batch.views)
             parts["soft"] = soft_loss(
@@ -106,11 +110,32 @@ class Trainer:
                 torch.from_numpy(soft.probabilities).to(device),
                 temperature=self.settings.temperature,
             )
-        layer = student.label_classifier
-        if layer is not None:
-            answers = logits if student.shared and logits is not None else layer(features)
+        answers = student.label_logits(features)
+        if answers is not None:
             parts["hard"] = hard_loss(answers, self._labels[torch.from_numpy(batch.positions)].to(device))
         return parts
+
+    def answer_loss(self, batch: Step, pixels: npt.NDArray[np.uint8], targets: TargetSource) -> float:
+        """Return the loss on `pixels` without labels, of the weights as they are: how far the teacher's answers are."""
+        with torch.inference_mode():
+            features = self.student.embed(self._normalised(pixels)).float()
+            parts = self._losses(features, batch, targets)
+            parts.pop("hard", None)
+            return float(self._weigh(parts))
+
+    def seconds_per_step(self, batch: int, *, height: int, width: int) -> float:
+        """Return the time of a step on `batch` images of that size: the fastest of a few passes; nothing is changed."""
+        pixels = np.random.default_rng(0).integers(0, 256, size=(batch, height, width, 3), dtype=np.uint8)
+        fastest = math.inf
+        for _ in range(_TIMED_PASSES):
+            started = time.perf_counter()
+            self.student.train()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                features = self.student.embed(self._normalised(pixels))
+            features.float().square().mean().backward()
+            fastest = min(fastest, time.perf_counter() - started)
+        self.optimizer.zero_grad(set_to_none=True)
+        return fastest
 
     def _weigh(self, parts: dict[str, Tensor]) -> Tensor:
         alpha = self.settings.alpha if "hard" in parts else 1.0
@@ -118,11 +143,14 @@ class Trainer:
         return torch.stack([weights[name] * value for name, value in parts.items()]).sum()
 
     def _images(self, pixels: npt.NDArray[np.uint8], generator: torch.Generator) -> Tensor:
+        if not self.settings.jitter:
+            return self._normalised(pixels)
         images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float()
-        if self.settings.jitter:
-            images = jitter(images, self.settings.jitter, scale=self._scale, offset=self._offset, generator=generator)
-        else:
-            images = images * self._scale - self._offset
+        images = jitter(images, self.settings.jitter, scale=self._scale, offset=self._offset, generator=generator)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _normalised(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() * self._scale - self._offset
         return images.contiguous(memory_format=torch.channels_last)
 
     def _average(self) -> None:
@@ -136,7 +164,7 @@ class Trainer:
                     self.averaged[name].copy_(tensor)
 
     @contextmanager
-    def averaged_weights(self) -> Iterator[Student]:
+    def averaged_weights(self) -> Iterator[Learner]:
         """Lend the student with its averaged weights, in eval mode."""
         live = {name: tensor.detach().clone() for name, tensor in self.student.state_dict().items()}
         self.student.load_state_dict(self.averaged)
@@ -145,15 +173,13 @@ class Trainer:
         finally:
             self.student.load_state_dict(live)
 
-    def predict(self, pixels: npt.NDArray[np.uint8], student: Student) -> npt.NDArray[np.int64]:
-        """Return the classes (b,) that a `student` with a classifier over the labels sees in `pixels`."""
-        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() * self._scale - self._offset
-        assert student.label_classifier is not None
+    def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """Return the classes (b,) that a learner of labels sees in `pixels`, with its weights as they are."""
         with torch.inference_mode():
-            logits: Tensor = student.label_classifier(
-                student.embed(images.contiguous(memory_format=torch.channels_last))
-            )
-        return logits.argmax(dim=1).cpu().numpy()
+            logits = self.student.label_logits(self.student.embed(self._normalised(pixels)))
+        assert logits is not None
+        classes: npt.NDArray[np.int64] = logits.argmax(dim=1).cpu().numpy()
+        return classes
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the whole state by name."""
@@ -166,8 +192,9 @@ class Trainer:
 
     def restore(self, state: Mapping[str, Tensor], number: int) -> None:
         """Take over the state that `tensors` gave after `number` steps."""
+        self.optimizer.state.clear()
         self.student.load_state_dict(_below("student.", state))
-        self.averaged = {name: tensor.to(self.device) for name, tensor in _below("averaged.", state).items()}
+        self.averaged = {name: tensor.clone().to(self.device) for name, tensor in _below("averaged.", state).items()}
         for name, parameter in self.student.named_parameters():
             kinds: dict[str, Tensor] = {}
             for kind in ("step", "exp_avg", "exp_avg_sq"):
