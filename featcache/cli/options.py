@@ -38,6 +38,13 @@ class HeadPrecision(StrEnum):
     float = "float"
 
 
+class QuantizeMethod(StrEnum):
+    """How the integers are found."""
+
+    ptq = "ptq"
+    qat = "qat"
+
+
 class RecoverTargets(StrEnum):
     """What a recovered network is trained toward; each adds to the ones before."""
 

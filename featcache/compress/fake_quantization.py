@@ -27,13 +27,13 @@ from featcache.errors import BackboneError
 from featcache.graph.nodes import Graph, Node
 from featcache.graph.qdq import apply_quantization
 from featcache.graph.torch_graph import KINDS, OPERATIONS
-from featcache.model.quantization import Quantization, QuantParams, along_axis
+from featcache.model.quantization import Quantization, along_axis
 
 _QUANTIZED, _DEQUANTIZED = "/quantized", "/dequantized"  # what `apply_quantization` adds to the name of what it rounds
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _LIMITS = ("Relu", "Clip")
 _OF_THE_IMAGE = ("Cast", "Sub", "Div", "Mul", "Transpose")  # bytes to normalised floats, channels first
-_LARGEST_BIAS = 2**31 - 1
+_LARGEST_BIAS = 2**31 - 2**8  # at a scale that is rounded to float32
 
 
 class FakeQuantized(nn.Module):
@@ -127,7 +127,7 @@ class FakeQuantized(nn.Module):
         return getattr(self, self._names[name])  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the features of normalised `images`: where gradients are wanted with these, else as integers give them."""
+        """Return the features of normalised `images`: with gradients where those are wanted, else as integers do."""
         known: dict[str, Any] = {self._start: images}
         step = self._in_floats if torch.is_grad_enabled() else self._in_integers
         for node in self._steps:
@@ -237,22 +237,6 @@ def _convolve(inputs: list[Any], node: Node) -> Tensor:
         return OPERATIONS["Conv"](inputs, node)  # type: ignore[no-any-return]
     bias = inputs[2] if len(inputs) > 2 else None
     return convolve_small_map(x, weight, bias, stride=window.strides, padding=window.pads[:half])
-
-
-def start_within(
-    exact: npt.NDArray[np.float32], rounded: npt.NDArray[np.float32], params: QuantParams
-) -> npt.NDArray[np.float32]:
-    """Return a weight that rounds to `rounded`, and is otherwise as near to `exact` as that lets it be.
-
-    Training then begins with the calibrated integers, and a weight that was rounded the other way is a short way from
-    where it would change.
-    """
-    assert params.axis is not None
-    shape = [1] * exact.ndim
-    shape[params.axis] = -1
-    reach = np.float32(0.49) * np.array(params.scale, dtype=np.float32).reshape(shape)
-    within: npt.NDArray[np.float32] = np.clip(exact, rounded - reach, rounded + reach)
-    return within
 
 
 def _key(name: str) -> str:

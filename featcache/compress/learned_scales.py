@@ -1,7 +1,7 @@
 """Rounding to 8 bits whose step is learned with the weights (Esser et al. 2020, LSQ, arXiv 1902.08153).
 
-The forward pass is what an integer runtime computes; the backward pass lets the gradient through where a value is in
-range, and gives the step the gradient of the rounded value: by its rounding error inside, by the bound it meets outside.
+The forward pass rounds; the backward pass lets the gradient through where a value is in range, and gives the step the
+gradient of the rounded value: by its rounding error inside, by the bound that it meets outside.
 """
 
 from __future__ import annotations

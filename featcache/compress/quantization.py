@@ -1,10 +1,11 @@
-"""`quantize`: 8-bit integers for weights and activations, calibrated on training images, then the head's refit."""
+"""`quantize`: 8-bit integers for weights and activations, calibrated or trained, then the head's refit."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,12 @@ import onnx
 import torch
 
 from featcache.cache import FeatureCache, borrow_cache
-from featcache.compress.layerwise import calibrate
+from featcache.compress.folded import FoldedModel, fold_model, with_integers
+from featcache.compress.layerwise import Calibrated, calibrate
 from featcache.compress.measurement import integer_share, latencies_ms, zero_share
+from featcache.compress.qat import train_quantized, training_settings
+from featcache.compress.recovering import finish_step, work_of
+from featcache.compress.recovery import Minutes, RecoverySettings
 from featcache.compress.refitting import (
     Features,
     Source,
@@ -33,18 +38,19 @@ from featcache.graph.cost import node_macs
 from featcache.heads import Head, LinearHead
 from featcache.images.batches import first_decoded
 from featcache.model.directory import save_model
-from featcache.model.folding import folded_copy
 from featcache.model.golden import Golden
-from featcache.model.merged import MergedModel, changed_recipe, wrap_network
+from featcache.model.merged import MergedModel, changed_recipe
 from featcache.model.quantization import Quantization, along_axis
 from featcache.model.reference import load_pixels
-from featcache.model.surgery import Surgery
 from featcache.system.files import refuse_existing
 
 HeadPrecision = Literal["int8", "float"]
+QuantizeMethod = Literal["ptq", "qat"]
 
 CALIBRATION_IMAGES = 64
-FLOAT_SHARE = 0.08  # of the multiplications, spent on the first convolutions: they cost most when rounded
+# Of the multiplications, spent on the first convolutions: they cost most when rounded. Training finds integers for them
+# too, and a network without floats before its integers computes the same on every runtime.
+FLOAT_SHARE: Mapping[str, float] = {"ptq": 0.08, "qat": 0.0}
 _MOST_FLOAT_CONVOLUTIONS = 0.15  # of all; integer kernels must stay the rule
 _HEAD_WEIGHT = "head.weight"
 MOST_MOVED = 0.05  # of the logits' spread that rounding a head may cost without a word
@@ -56,17 +62,21 @@ def quantize(
     *,
     cache: FeatureCache | str | os.PathLike[str],
     out: str | os.PathLike[str],
+    method: QuantizeMethod = "ptq",
+    recover: Minutes | Literal["off"] | None = None,
     head_precision: HeadPrecision = "int8",
     dataset: str | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
-    float_share: float = FLOAT_SHARE,
+    float_share: float | None = None,
     overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> CompressResult:
     """Write the INT8 form of a model and return its size, speed and accuracy, before and after.
 
     Batch norms are folded; then one walk over the graph rounds each layer's weights (per output channel) for the inputs
     it will really get, takes back the mean error with its bias, and chooses the range of its 8-bit output. Then the
-    backbone is final, and the head is fitted again on its features.
+    backbone is final, and the head is fitted again on its features. In between, ``qat`` trains it with the rounding
+    inside, scales included, toward the cached float features; killed, the same call goes on from ``OUT.work``.
 
     Parameters
     ----------
@@ -76,6 +86,10 @@ def quantize(
         The one that its head was trained on, with its images where they were.
     out
         The MODEL directory to write.
+    method
+        ``ptq``: calibrated, no training. ``qat``: trained from there, which val can refuse: then it is as ``ptq``.
+    recover
+        How long ``qat`` trains: minutes, or ``auto`` (the default) for what the data are worth. ``ptq`` takes ``off``.
     head_precision
         ``int8``: a linear head's weights are rounded per class; ``float``: they are not.
     dataset
@@ -84,9 +98,11 @@ def quantize(
         How many training images the walk sees.
     float_share
         The first convolutions, up to this share of the multiplications, stay in floats: they read pixels, have few
-        channels, and their error reaches everything.
+        channels, and their error reaches everything. None: 0.08 with ``ptq``, and 0 with ``qat``, which learns them.
     overwrite
         Replace what is at `out`.
+    say
+        Called with a line now and then while the network is trained.
 
     Returns
     -------
@@ -111,40 +127,76 @@ def quantize(
     """
     if head_precision not in ("int8", "float"):
         raise InputError(f"head_precision must be 'int8' or 'float', got {head_precision!r}")
+    if method not in ("ptq", "qat"):
+        raise InputError(f"--method must be 'ptq' or 'qat', got {method!r}")
+    if float_share is None:
+        float_share = FLOAT_SHARE[method]
     if calibration_images < 1 or not 0 <= float_share <= 1:
         raise InputError(
             "calibration_images must be at least 1 and float_share from 0 to 1, got "
             f"{calibration_images!r} and {float_share!r}"
         )
+    training = _training(method, recover)
     refuse_existing(Path(out), overwrite=overwrite)
     with borrow_cache(cache) as opened:
         source = open_source(model, opened, dataset=dataset)
         before = float_features(source)
         pixels = calibration_pixels(source, calibration_images)
+        folded = fold_model(source.model)
+        found = _calibrated(folded, pixels, float_share)
+        settings: dict[str, Any] = {"method": method, "calibration_images": len(pixels), "float_share": float_share}
+        notes: tuple[str, ...] = ()
+        if training is not None:
+            found, recovery = train_quantized(folded, found, source, training, work=work_of(Path(out)), say=say)
+            settings["training"] = recovery.to_lineage(training)
+            if not recovery.kept:
+                notes = ("val says that training made the integers no better: they are as calibrated",)
+        compressed = with_integers(folded, found)
         with tempfile.TemporaryDirectory() as folder:
-            return _quantize(source, before, pixels, Path(folder), out, head_precision, float_share, overwrite)
+            result = _finish(
+                source, before, compressed, Path(folder), out, head_precision, overwrite, settings=settings, notes=notes
+            )
+        if training is not None:
+            finish_step(Path(out))
+        return result
 
 
-def _quantize(
+def _training(method: QuantizeMethod, recover: Minutes | Literal["off"] | None) -> RecoverySettings | None:
+    """Return how the network is trained, None for not at all; `InputError` where that does not go with the method."""
+    if method == "ptq":
+        if recover not in (None, "off"):
+            raise InputError(f"--recover must be 'off' with --method ptq, got {recover!r}: --method qat trains")
+        return None
+    if recover == "off":
+        raise InputError(
+            "--recover must be 'auto' or minutes with --method qat, got 'off': --method ptq trains nothing"
+        )
+    return training_settings("auto" if recover is None else recover)
+
+
+def _finish(
     source: Source,
-    before: Any,
-    pixels: npt.NDArray[np.uint8],
+    before: Features,
+    compressed: MergedModel,
     folder: Path,
     out: str | os.PathLike[str],
     head_precision: str,
-    float_share: float,
     overwrite: bool,
+    *,
+    settings: Mapping[str, Any],
+    notes: tuple[str, ...],
 ) -> CompressResult:
+    """Fit the head on the features of the `compressed` backbone, write the model, measure it."""
     from featcache.graph.write import write_onnx
 
-    compressed = quantized_model(source.model, pixels, float_share=float_share)
     integer_graph = write_onnx(compressed, folder / "features.onnx", outputs=("features",))
     with open_engine(integer_graph, engine="onnxruntime", precision="int8") as engine:
         recipe = changed_recipe(
             compressed, outputs=("features",), engine=engine.name, engine_version=engine.version,
             precision=engine.precision, decoder="pillow", dct_scaling=False,
         )  # fmt: skip
-        after, head, notes = extract_and_refit(source, engine=engine, recipe=recipe)
+        after, head, of_refit = extract_and_refit(source, engine=engine, recipe=recipe)
+    notes = (*notes, *of_refit)
     quantization = compressed.quantization
     assert quantization is not None
     used_precision = "float"
@@ -162,8 +214,7 @@ def _quantize(
     comparison = compare_accuracy(source.model.fitted_head, head, before=before, after=after)
     step = {
         "verb": "quantize",
-        "calibration_images": len(pixels),
-        "float_share": float_share,
+        **settings,
         "head_precision": used_precision,
         "accuracy": dataclasses.asdict(comparison),
     }
@@ -197,41 +248,25 @@ def _quantize(
         head_precision=used_precision,
         weights=recipe.weights,
         random_weights=recipe.random_weights,
-        settings={"calibration_images": len(pixels), "float_share": float_share},
+        settings=settings,
         notes=tuple(notes),
     )
 
 
 def quantized_model(
-    model: MergedModel, pixels: npt.NDArray[np.uint8], *, float_share: float = FLOAT_SHARE
+    model: MergedModel, pixels: npt.NDArray[np.uint8], *, float_share: float = FLOAT_SHARE["ptq"]
 ) -> MergedModel:
     """Return `model` with its backbone's stored scales, rounded weights and corrected biases; the head is the old one.
 
     `pixels` (n, height, width, 3) uint8: training images. `float_share`: of the multiplications, left in floats.
     """
-    from featcache.graph.write import write_onnx
+    folded = fold_model(model)
+    return with_integers(folded, _calibrated(folded, pixels, float_share))
 
-    size = model.preprocessing
-    network, folded = folded_copy(model.backbone.network, height=size.height, width=size.width)
-    surgery = Surgery({**model.surgery.folded, **folded}, model.surgery.widths)
-    backbone = wrap_network(network, model.recipe, outputs=model.backbone.outputs)
-    plain = MergedModel(backbone, model.fitted_head, recipe=model.recipe, surgery=surgery, lineage=model.lineage)
-    with tempfile.TemporaryDirectory() as folder:
-        graph = onnx.load(str(write_onnx(plain, Path(folder) / "float.onnx", outputs=("features",))))
-    state = {name: tensor for name, tensor in plain.state_dict().items() if name.startswith("backbone.")}
-    adjustable = frozenset(
-        tensor.name
-        for tensor in graph.graph.initializer
-        if tensor.name in state and np.array_equal(onnx.numpy_helper.to_array(tensor), state[tensor.name].numpy())
-    )
-    calibrated = calibrate(graph, pixels, nodes=integer_nodes(graph, float_share=float_share), adjustable=adjustable)
-    with torch.no_grad():
-        for name, values in calibrated.values.items():
-            state[name].copy_(torch.from_numpy(values))
-    return MergedModel(
-        backbone, model.fitted_head, recipe=model.recipe, surgery=surgery, quantization=calibrated.quantization,
-        lineage=model.lineage,
-    )  # fmt: skip
+
+def _calibrated(folded: FoldedModel, pixels: npt.NDArray[np.uint8], float_share: float) -> Calibrated:
+    nodes = integer_nodes(folded.graph, float_share=float_share)
+    return calibrate(folded.graph, pixels, nodes=nodes, adjustable=folded.adjustable)
 
 
 def integer_nodes(graph: onnx.ModelProto, *, float_share: float) -> list[str]:

@@ -172,7 +172,7 @@ def recover(
     )
     place = Path(out)
     refuse_existing(place, overwrite=overwrite)
-    work = _work_of(place)
+    work = work_of(place)
     with borrow_cache(cache) as opened:
         source = open_source(model, opened, dataset=dataset)
         before = float_features(source)
@@ -240,17 +240,18 @@ def recovered_step(
     settings = RecoverySettings(minutes=minutes)
     teacher = source.model if source.model.recipe.model_digest is None else None
     backbone = copy.deepcopy(compressed.backbone)
-    recovery = recover_network(backbone, source, settings, work=_work_of(out), teacher=teacher, say=say)
+    recovery = recover_network(backbone, source, settings, work=work_of(out), teacher=teacher, say=say)
     model = _with_backbone(compressed, backbone) if recovery.kept else compressed
     return model, recovery.to_lineage(settings)
 
 
 def finish_step(out: Path) -> None:
     """Remove what `recovered_step` kept to go on from."""
-    shutil.rmtree(_work_of(out))
+    shutil.rmtree(work_of(out))
 
 
-def _work_of(out: Path) -> Path:
+def work_of(out: Path) -> Path:
+    """Return where work on `out` is kept to go on from."""
     return out.with_name(f"{out.name}.work")
 
 
