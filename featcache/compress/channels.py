@@ -1,236 +1,280 @@
-"""Remove channels from a network with Torch-Pruning (Fang et al. 2023), down to a given number of multiplications.
+"""Remove channels from a network and solve the layers that read them again, without training.
 
-A group of channels that depend on each other goes as a whole. Groups are ranked over the whole network by the first
-order change of the head's loss on training images (Molchanov et al. 2019). Measured on MobileNetV2 with a tenth of the
-multiplications removed, after the head's refit: 2 points lost; 8 by the size of the weights, 13 by their size layer
-by layer. Statistics of batch norm estimated anew made all of them worse.
+    find_groups        which channels can go together, and who reads them
+    sensitivity        what the features lose when one group alone is narrowed
+    allocate           a width for each group: the least loss for the cost that may be left
+    in one forward     at each reader, with what the network narrowed so far gives it: which channels go, and the
+      pass             weights for the others that give the whole network's answers best
+    narrowed           the channels are taken out of every layer
+
+Torch-Pruning knows what hangs together; which channels go, and how the others take over, is decided here.
 """
 
 from __future__ import annotations
 
 import copy
-import warnings
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from featcache.compress.allocation import allocate, convex_errors, widths_of
+from featcache.compress.compensation import (
+    Answers,
+    Moments,
+    Run,
+    compensate,
+    record_answers,
+    solve_kept,
+)
+from featcache.compress.costs import LayerCost, NetworkCost, count_macs, count_parameters, groups_of_layers
+from featcache.compress.groups import (
+    ChannelGroup,
+    ProbedBackbone,
+    example_images,
+    find_groups,
+    flat_features,
+    layer_shapes,
+)
+from featcache.compress.narrowing import narrowed
+from featcache.compress.probing import FeatureProbe
 from featcache.compress.refitting import Source
+from featcache.compress.selection import removal_order
 from featcache.errors import InputError, MissingError
 from featcache.images.batches import first_decoded
 from featcache.model.merged import MergedModel, wrap_network
 
-IMPORTANCE_IMAGES = 128
-_BATCH = 16
-_MOST_PER_LAYER = 0.9  # a layer emptied altogether would cut the network
+Target = Literal["macs", "parameters", "latency"]
+
+COMPENSATION_IMAGES = 192
+_PIXELS = 224 * 224  # of an image; larger ones are fewer, all go through the network at once
 # of channels that stay: runtimes compute channels in blocks of eight, and others are slower than none removed; finer
-# ones only where a network's few wide groups allow no multiplications near enough to those asked for
+# ones only where a network's few wide groups allow nothing near enough to what is asked for
 _MULTIPLES = (8, 4, 2, 1)
-_SEARCH_STEPS = 14
-_NEAR_ENOUGH = 0.003
-_UNCHANGED = 4  # tries in a row with the same result: whole channels allow no other
+_PROBED_SHARES = (0.7, 0.4)  # of a group, kept while the others are whole
+_PROBE_IMAGES = 32
 
-MACS_TOLERANCE = 0.02  # of the multiplications that shall be left
+TOLERANCE = 0.02  # of what shall be left
 
 
-def remove_channels(source: Source, *, amount: float, macs: int) -> nn.Module:
-    """Return a copy of the model's network without the channels that matter least.
+@dataclass(frozen=True, slots=True)
+class Narrowing:
+    """`network`: without the channels. `widths`: (before, after) of each group. `feature_error`: of the training images.
 
-    `amount`: the share of the exported graph's `macs` (multiply-accumulates per image) to remove; the nearest that
-    whole channels allow is taken. Raises `InputError` where the network has no channels that can be removed, or not so
-    many.
+    The error is the mean square of what the features moved by, as a share of their variance.
     """
-    gradients = loss_gradients(source)
+
+    network: nn.Module
+    widths: Mapping[str, tuple[int, int]]
+    feature_error: float
+
+
+def remove_channels(source: Source, *, amount: float, target: Target, macs: int) -> Narrowing:
+    """Return the model's network without the channels that the others can best take over from.
+
+    `amount`: the share of `target` to remove; the nearest that whole channels allow is taken. `macs`: of the exported
+    graph. Raises `InputError` where the network has no channels that can be removed, or not so many.
+    """
     model = source.model
-    counted = _count(model.backbone.network, model)
-    wanted = 1 - amount
-    left, network = 1.0, model.backbone.network
-    for multiple in _MULTIPLES:
-        nearest = _search(model, gradients, multiple=multiple, wanted=wanted, macs=macs, counted=counted)
-        if abs(nearest[0] - wanted) < abs(left - wanted) or left == 1:
-            left, network = nearest
-        if abs(left - wanted) <= MACS_TOLERANCE * wanted:
-            return network.requires_grad_(False).eval()
-    if left >= 1:
+    groups = find_groups(model)
+    if not groups:
         raise InputError(f"channel pruning needs channels to remove, {model.recipe.model!r} has none that can go")
-    if left > wanted:
+    images = normalised_images(source, COMPENSATION_IMAGES)
+    work = _Work(model, groups, images)
+    cost = work.cost(target, macs)
+    full = {group.name: group.width for group in groups}
+    least: float | None = None
+    best: tuple[float, dict[str, int]] | None = None
+    whole = cost(full)
+    for multiple in _MULTIPLES:
+        choices = {group.name: widths_of(group.width, group.unit, multiple) for group in groups}
+        errors = {name: convex_errors(kept, work.errors[name]) for name, kept in choices.items()}
+        widths = allocate(choices, errors, cost, target=(1 - amount) * whole)
+        left = cost(widths) / whole
+        least = left if least is None else min(least, left)
+        if best is None or abs(left - (1 - amount)) < abs(best[0] - (1 - amount)):
+            best = (left, widths)
+        if abs(left - (1 - amount)) <= TOLERANCE * (1 - amount):
+            return work.narrow(widths)
+    assert best is not None and least is not None
+    if least > 1 - amount:
         raise InputError(
-            f"--amount must be at most {1 - left:.2f} for {model.recipe.model!r}, got {amount!r}: its features and "
-            "its attention keep their widths"
+            f"--amount must be at most {1 - least:.2f} for {model.recipe.model!r}, got {amount!r}: its features and the "
+            "sums between its blocks keep their widths"
         )
     raise InputError(
         f"--amount must be what whole channels of {model.recipe.model!r} come to, {amount!r} is not: nearest is "
-        f"{1 - left:.3f}"
+        f"{1 - best[0]:.3f}"
     )
 
 
-def _search(
-    model: MergedModel, gradients: dict[str, Tensor], *, multiple: int, wanted: float, macs: int, counted: int
-) -> tuple[float, nn.Module]:
-    """Return the share of multiplications left that is nearest to `wanted`, and the network that has it."""
-    least, most = 0.0, _MOST_PER_LAYER
-    best: tuple[float, nn.Module] | None = None
-    before: float | None = None
-    unchanged = 0
-    for _ in tqdm(range(_SEARCH_STEPS), desc="prune", unit="try", disable=None):
-        ratio = (least + most) / 2
-        network = _pruned(model, gradients, ratio, multiple)
-        # what no layer can be blamed for (attention's own products) is in the graph only, and does not change
-        left = (_count(network, model) + macs - counted) / macs
-        if best is None or abs(left - wanted) < abs(best[0] - wanted):
-            best = (left, network)
-        unchanged = unchanged + 1 if left == before else 0
-        if abs(left - wanted) < _NEAR_ENOUGH or unchanged == _UNCHANGED:
-            break
-        before = left
-        least, most = (ratio, most) if left > wanted else (least, ratio)
-    assert best is not None
-    return best
+class _Work:
+    """A network to be narrowed, what it answers, and what narrowing each group alone costs its features."""
 
+    def __init__(self, model: MergedModel, groups: Sequence[ChannelGroup], images: Tensor) -> None:
+        self.model, self.groups, self.images = model, groups, images
+        self.network = copy.deepcopy(model.backbone.network).requires_grad_(False)
+        self.shapes = layer_shapes(self.network, ProbedBackbone(self.network, model).eval(), example_images(model))
+        self.macs = count_macs(self.network, self.shapes)
+        readers = list(dict.fromkeys(name for group in groups for name in group.readers))
+        self.answers = record_answers(self.network, self._run(self.network), images, readers, inputs=True)
+        modules: dict[str, Any] = dict(self.network.named_modules())
+        self.weights = {name: modules[name].weight.detach().flatten(1) for name in readers}
+        self.centred = {name: modules[name].bias is not None or self.answers[name].norm is not None for name in readers}
+        self.errors, self.orders = self._probe()
 
-def loss_gradients(source: Source) -> dict[str, Tensor]:
-    """Return the gradient of the head's loss on training images, for each parameter of the network by name.
+    def _run(self, network: nn.Module) -> Run:
+        backbone = wrap_network(network, self.model.recipe, outputs=self.model.backbone.outputs)
+        return lambda images: flat_features(backbone, images)
 
-    Raises `InputError` for a head without a gradient.
-    """
-    model = source.model
-    pixels, targets = _training_batch(source)
-    network = copy.deepcopy(model.backbone.network).requires_grad_(True)
-    backbone = wrap_network(network, model.recipe, outputs=model.backbone.outputs)
-    network.requires_grad_(True)  # a Backbone freezes what it wraps
-    for start in range(0, len(pixels), _BATCH):
-        images = model.normalise(pixels[start : start + _BATCH]).contiguous(memory_format=torch.channels_last)
-        logits = model.head(_flat(backbone, images))
-        _loss(logits, targets[start : start + _BATCH], model.fitted_head.task).backward()  # type: ignore[no-untyped-call]
-    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-    if not any(bool(gradient.any()) for gradient in gradients.values()):
-        raise InputError(
-            f"channel pruning needs a head with a gradient, one of kind {model.fitted_head.kind!r} has none"
+    def cost(self, target: Target, macs: int) -> NetworkCost:
+        """Return what the network costs by its groups' widths; `macs`: of the exported graph."""
+        of_layers = groups_of_layers(self.groups)
+        if target == "latency":
+            from featcache.compress.timing import layer_times
+
+            return layer_times(self.model, self.network, self.groups, self.macs, of_layers)
+        counts = self.macs if target == "macs" else count_parameters(self.network)
+        layers = {name: LayerCost(count, of_layers[name]) for name, count in counts.items() if name in of_layers}
+        total = (
+            macs if target == "macs" else sum(counts.values()) + sum(p.numel() for p in self.model.head.parameters())
         )
-    return gradients
+        return NetworkCost(layers, self.groups, rest=total - sum(layer.cost for layer in layers.values()))
+
+    def _probe(self) -> tuple[dict[str, dict[int, float]], dict[str, Tensor]]:
+        """Return the features' error for some widths of each group, the others whole, and its channels' order."""
+        run = self._run(self.network)
+        modules: dict[str, Any] = dict(self.network.named_modules())
+        readers = [name for group in self.groups for name in group.readers]
+        probe = FeatureProbe(self.network, run, self.images[:_PROBE_IMAGES], readers)
+        errors: dict[str, dict[int, float]] = {}
+        orders: dict[str, Tensor] = {}
+        for group in tqdm(self.groups, desc="probe", unit="group", disable=None):
+            moments = {
+                name: Moments.of(self.answers[name].inputs, self.answers[name].outputs, centred=self.centred[name])
+                for name in group.readers
+            }
+            widths = widths_of(group.width, group.unit, 1)
+            probed = sorted({min(widths[1:], key=lambda w: abs(w - share * group.width)) for share in _PROBED_SHARES})
+            removal = removal_order(
+                {name: self.weights[name] for name in group.readers},
+                moments, width=group.width, unit=group.unit, kept=[*probed, widths[-1]],
+            )  # fmt: skip
+            measured = {}
+            for width in probed:
+                with torch.inference_mode():
+                    undo = [
+                        _write(modules, self.answers[name], weight, moments[name])
+                        for name, weight in removal.weights[width].items()
+                    ]
+                    measured[width] = probe.error(group.readers)
+                    for restore in undo:
+                        restore()
+            errors[group.name] = _between(removal.errors, measured)
+            orders[group.name] = removal.order
+        return errors, orders
+
+    def narrow(self, widths: Mapping[str, int]) -> Narrowing:
+        """Return the network with these widths, its readers solved again."""
+        network = copy.deepcopy(self.network)
+        run = self._run(network)
+        removed: dict[str, Tensor] = {}
+        group_of = {name: group for group in self.groups for name in group.readers}
+
+        def solve(name: str, weight: Tensor, moments: Moments) -> Tensor:
+            group = group_of[name]
+            if group.name not in removed:
+                order = self.orders[group.name]
+                if len(group.readers) == 1:  # what this layer really gets decides; several readers decided together
+                    order = removal_order(
+                        {name: weight}, {name: moments}, width=group.width, unit=group.unit, kept=[widths[group.name]]
+                    ).order
+                removed[group.name] = order[: group.width - widths[group.name]]
+            kept = torch.ones(group.width, dtype=torch.bool)
+            kept[removed[group.name]] = False
+            return solve_kept(weight, moments, kept.repeat_interleave(weight.shape[1] // group.width))
+
+        narrow = [group for group in self.groups if widths[group.name] < group.width]
+        answers = [self.answers[name] for group in narrow for name in group.readers]
+        compensate(network, run, self.images, answers, solve=solve)
+        small = narrowed(self.model, network, removed, self.groups)
+        with torch.inference_mode():
+            exact, left = _features(self._run(self.network), self.images), _features(self._run(small), self.images)
+        return Narrowing(small, {g.name: (g.width, widths[g.name]) for g in self.groups}, _relative_error(left, exact))
 
 
-def _training_batch(source: Source) -> tuple[Tensor, Tensor]:
-    """Return the pixels (n, height, width, 3) uint8 and targets of training images, every class as often as can be."""
+def _between(own: Mapping[int, float], measured: Mapping[int, float]) -> dict[int, float]:
+    """Return the features' error for each width: as `measured`, and in proportion to the readers' `own` between."""
+    points = sorted((own[width], error) for width, error in measured.items())
+    x, y = [0.0, *(a for a, _ in points)], [0.0, *(b for _, b in points)]
+    slope = (y[-1] / x[-1]) if x[-1] else 0.0
+    return {
+        width: float(np.interp(error, x, y)) if error <= x[-1] else y[-1] + slope * (error - x[-1])
+        for width, error in own.items()
+    }
+
+
+def _features(run: Run, images: Tensor) -> Tensor:
+    parts = [run(images[start : start + 32]) for start in range(0, len(images), 32)]
+    return torch.cat([part for part in parts if isinstance(part, Tensor)])
+
+
+def _relative_error(features: Tensor, exact: Tensor) -> float:
+    variance = (exact - exact.mean(dim=0)).square().mean()
+    return float((features - exact).square().mean() / variance.clamp(min=torch.finfo(torch.float32).tiny))
+
+
+def _write(modules: Mapping[str, Any], answers: Answers, weight: Tensor, moments: Moments) -> Any:
+    """Give the layer this weight and the bias that belongs to it; return what takes both back."""
+    layer = modules[answers.name]
+    old = layer.weight.clone()
+    shift = (moments.output_mean - weight.double() @ moments.input_mean).float()
+    layer.weight.copy_(weight.view_as(layer.weight))
+    place = layer.bias if layer.bias is not None else None
+    if place is None and answers.norm is not None:
+        place, shift = modules[answers.norm].running_mean, modules[answers.norm].running_mean - shift
+    before = None if place is None else place.clone()
+    if place is not None:
+        place.copy_(shift)
+
+    def restore() -> None:
+        layer.weight.copy_(old)
+        if place is not None and before is not None:
+            place.copy_(before)
+
+    return restore
+
+
+def normalised_images(source: Source, count: int) -> Tensor:
+    """Return up to `count` training images as the network takes them, (n, 3, height, width), classes evenly.
+
+    Raises `MissingError` where none can be read any more.
+    """
     cache = source.cache
     samples = cache.samples(source.dataset)
-    selection = cache.select(split="train", dataset=source.dataset)
+    selection = cache.select(split="train", dataset=source.dataset, labelled=False)
+    labels = samples.labels[selection.indices]
+    single = np.asarray(labels).ndim == 1
     rank: dict[int, int] = {}
     order = []
     for position in np.argsort([samples.digests[index].tobytes() for index in selection.indices], kind="stable"):
-        label = int(samples.labels[selection.indices[position]])
+        label = int(labels[position]) if single and samples.task == "classification" else 0
         rank[label] = rank.get(label, -1) + 1
         order.append((rank[label], label, int(position)))
     positions = np.array([position for _, _, position in sorted(order)], dtype=np.int64)
+    size = source.model.preprocessing
+    largest = max(1, count * _PIXELS // max(_PIXELS, size.height * size.width))
     # the refit, which needs every image, says which ones are gone or have changed
     batch = first_decoded(
-        samples.sources(selection.indices[positions]),
-        source.model.preprocessing,
-        count=IMPORTANCE_IMAGES,
-        decoder=cache.recipe.decoder,
+        samples.sources(selection.indices[positions]), size, count=largest, decoder=cache.recipe.decoder
     )
     if not len(batch.indices):
         raise MissingError(
             f"training images must be read from {samples.root!r} to prune, none is there unchanged any more"
         )
-    return torch.from_numpy(batch.pixels), torch.from_numpy(np.asarray(selection.labels[positions[batch.indices]]))
-
-
-def _loss(logits: Tensor, targets: Tensor, task: str) -> Tensor:
-    if task == "classification":
-        return nn.functional.cross_entropy(logits, targets.long(), reduction="sum")
-    if task == "multilabel":
-        return nn.functional.binary_cross_entropy_with_logits(logits, targets.float(), reduction="sum")
-    return nn.functional.mse_loss(logits, targets.float(), reduction="sum")
-
-
-class _Probed(nn.Module):
-    """The backbone with one linear layer behind it, which shows Torch-Pruning where the features end."""
-
-    def __init__(self, backbone: nn.Module, num_features: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.probe = nn.Linear(num_features, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        result: Tensor = self.probe(_flat(self.backbone, images))
-        return result
-
-
-def _flat(backbone: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([output.flatten(1) for output in backbone(images)], dim=1)
-
-
-def _example(model: MergedModel) -> Tensor:
-    size = model.preprocessing
-    return torch.randn(1, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
-
-
-def _pruned(model: MergedModel, gradients: dict[str, Tensor], ratio: float, multiple: int) -> nn.Module:
-    """Return a copy of the network without the share `ratio` of its removable channels, `multiple` by `multiple`."""
-    import torch_pruning
-
-    network = copy.deepcopy(model.backbone.network)
-    probed = _Probed(
-        wrap_network(network, model.recipe, outputs=model.backbone.outputs), model.fitted_head.num_features
-    )
-    probed.requires_grad_(True).eval()
-    for name, parameter in network.named_parameters():
-        parameter.grad = gradients[name].clone() if name in gradients else None
-    example = _example(model)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch_pruning")
-        graph = torch_pruning.DependencyGraph().build_dependency(probed, example_inputs=example)
-        pruner: Any = torch_pruning.pruner.BasePruner(
-            probed,
-            example,
-            importance=torch_pruning.importance.GroupTaylorImportance(),
-            pruning_ratio=ratio,
-            global_pruning=True,
-            max_pruning_ratio=_MOST_PER_LAYER,
-            round_to=multiple,
-            ignored_layers=_kept_layers(torch_pruning, graph, probed),
-        )
-        pruner.step()
-    for parameter in network.parameters():
-        parameter.grad = None
-    return network
-
-
-def _kept_layers(torch_pruning: Any, graph: Any, probed: _Probed) -> list[nn.Module]:
-    """Return the layers whose output keeps its width: those that make the features, and attention."""
-    group = graph.get_pruning_group(probed.probe, torch_pruning.prune_linear_in_channels, idxs=[0])
-    kept = [dependency.target.module for dependency, _ in group if graph.is_out_channel_pruning_fn(dependency.handler)]
-    for module in probed.modules():
-        # heads are views of one projection: timm fixes their number and width when the block is made
-        kept += [layer for name in ("qkv", "q", "k", "v", "proj") if (layer := _attention_layer(module, name))]
-    return [probed.probe, *kept]
-
-
-def _attention_layer(module: nn.Module, name: str) -> nn.Module | None:
-    layer = getattr(module, name, None) if hasattr(module, "num_heads") else None
-    return layer if isinstance(layer, nn.Module) else None
-
-
-def _count(network: nn.Module, model: MergedModel) -> int:
-    """Return the multiply-accumulates per image of the convolutions and linear layers of `network`."""
-    total = 0
-
-    def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        nonlocal total
-        if isinstance(module, nn.Conv2d):
-            total += output[0].numel() * module.weight[0].numel()
-        elif isinstance(module, nn.Linear):
-            total += output[0].numel() * module.in_features
-
-    handles = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    backbone = wrap_network(network, model.recipe, outputs=model.backbone.outputs)
-    try:
-        with torch.no_grad():
-            backbone(_example(model))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return total
+    pixels = torch.from_numpy(batch.pixels)
+    return source.model.normalise(pixels).contiguous(memory_format=torch.channels_last)

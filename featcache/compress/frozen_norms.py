@@ -8,24 +8,24 @@ are a quarter of the time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from featcache.model.folding import FOLD_TOLERANCE, find_batchnorms
+from featcache.model.folding import FOLD_TOLERANCE
 
 
 @contextmanager
-def frozen_norms(network: nn.Module, *, height: int, width: int) -> Iterator[int]:
-    """Let `network`, in eval mode, compute each batch norm inside the convolution it follows; yield how many do.
+def frozen_norms(network: nn.Module, pairs: Mapping[str, str], *, height: int, width: int) -> Iterator[int]:
+    """Let `network`, in eval mode, compute each batch norm of `pairs` inside its convolution; yield how many do.
 
-    Parameters and their names stay as they are; on leaving the block everything is as it was. Where the outputs over
-    noise differ (a convolution that others read too, or that changes its weights itself), nothing is done.
+    `pairs`: ``{convolution: batch norm}`` by name (`featcache.model.folding.find_batchnorms`). `height`, `width`: of
+    the images. Parameters and their names stay as they are; on leaving the block everything is as it was. Where the
+    outputs over noise differ (a convolution that others read too, or that changes its weights itself), nothing is done.
     """
-    pairs = find_batchnorms(network, height=height, width=width)
     modules = dict(network.named_modules())
     couples = [(modules[conv], modules[norm]) for conv, norm in pairs.items()]
     noise = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))

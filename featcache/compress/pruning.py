@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from featcache.cache import FeatureCache, borrow_cache
-from featcache.compress.channels import MACS_TOLERANCE, remove_channels
+from featcache.compress.channels import TOLERANCE, Target, remove_channels
 from featcache.compress.measurement import graph_macs, latencies_ms, zero_share
-from featcache.compress.recovering import finish_step, recovered_step
+from featcache.compress.recovering import NOT_KEPT, finish_step, recovered_step
 from featcache.compress.recovery import Minutes, RecoverySettings
 from featcache.compress.refitting import (
     Features,
@@ -47,6 +47,7 @@ def prune(
     out: str | os.PathLike[str],
     method: PruneMethod = "channel",
     amount: float,
+    target: Target = "macs",
     recover: Minutes | Literal["off"] = "off",
     dataset: str | None = None,
     overwrite: bool = False,
@@ -65,12 +66,16 @@ def prune(
     out
         The MODEL directory to write.
     method
-        ``channel`` removes whole channels, those the loss of the training images misses least, until the exported graph
-        has (1 − `amount`) of the multiplications, within 2 %; the features keep their width. ``magnitude`` sets that
+        ``channel`` removes whole channels and attention heads, those whose part the others can best take over, and
+        solves the layers that read them again for the inputs that are left (`featcache.compress.channels`), until
+        (1 − `amount`) of `target` is left, within 2 %; the features keep their width. ``magnitude`` sets that
         share of the weights to zero, the smallest of each layer first: it saves bytes only after compression, and no
         time on usual hardware.
     amount
         The share to remove, above 0 and below 1.
+    target
+        Of what: ``macs``, the multiplications of the exported graph, its ``parameters``, or its ``latency`` in ONNX
+        Runtime on this machine, for one image.
     recover
         Minutes of training toward the float features before the head is refitted, ``auto`` for what the data are worth,
         ``off`` for none. Killed, the same call goes on with it from ``OUT.work``.
@@ -107,13 +112,17 @@ def prune(
         raise InputError(f"--method must be 'magnitude' or 'channel', got {method!r}")
     if not 0 < amount < 1:
         raise InputError(f"--amount must be above 0 and below 1, the share to remove, got {amount!r}")
+    if target not in ("macs", "parameters", "latency"):
+        raise InputError(f"--target must be 'macs', 'parameters' or 'latency', got {target!r}")
+    if target != "macs" and method != "channel":
+        raise InputError(f"--target {target} needs --method channel, got {method!r}")
     if recover != "off":
         RecoverySettings(minutes=recover)  # says what is wrong with it before anything is computed
     refuse_existing(Path(out), overwrite=overwrite)
     with borrow_cache(cache) as opened:
         source = open_source(model, opened, dataset=dataset)
         with tempfile.TemporaryDirectory() as folder:
-            return _prune(source, Path(folder), out, method, amount, recover, overwrite, say)
+            return _prune(source, Path(folder), out, method, amount, target, recover, overwrite, say)
 
 
 def _prune(
@@ -122,6 +131,7 @@ def _prune(
     out: str | os.PathLike[str],
     method: PruneMethod,
     amount: float,
+    target: Target,
     recover: Minutes | Literal["off"],
     overwrite: bool,
     say: Callable[[str], None],
@@ -132,7 +142,7 @@ def _prune(
     original = write_onnx(source.model, folder / "before.onnx")
     macs_before = graph_macs(original)
     if method == "channel":
-        network = remove_channels(source, amount=amount, macs=macs_before)
+        network = remove_channels(source, amount=amount, target=target, macs=macs_before).network
     else:
         network = copy.deepcopy(source.model.backbone.network)
         zero_smallest(network, amount)
@@ -154,12 +164,14 @@ def _prune(
     step = {"verb": "prune", "method": method, "amount": amount, "accuracy": dataclasses.asdict(comparison)}
     if recovery is not None:
         step["recovery"] = recovery
+        if not recovery["kept"]:
+            notes = (*notes, NOT_KEPT)
     final = MergedModel(
         pruned.backbone, head, recipe=recipe, surgery=surgery, lineage=[*source.model.lineage, step]
     )  # fmt: skip
     graph = write_onnx(final, folder / "after.onnx")
     macs = graph_macs(graph)
-    if method == "channel":
+    if method == "channel" and target == "macs":
         _check_amount(macs, macs_before, amount)
     times = latencies_ms([original, graph])
     path = save_model(final, out, golden=_golden(source.golden, final), overwrite=overwrite)
@@ -224,7 +236,7 @@ def _with_network(model: MergedModel, network: nn.Module, surgery: Surgery) -> M
 
 def _check_amount(macs: int, macs_before: int, amount: float) -> None:
     left, wanted = macs / macs_before, 1 - amount
-    if abs(left - wanted) > MACS_TOLERANCE * wanted:
+    if abs(left - wanted) > TOLERANCE * wanted:
         raise InputError(
             f"--amount must be what channels of this network can be removed to, {amount!r} is not: nearest is "
             f"{1 - left:.3f}"

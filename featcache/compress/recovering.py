@@ -44,6 +44,7 @@ from featcache.model.merged import MergedModel, changed_recipe, wrap_network
 from featcache.model.reference import logits_of_images
 from featcache.system.files import refuse_existing
 
+NOT_KEPT = "val says that training made the network no better: it stays as it was"
 _CHANCE = 0.05  # two-sided, of flips as uneven as those seen if neither head were better
 
 
@@ -190,7 +191,7 @@ def recover(
             if _worse_beyond_chance(source.model.fitted_head, head, before=before, after=after):
                 final, head, after, kept = source.model, source.model.fitted_head, before, False
         if not kept:
-            notes = (*notes, "val says that training made the model no better: it is written as it was")
+            notes = (*notes, NOT_KEPT)
         comparison = compare_accuracy(source.model.fitted_head, head, before=before, after=after)
         step = {
             "verb": "recover",

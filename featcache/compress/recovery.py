@@ -27,7 +27,7 @@ from featcache.compress.frozen_norms import frozen_norms
 from featcache.compress.refitting import Source
 from featcache.distillation.join import Images
 from featcache.distillation.learner import FeatureLearner
-from featcache.distillation.replay import replay_views
+from featcache.distillation.replay import StreamedViews, replay_views
 from featcache.distillation.run_directory import RunDirectory
 from featcache.distillation.schedule import Schedule
 from featcache.distillation.settings import TrainingSettings
@@ -40,6 +40,7 @@ from featcache.errors import InputError, MissingError, StorageError
 from featcache.extract.build import Extractor, build_cache
 from featcache.heads import Head
 from featcache.images.view_spec import ViewSpec
+from featcache.model.folding import find_batchnorms
 from featcache.model.merged import MergedModel
 from featcache.recipe import Preprocessing
 from featcache.system.files import write_atomically
@@ -51,6 +52,7 @@ Minutes = float | Literal["auto"]
 
 LEARNING_RATE = 5e-4
 BATCH_SIZE = 32
+WARMUP_STEPS = 30
 LONGEST_AUTO = 10.0  # minutes
 AUTO_EPOCHS = 20
 AUTO_LEAST_STEPS = 200
@@ -105,7 +107,7 @@ class RecoverySettings:
         """Return the loop's settings for so many epochs."""
         return TrainingSettings(
             alpha=self.alpha, feature_weight=self.feature_weight, epochs=epochs, batch_size=self.batch_size,
-            learning_rate=self.learning_rate, weight_decay=self.weight_decay, warmup_steps=10, cooldown=0.5,
+            learning_rate=self.learning_rate, weight_decay=self.weight_decay, warmup_steps=WARMUP_STEPS, cooldown=0.5,
             average=self.average, precision=self.precision, seed=self.seed,
         )  # fmt: skip
 
@@ -244,9 +246,9 @@ def recover_network(
             learner, settings.training(1), mean=preprocessing.mean, std=preprocessing.std, labels=train.labels,
             bf16=bf16, device=device,
         )  # fmt: skip
-        stack.enter_context(
-            frozen_norms(learner.network.eval(), height=preprocessing.height, width=preprocessing.width)
-        )
+        height, width = preprocessing.height, preprocessing.width
+        pairs = find_batchnorms(network, height=height, width=width)
+        stack.enter_context(frozen_norms(learner.network.eval(), pairs, height=height, width=width))
         identity = {
             **dataclasses.asdict(settings),
             "images": train.identity,
@@ -279,7 +281,9 @@ def recover_network(
         )  # fmt: skip
         run.resume(trainer, schedule, say=say)
         resumed_from = trainer.number
-        pixels = replay_views(work / "views.u8", train, spec)
+        # a view that is seen once at most is decoded when its turn comes
+        once = steps <= schedule.steps_per_epoch * len(spec.views)
+        pixels = StreamedViews(train, spec) if once else replay_views(work / "views.u8", train, spec)
         say(f"{len(train)} images, {plan['views']} views, {steps} steps of {schedule.batch} images")
         seconds = run.train(trainer, schedule, pixels, targets, every=checkpoint_seconds, say=say)
     kept = validation.best_step > 0

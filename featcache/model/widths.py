@@ -25,6 +25,8 @@ def layer_widths(network: nn.Module) -> dict[str, dict[str, Any]]:
             layers[name] = {"out": module.num_features}
         elif isinstance(module, nn.LayerNorm):
             layers[name] = {"out": module.normalized_shape[-1]}
+        elif hasattr(module, "attn_dim") and hasattr(module, "num_heads"):  # timm's attention
+            layers[name] = {"heads": module.num_heads}
         else:
             for leaf, parameter in module.named_parameters(recurse=False):
                 layers[f"{name}.{leaf}" if name else leaf] = {"shape": list(parameter.shape)}
@@ -65,6 +67,9 @@ def resize_layers(network: nn.Module, widths: Widths) -> None:
             module.normalized_shape = (sizes["out"],)
             if module.elementwise_affine:
                 module.weight, module.bias = _undefined((sizes["out"],)), _undefined((sizes["out"],))
+        elif "heads" in sizes and hasattr(module, "attn_dim"):
+            attention: Any = module
+            attention.num_heads, attention.attn_dim = sizes["heads"], sizes["heads"] * attention.head_dim
         elif "shape" in sizes and name in parameters:
             parent, _, leaf = name.rpartition(".")
             setattr(network.get_submodule(parent), leaf, _undefined(tuple(sizes["shape"])))
