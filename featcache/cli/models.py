@@ -18,6 +18,7 @@ from featcache.cli.options import (
     ModelArgument,
     OutOption,
     Overwrite,
+    ProcessorKind,
     PruneMethod,
 )
 from featcache.cli.text import say_if_random, show
@@ -73,6 +74,13 @@ def quantize(
     head_precision: Annotated[HeadPrecision, typer.Option(help="Precision of the head's weights.")] = (
         HeadPrecision.int8
     ),
+    processor: Annotated[
+        ProcessorKind,
+        typer.Option(
+            help="any: weights of 129 levels, one file that answers alike everywhere. vnni, arm: of 255 levels, a "
+            "little nearer to float there; on x86 without VNNI their sums saturate and answers differ."
+        ),
+    ] = ProcessorKind.any,
     dataset: DatasetOption = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -81,6 +89,7 @@ def quantize(
     from featcache.compress import quantize as quantize_model
 
     result = quantize_model(
-        model, cache=cache, out=out, head_precision=head_precision.value, dataset=dataset, overwrite=overwrite
-    )
+        model, cache=cache, out=out, head_precision=head_precision.value, processor=processor.value, dataset=dataset,
+        overwrite=overwrite,
+    )  # fmt: skip
     show(result.to_json(), as_json)

@@ -38,6 +38,14 @@ class HeadPrecision(StrEnum):
     float = "float"
 
 
+class ProcessorKind(StrEnum):
+    """What an INT8 model is for."""
+
+    any = "any"
+    vnni = "vnni"
+    arm = "arm"
+
+
 class Golden(StrEnum):
     """Which golden samples a MODEL carries."""
 

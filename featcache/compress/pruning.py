@@ -127,11 +127,14 @@ def _prune(
         recipe = dataclasses.replace(
             pruned.recipe, engine=engine.name, engine_version=engine.version, precision=engine.precision
         )
-        after, head, notes = extract_and_refit(source, engine=engine, recipe=recipe)
-    comparison = compare_accuracy(source.model.fitted_head, head, before=before, after=after)
-    step = {"verb": "prune", "method": method, "amount": amount, "accuracy": dataclasses.asdict(comparison)}
+        refit = extract_and_refit(source, engine=engine, recipe=recipe)
+    comparison = compare_accuracy(source.model.fitted_head, refit.head, before=before, after=refit.features)
+    step = {
+        "verb": "prune", "method": method, "amount": amount, "refit_kept": refit.kept,
+        "accuracy": dataclasses.asdict(comparison),
+    }  # fmt: skip
     final = MergedModel(
-        pruned.backbone, head, recipe=recipe, surgery=surgery, lineage=[*source.model.lineage, step]
+        pruned.backbone, refit.head, recipe=recipe, surgery=surgery, lineage=[*source.model.lineage, step]
     )  # fmt: skip
     graph = write_onnx(final, folder / "after.onnx")
     macs = graph_macs(graph)
@@ -158,7 +161,8 @@ def _prune(
         weights=recipe.weights,
         random_weights=recipe.random_weights,
         settings={},
-        notes=tuple(notes),
+        refit_kept=refit.kept,
+        notes=refit.notes,
     )
 
 
