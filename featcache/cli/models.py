@@ -18,6 +18,7 @@ from featcache.cli.options import (
     ModelArgument,
     OutOption,
     Overwrite,
+    ProcessorKind,
     PruneMethod,
     QuantizeMethod,
     RecoverOption,
@@ -118,6 +119,13 @@ def quantize(
     head_precision: Annotated[HeadPrecision, typer.Option(help="Precision of the head's weights.")] = (
         HeadPrecision.int8
     ),
+    processor: Annotated[
+        ProcessorKind,
+        typer.Option(
+            help="any: weights of 129 levels, one file that answers alike everywhere. vnni, arm: of 255 levels, a "
+            "little nearer to float there; on x86 without VNNI their sums saturate and answers differ."
+        ),
+    ] = ProcessorKind.any,
     dataset: DatasetOption = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -129,6 +137,6 @@ def quantize(
     minutes = None if recover is None else parse_minutes(recover, option="--recover", words=("off", "auto"))
     result = quantize_model(
         model, cache=cache, out=out, method=method.value, recover=minutes, head_precision=head_precision.value,
-        dataset=dataset, overwrite=overwrite, say=say,
+        processor=processor.value, dataset=dataset, overwrite=overwrite, say=say,
     )  # fmt: skip
     show(result.to_json(), as_json)

@@ -53,6 +53,14 @@ class RecoverTargets(StrEnum):
     labels = "labels"
 
 
+class ProcessorKind(StrEnum):
+    """What an INT8 model is for."""
+
+    any = "any"
+    vnni = "vnni"
+    arm = "arm"
+
+
 class Golden(StrEnum):
     """Which golden samples a MODEL carries."""
 

@@ -49,6 +49,8 @@ class FakeQuantized(nn.Module):
         Initializers to begin with, where they are others than the graph's.
     trainable
         Names of the initializers that are learned; the others stay.
+    limit
+        The largest integer of a weight.
 
     Raises
     ------
@@ -63,8 +65,10 @@ class FakeQuantized(nn.Module):
         *,
         values: Mapping[str, npt.NDArray[np.float32]],
         trainable: frozenset[str],
+        limit: int,
     ) -> None:
         super().__init__()
+        self._limit = limit
         self.quantization = quantization
         floats = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
         floats.update(values)
@@ -101,7 +105,9 @@ class FakeQuantized(nn.Module):
             name = node.inputs[0].removesuffix(_QUANTIZED)
             if name in self.quantization.weights:
                 self._keep(name, floats[name], learned=name in trainable)
-                self.weights[_key(name)] = WeightRounding(self.quantization.weights[name], rank=floats[name].ndim)
+                self.weights[_key(name)] = WeightRounding(
+                    self.quantization.weights[name], rank=floats[name].ndim, limit=self._limit
+                )
             elif node.constant(0) is not None:
                 self._keep(name, floats[name], learned=name in trainable)
         else:

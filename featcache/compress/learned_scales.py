@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from featcache.compress.integers import Grid, Integers, rounded
 from featcache.compress.ranges import LEVELS, affine_qparams
-from featcache.compress.rounding import LIMIT
 from featcache.model.quantization import QuantParams
 
 
@@ -110,14 +109,17 @@ class ActivationRounding(_Rounding):
 
 
 class WeightRounding(_Rounding):
-    """8 bits of a weight, symmetric, with a step for each slice along the axis of `params`; `rank`: of the weight."""
+    """8 bits of a weight, symmetric, with a step for each slice along the axis of `params`.
 
-    def __init__(self, params: QuantParams, *, rank: int) -> None:
+    `rank`: of the weight. `limit`: its largest integer.
+    """
+
+    def __init__(self, params: QuantParams, *, rank: int, limit: int) -> None:
         assert params.axis is not None
         self.axis = params.axis
         shape = [1] * rank
         shape[params.axis] = -1
-        super().__init__(torch.tensor(params.scale).view(shape), low=-LIMIT, high=LIMIT)
+        super().__init__(torch.tensor(params.scale).view(shape), low=-limit, high=limit)
 
     def rounded(self, weight: Tensor) -> Tensor:
         """Return `weight` as its integers stand for it."""

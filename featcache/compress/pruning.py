@@ -159,15 +159,19 @@ def _prune(
         recipe = dataclasses.replace(
             pruned.recipe, engine=engine.name, engine_version=engine.version, precision=engine.precision
         )
-        after, head, notes = extract_and_refit(source, engine=engine, recipe=recipe)
-    comparison = compare_accuracy(source.model.fitted_head, head, before=before, after=after)
-    step = {"verb": "prune", "method": method, "amount": amount, "accuracy": dataclasses.asdict(comparison)}
+        refit = extract_and_refit(source, engine=engine, recipe=recipe)
+    notes = refit.notes
+    comparison = compare_accuracy(source.model.fitted_head, refit.head, before=before, after=refit.features)
+    step = {
+        "verb": "prune", "method": method, "amount": amount, "refit_kept": refit.kept,
+        "accuracy": dataclasses.asdict(comparison),
+    }  # fmt: skip
     if recovery is not None:
         step["recovery"] = recovery
         if not recovery["kept"]:
             notes = (*notes, NOT_KEPT)
     final = MergedModel(
-        pruned.backbone, head, recipe=recipe, surgery=surgery, lineage=[*source.model.lineage, step]
+        pruned.backbone, refit.head, recipe=recipe, surgery=surgery, lineage=[*source.model.lineage, step]
     )  # fmt: skip
     graph = write_onnx(final, folder / "after.onnx")
     macs = graph_macs(graph)
@@ -196,6 +200,7 @@ def _prune(
         weights=recipe.weights,
         random_weights=recipe.random_weights,
         settings={} if recovery is None else {"recovery": recovery},
+        refit_kept=refit.kept,
         notes=tuple(notes),
     )
 

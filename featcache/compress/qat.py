@@ -36,29 +36,30 @@ def train_quantized(
     source: Source,
     settings: RecoverySettings,
     *,
+    limit: int,
     work: Path,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Calibrated, Recovery]:
     """Return the weights and scales that training from `calibrated` found, and what was done.
 
-    What val says is no nearer to the float network is not kept: then `calibrated` is returned. `work`: for checkpoints,
-    as in `recover_network`.
+    What val says is no nearer to the float network is not kept: then `calibrated` is returned. `limit`: the largest
+    integer of a weight. `work`: for checkpoints, as in `recover_network`.
     """
-    network = fake_quantized(folded, calibrated)
+    network = fake_quantized(folded, calibrated, limit=limit)
     teacher = source.model if source.model.recipe.model_digest is None else None
     recovery = recover_network(network, source, settings, work=work, teacher=teacher, say=say)
     return (network.learned() if recovery.kept else calibrated), recovery
 
 
-def fake_quantized(folded: FoldedModel, calibrated: Calibrated) -> FakeQuantized:
-    """Return the network to train: it begins with the integers of `calibrated`."""
+def fake_quantized(folded: FoldedModel, calibrated: Calibrated, *, limit: int) -> FakeQuantized:
+    """Return the network to train: it begins with the integers of `calibrated`, weights' being at most `limit`."""
     exact = {tensor.name: numpy_helper.to_array(tensor) for tensor in folded.graph.graph.initializer}
     weights = calibrated.quantization.weights
     start = {
         name: start_within(exact[name], value, weights[name]) if name in weights else value
         for name, value in calibrated.values.items()
     }
-    return FakeQuantized(folded.graph, calibrated.quantization, values=start, trainable=folded.adjustable)
+    return FakeQuantized(folded.graph, calibrated.quantization, values=start, trainable=folded.adjustable, limit=limit)
 
 
 def start_within(

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from featcache.compress.refitting import (
     open_source,
 )
 from featcache.compress.result import CompressResult
-from featcache.compress.rounding import MomentsSum, channel_scales, round_jointly
+from featcache.compress.rounding import FULL_LIMIT, LIMIT, MomentsSum, channel_scales, round_jointly
 from featcache.engines import open_engine
 from featcache.engines.session import open_session
 from featcache.errors import InputError, MissingError
@@ -43,14 +43,16 @@ from featcache.model.merged import MergedModel, changed_recipe
 from featcache.model.quantization import Quantization, along_axis
 from featcache.model.reference import load_pixels
 from featcache.system.files import refuse_existing
+from featcache.system.processor import processor_has_int8, processor_name
 
 HeadPrecision = Literal["int8", "float"]
 QuantizeMethod = Literal["ptq", "qat"]
+ProcessorKind = Literal["any", "vnni", "arm"]
 
 CALIBRATION_IMAGES = 64
 # Of the multiplications, spent on the first convolutions: they cost most when rounded. Training finds integers for them
 # too, and a network without floats before its integers computes the same on every runtime.
-FLOAT_SHARE: Mapping[str, float] = {"ptq": 0.08, "qat": 0.0}
+FLOAT_SHARE: Mapping[str, float] = {"ptq": 0.1, "qat": 0.0}
 _MOST_FLOAT_CONVOLUTIONS = 0.15  # of all; integer kernels must stay the rule
 _HEAD_WEIGHT = "head.weight"
 MOST_MOVED = 0.05  # of the logits' spread that rounding a head may cost without a word
@@ -65,6 +67,7 @@ def quantize(
     method: QuantizeMethod = "ptq",
     recover: Minutes | Literal["off"] | None = None,
     head_precision: HeadPrecision = "int8",
+    processor: ProcessorKind = "any",
     dataset: str | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
     float_share: float | None = None,
@@ -74,9 +77,10 @@ def quantize(
     """Write the INT8 form of a model and return its size, speed and accuracy, before and after.
 
     Batch norms are folded; then one walk over the graph rounds each layer's weights (per output channel) for the inputs
-    it will really get, takes back the mean error with its bias, and chooses the range of its 8-bit output. Then the
-    backbone is final, and the head is fitted again on its features. In between, ``qat`` trains it with the rounding
-    inside, scales included, toward the cached float features; killed, the same call goes on from ``OUT.work``.
+    it will really get, takes back the usual error with its bias, and chooses the range of its 8-bit output. Then the
+    backbone is final, and the head is fitted again on its features; a refit that val says is worse is not kept. In
+    between, ``qat`` trains it with the rounding inside, scales included, toward the cached float features; killed, the
+    same call goes on from ``OUT.work``.
 
     Parameters
     ----------
@@ -92,6 +96,11 @@ def quantize(
         How long ``qat`` trains: minutes, or ``auto`` (the default) for what the data are worth. ``ptq`` takes ``off``.
     head_precision
         ``int8``: a linear head's weights are rounded per class; ``float``: they are not.
+    processor
+        What the file is for. ``any``: weights are integers of -64 to 64, whose sums are exact on every processor, so
+        that one file answers alike everywhere. ``vnni``, ``arm``: of -127 to 127, for processors that add products in
+        32 bits (x86 with VNNI or AMX, ARM); on an x86 processor without VNNI their sums saturate, and the file answers
+        otherwise there.
     dataset
         Which one of the cache, where it has several.
     calibration_images
@@ -137,25 +146,32 @@ def quantize(
             f"{calibration_images!r} and {float_share!r}"
         )
     training = _training(method, recover)
+    if processor not in get_args(ProcessorKind):
+        raise InputError(f"processor must be 'any', 'vnni' or 'arm', got {processor!r}")
     refuse_existing(Path(out), overwrite=overwrite)
     with borrow_cache(cache) as opened:
         source = open_source(model, opened, dataset=dataset)
         before = float_features(source)
         pixels = calibration_pixels(source, calibration_images)
         folded = fold_model(source.model)
-        found = _calibrated(folded, pixels, float_share)
-        settings: dict[str, Any] = {"method": method, "calibration_images": len(pixels), "float_share": float_share}
+        found = _calibrated(folded, pixels, float_share, processor)
+        settings: dict[str, Any] = {
+            "method": method, "calibration_images": len(pixels), "float_share": float_share, "processor": processor,
+        }  # fmt: skip
         notes: tuple[str, ...] = ()
         if training is not None:
-            found, recovery = train_quantized(folded, found, source, training, work=work_of(Path(out)), say=say)
+            found, recovery = train_quantized(
+                folded, found, source, training, limit=weight_limit(processor), work=work_of(Path(out)), say=say
+            )
             settings["training"] = recovery.to_lineage(training)
             if not recovery.kept:
                 notes = ("val says that training made the integers no better: they are as calibrated",)
         compressed = with_integers(folded, found)
         with tempfile.TemporaryDirectory() as folder:
             result = _finish(
-                source, before, compressed, Path(folder), out, head_precision, overwrite, settings=settings, notes=notes
-            )
+                source, before, compressed, Path(folder), out, head_precision, processor, overwrite, settings=settings,
+                notes=notes,
+            )  # fmt: skip
         if training is not None:
             finish_step(Path(out))
         return result
@@ -181,6 +197,7 @@ def _finish(
     folder: Path,
     out: str | os.PathLike[str],
     head_precision: str,
+    processor: ProcessorKind,
     overwrite: bool,
     *,
     settings: Mapping[str, Any],
@@ -195,8 +212,8 @@ def _finish(
             compressed, outputs=("features",), engine=engine.name, engine_version=engine.version,
             precision=engine.precision, decoder="pillow", dct_scaling=False,
         )  # fmt: skip
-        after, head, of_refit = extract_and_refit(source, engine=engine, recipe=recipe)
-    notes = (*notes, *of_refit)
+        refit = extract_and_refit(source, engine=engine, recipe=recipe)
+    after, head, remarks = refit.features, refit.head, [*notes, *refit.notes]
     quantization = compressed.quantization
     assert quantization is not None
     used_precision = "float"
@@ -205,10 +222,9 @@ def _finish(
         head, quantization = integer_head(exact, quantization, after)
         moved = _moved(exact, head, after)
         if moved > MOST_MOVED:
-            notes = (
-                *notes,
+            remarks.append(
                 f"rounding the head's weights moved its answers by {moved:.0%} of their spread; --head-precision float "
-                "keeps them",
+                "keeps them"
             )
         used_precision = "int8"
     comparison = compare_accuracy(source.model.fitted_head, head, before=before, after=after)
@@ -216,6 +232,7 @@ def _finish(
         "verb": "quantize",
         **settings,
         "head_precision": used_precision,
+        "refit_kept": refit.kept,
         "accuracy": dataclasses.asdict(comparison),
     }
     final = MergedModel(
@@ -227,6 +244,7 @@ def _finish(
         write_onnx(final, folder / "after.onnx"),
     ]
     times = latencies_ms(graphs)
+    remarks += _speed_notes(*times, processor=processor)
     integer, convolutions = integer_share(str(graphs[1]))
     macs = sum(node_macs(onnx.load(str(graphs[0]))).values())
     path = save_model(final, out, golden=_golden(source.golden, final, graphs[1]), overwrite=overwrite)
@@ -249,24 +267,53 @@ def _finish(
         weights=recipe.weights,
         random_weights=recipe.random_weights,
         settings=settings,
-        notes=tuple(notes),
+        refit_kept=refit.kept,
+        notes=tuple(remarks),
     )
 
 
+def _speed_notes(before: float, after: float, *, processor: ProcessorKind) -> list[str]:
+    """Return what must be said of milliseconds measured here, and of the processor they were measured on."""
+    notes = []
+    if after > before:
+        notes.append(
+            f"INT8 is slower here: {after:.3g} ms against {before:.3g} ms in floats (one image, ONNX Runtime, "
+            f"{processor_name()}); it is smaller, not faster"
+        )
+    if processor == "vnni" and not processor_has_int8():
+        notes.append(
+            f"the model is for processors with VNNI, which {processor_name()} has not: sums saturate here, and "
+            "accuracy and speed are those of this processor; --processor any answers alike everywhere"
+        )
+    return notes
+
+
 def quantized_model(
-    model: MergedModel, pixels: npt.NDArray[np.uint8], *, float_share: float = FLOAT_SHARE["ptq"]
+    model: MergedModel,
+    pixels: npt.NDArray[np.uint8],
+    *,
+    float_share: float = FLOAT_SHARE["ptq"],
+    processor: ProcessorKind = "any",
 ) -> MergedModel:
     """Return `model` with its backbone's stored scales, rounded weights and corrected biases; the head is the old one.
 
     `pixels` (n, height, width, 3) uint8: training images. `float_share`: of the multiplications, left in floats.
+    `processor`: as of `quantize`.
     """
     folded = fold_model(model)
-    return with_integers(folded, _calibrated(folded, pixels, float_share))
+    return with_integers(folded, _calibrated(folded, pixels, float_share, processor))
 
 
-def _calibrated(folded: FoldedModel, pixels: npt.NDArray[np.uint8], float_share: float) -> Calibrated:
+def _calibrated(
+    folded: FoldedModel, pixels: npt.NDArray[np.uint8], float_share: float, processor: ProcessorKind
+) -> Calibrated:
     nodes = integer_nodes(folded.graph, float_share=float_share)
-    return calibrate(folded.graph, pixels, nodes=nodes, adjustable=folded.adjustable)
+    return calibrate(folded.graph, pixels, nodes=nodes, adjustable=folded.adjustable, limit=weight_limit(processor))
+
+
+def weight_limit(processor: ProcessorKind) -> int:
+    """Return the largest integer of a weight for `processor`."""
+    return LIMIT if processor == "any" else FULL_LIMIT
 
 
 def integer_nodes(graph: onnx.ModelProto, *, float_share: float) -> list[str]:

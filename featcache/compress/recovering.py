@@ -274,9 +274,9 @@ def _refitted(source: Source, backbone: Backbone) -> tuple[MergedModel, Features
         recipe = dataclasses.replace(
             model.recipe, engine=engine.name, engine_version=engine.version, precision=engine.precision
         )
-        after, head, notes = extract_and_refit(source, engine=engine, recipe=recipe)
-    final = MergedModel(model.backbone, head, recipe=recipe, surgery=model.surgery, lineage=model.lineage)
-    return final, after, notes
+        refit = extract_and_refit(source, engine=engine, recipe=recipe)
+    final = MergedModel(model.backbone, refit.head, recipe=recipe, surgery=model.surgery, lineage=model.lineage)
+    return final, refit.features, refit.notes
 
 
 def _worse_beyond_chance(old: Head, new: Head, *, before: Features, after: Features) -> bool:

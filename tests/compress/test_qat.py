@@ -23,6 +23,7 @@ from featcache.compress.learned_scales import ActivationRounding, WeightRounding
 from featcache.compress.qat import fake_quantized, start_within, train_quantized, training_settings
 from featcache.compress.quantization import integer_nodes, quantize
 from featcache.compress.refitting import open_source
+from featcache.compress.rounding import LIMIT
 from featcache.errors import BackboneError, InputError
 from featcache.extract.build import build_cache
 from featcache.graph.write import write_onnx
@@ -66,7 +67,11 @@ def calibrated(place: Path, backbone: str) -> tuple[FoldedModel, Calibrated, npt
         sources = opened.samples().sources(range(len(opened.samples())))
     pixels = first_decoded(sources, folded.model.preprocessing, count=24).pixels
     nodes = integer_nodes(folded.graph, float_share=0)
-    return folded, calibrate(folded.graph, pixels[:8], nodes=nodes, adjustable=folded.adjustable), pixels[8:]
+    return (
+        folded,
+        calibrate(folded.graph, pixels[:8], nodes=nodes, adjustable=folded.adjustable, limit=LIMIT),
+        pixels[8:],
+    )
 
 
 def deployed(
@@ -131,7 +136,7 @@ def test_a_large_tensors_gradients_are_those_of_the_plain_formula(layout: torch.
 
 def test_each_channel_of_a_weight_has_a_step_of_its_own() -> None:
     weight = torch.tensor([[0.12, -0.4], [1.0, 3.0]], requires_grad=True)
-    rounding = WeightRounding(along_axis([0.1, 0.5], axis=0), rank=2)
+    rounding = WeightRounding(along_axis([0.1, 0.5], axis=0), rank=2, limit=LIMIT)
     assert torch.allclose(rounding.rounded(weight), torch.tensor([[0.1, -0.4], [1.0, 3.0]]))
     rounding.rounded(weight).sum().backward()
     assert rounding.factor.grad is not None
@@ -207,7 +212,7 @@ def _add(
 def test_the_network_computes_what_is_deployed(photos: Path, tmp_path: Path, backbone: str) -> None:
     """Not nearly: a last bit decides a rounding, and the layers after it multiply that."""
     folded, found, pixels = calibrated(photos, backbone)
-    network = fake_quantized(folded, found)
+    network = fake_quantized(folded, found, limit=LIMIT)
     with torch.no_grad():
         features = network(folded.model.normalise(torch.from_numpy(pixels))).numpy()
     expected = deployed(folded, found, pixels, tmp_path)
@@ -221,7 +226,7 @@ def test_the_network_computes_what_is_deployed(photos: Path, tmp_path: Path, bac
 
 def test_what_was_not_trained_is_what_was_calibrated(photos: Path) -> None:
     folded, found, _ = calibrated(photos, "test_resnet")
-    learned = fake_quantized(folded, found).learned()
+    learned = fake_quantized(folded, found, limit=LIMIT).learned()
     assert learned.quantization == found.quantization
     for name, values in found.values.items():
         np.testing.assert_array_equal(learned.values[name], values, err_msg=name)
@@ -230,7 +235,7 @@ def test_what_was_not_trained_is_what_was_calibrated(photos: Path) -> None:
 def test_what_is_trained_is_nearer_and_exported_with_its_scales(photos: Path, tmp_path: Path) -> None:
     """Steps that clip half of what they round are learned anew; the file has just these, and computes with them."""
     folded, found, pixels = calibrated(photos, "test_resnet")
-    network = fake_quantized(folded, found)
+    network = fake_quantized(folded, found, limit=LIMIT)
     images = folded.model.normalise(torch.from_numpy(pixels))
     steps = [parameter for name, parameter in network.named_parameters() if name.endswith(".factor")]
     with torch.no_grad():
@@ -262,7 +267,7 @@ def _values(network: FakeQuantized) -> list[torch.nn.Parameter]:
 
 def test_a_bias_fits_32_bits_whatever_was_learned(photos: Path) -> None:
     folded, found, _ = calibrated(photos, "test_resnet")
-    network = fake_quantized(folded, found)
+    network = fake_quantized(folded, found, limit=LIMIT)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.startswith("weights."):
@@ -282,7 +287,7 @@ def test_operations_that_torch_cannot_train_are_refused() -> None:
     graph = helper.make_graph([helper.make_node("Mish", ["image"], ["features"], "mish")], "g", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     with pytest.raises(BackboneError, match="Mish"):
-        FakeQuantized(model, Quantization(()), values={}, trainable=frozenset())
+        FakeQuantized(model, Quantization(()), values={}, trainable=frozenset(), limit=LIMIT)
 
 
 @pytest.mark.shared
@@ -307,8 +312,8 @@ def test_what_is_deployed_chooses_the_classes_that_torch_said(tinyimagenet: Path
 
         seen, fresh = pixels_of("train", 256), pixels_of("val", 2000)
     nodes = integer_nodes(folded.graph, float_share=0)
-    found = calibrate(folded.graph, seen, nodes=nodes, adjustable=folded.adjustable)
-    network = fake_quantized(folded, found)
+    found = calibrate(folded.graph, seen, nodes=nodes, adjustable=folded.adjustable, limit=LIMIT)
+    network = fake_quantized(folded, found, limit=LIMIT)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     for start in range(0, len(seen), 32):
         images = torch.from_numpy(seen[start : start + 32])
@@ -354,7 +359,9 @@ def test_training_that_does_not_help_leaves_the_calibrated_integers(photos: Path
     model, cache = made(photos, "test_resnet")
     wild = dataclasses.replace(training_settings(0.02), learning_rate=10.0, average=0.0)
     with open_cache(cache) as opened:
-        trained, recovery = train_quantized(folded, found, open_source(model, opened), wild, work=tmp_path / "work")
+        trained, recovery = train_quantized(
+            folded, found, open_source(model, opened), wild, limit=LIMIT, work=tmp_path / "work"
+        )
     assert not recovery.kept
     assert trained is found
 
