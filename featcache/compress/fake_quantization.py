@@ -76,15 +76,17 @@ class FakeQuantized(nn.Module):
         try:
             deployed.check_kinds(KINDS, form="torch")
         except NotImplementedError as error:
-            raise BackboneError(f"method 'qat' must have a network that torch can train, got {error}") from error
+            raise BackboneError(
+                f"method 'qat' must have a network that torch can train, got {error}: use 'ptq'"
+            ) from error
         self._start = _behind_preprocessing(deployed)
         self._output = deployed.outputs[0]
         self._constants = dict(deployed.constants)
         self._names: dict[str, str] = {}  # of initializers, as this module's own
         self.activations, self.weights = nn.ModuleDict(), nn.ModuleDict()
         self._biases: dict[str, tuple[str, str]] = {}  # → the value and the weight whose product it is added to
-        self._steps = deployed.leading_to([self._output])
-        self._steps = tuple(node for node in self._steps if node not in _leading_to(deployed, self._start))
+        before = deployed.leading_to([self._start])
+        self._steps = tuple(node for node in deployed.leading_to([self._output]) if node not in before)
         for node in self._steps:
             self._take(node, deployed, floats, trainable)
 
@@ -258,10 +260,6 @@ def _behind_preprocessing(graph: Graph) -> str:
         if reader.kind == "Transpose":
             break
     return name
-
-
-def _leading_to(graph: Graph, name: str) -> frozenset[Node]:
-    return frozenset(graph.leading_to([name]))
 
 
 def _upper(maker: Node | None) -> float | None:
