@@ -17,7 +17,7 @@ def head_of(weight: np.ndarray, *, task: str = "classification") -> LinearHead:
 
 
 def reader(right: int, wrong: int) -> tuple[LinearHead, LinearHead, SplitRows]:
-    """Two heads that read one of two features of images of class 0: the first is right on all, the second on `right`."""
+    """Two heads that read one of two features of images of class 0: right on all of them, and on `right`."""
     features = np.ones((right + wrong, 2), np.float32)
     features[right:, 1] = -1
     weight = np.array([[1.0, 0.0], [-1.0, 0.0]])
