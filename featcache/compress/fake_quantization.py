@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from featcache.compress.integers import Integers, Products, Sum, multiply, rounded
-from featcache.compress.layerwise import Calibrated
+from featcache.compress.layerwise import Calibrated, run_node
 from featcache.compress.learned_scales import ActivationRounding, WeightRounding
 from featcache.distillation.depthwise import convolve_small_map, is_small_map
 from featcache.errors import BackboneError
@@ -79,6 +79,7 @@ class FakeQuantized(nn.Module):
             raise BackboneError(
                 f"method 'qat' must have a network that torch can train, got {error}: use 'ptq'"
             ) from error
+        self._opset = deployed.opset
         self._start = _behind_preprocessing(deployed)
         self._output = deployed.outputs[0]
         self._constants = dict(deployed.constants)
@@ -186,7 +187,10 @@ class FakeQuantized(nn.Module):
         if node.kind in _LIMITS and isinstance(inputs[0], Products | Sum):
             low, high = (0.0, None) if node.kind == "Relu" else node.limits()
             return inputs[0].clipped(-math.inf if low is None else low, math.inf if high is None else high)
-        return OPERATIONS[node.kind]([_real(value) for value in inputs], node)
+        reals = [_real(value) for value in inputs]
+        if node.kind == "Conv":  # left in floats: no two programs add its products up alike
+            return tuple(run_node(node.proto, [value.contiguous() for value in reals], opset=self._opset))
+        return OPERATIONS[node.kind](reals, node)
 
     def _value(self, name: str, known: Mapping[str, Any]) -> Any:
         if not name:

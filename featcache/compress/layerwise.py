@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from featcache.compress.ranges import fake_quantize, mse_range
+from featcache.compress.ranges import fake_quantize, power_range
 from featcache.compress.rounding import LIMIT, MomentsSum, channel_scales, round_jointly, round_nearest
 from featcache.engines.session import open_session
 from featcache.graph.nodes import Graph, Node
@@ -31,7 +31,7 @@ _POSITIONS_PER_BATCH = 200  # of a feature map, drawn per batch of images for th
 _BATCH = 8
 _LARGEST_BIAS = 2**30  # half of what int32 holds: the correction comes on top
 _TRIMMED = 0.2  # of a channel's errors, left out at either end of its mean
-_MOST_TRIMMED = 65_536  # errors of a channel that are sorted
+_MOST_TRIMMED = 16_384  # errors of a channel that are sorted
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ class _Walk:
         graph = model.graph
         self.nodes, self.adjustable, self.limit = nodes, adjustable, limit
         self.opset = opset_of(model)
-        self.convolutions = {node.name: node for node in Graph(model).nodes if node.kind == "Conv"}
+        self.graph = Graph(model)
+        self.convolutions = {node.name: node for node in self.graph.nodes if node.kind == "Conv"}
         self.constants = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
         self.exact: dict[str, Tensor] = {graph.input[0].name: torch.from_numpy(images)}
         self.rough: dict[str, Tensor] = dict(self.exact)
@@ -102,7 +103,8 @@ class _Walk:
             self._release(node)
             for name in node.output:
                 if name in self.stored:
-                    self.activations[name] = mse_range(self.rough[name])
+                    least, most = _useful_limits(self.graph.readers(name))
+                    self.activations[name] = power_range(self.rough[name], least=least, most=most)
                     self.rough[name] = fake_quantize(self.rough[name], self.activations[name])
 
     def _value(self, known: Mapping[str, Tensor], name: str) -> Tensor | None:
@@ -205,6 +207,19 @@ class _Convolution:
             columns = functional.unfold(self._padded(inputs), self.kernel, dilation=self.dilations, stride=self.strides)
         n, rows, positions = columns.shape
         return columns.permute(1, 0, 2).reshape(self.groups, rows // self.groups, n * positions)
+
+
+def _useful_limits(readers: Sequence[Node]) -> tuple[float | None, float | None]:
+    """Return the values below and above which the one reader of a tensor tells nothing apart; None where it does."""
+    if len(readers) != 1:
+        return None, None
+    reader = readers[0]
+    if reader.kind == "HardSwish":
+        return -3.0, None
+    if reader.kind == "HardSigmoid":
+        slope, offset = float(reader.attributes["alpha"]), float(reader.attributes["beta"])
+        return -offset / slope, (1 - offset) / slope
+    return None, None
 
 
 def _usual_error(difference: Tensor) -> Tensor:

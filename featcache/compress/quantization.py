@@ -50,9 +50,7 @@ QuantizeMethod = Literal["ptq", "qat"]
 ProcessorKind = Literal["any", "vnni", "arm"]
 
 CALIBRATION_IMAGES = 64
-# Of the multiplications, spent on the first convolutions: they cost most when rounded. Training finds integers for them
-# too, and a network without floats before its integers computes the same on every runtime.
-FLOAT_SHARE: Mapping[str, float] = {"ptq": 0.1, "qat": 0.0}
+FLOAT_SHARE = 0.1  # of the multiplications, spent on the first convolutions: they cost most when rounded
 _MOST_FLOAT_CONVOLUTIONS = 0.15  # of all; integer kernels must stay the rule
 _HEAD_WEIGHT = "head.weight"
 MOST_MOVED = 0.05  # of the logits' spread that rounding a head may cost without a word
@@ -70,7 +68,7 @@ def quantize(
     processor: ProcessorKind = "any",
     dataset: str | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
-    float_share: float | None = None,
+    float_share: float = FLOAT_SHARE,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> CompressResult:
@@ -107,7 +105,7 @@ def quantize(
         How many training images the walk sees.
     float_share
         The first convolutions, up to this share of the multiplications, stay in floats: they read pixels, have few
-        channels, and their error reaches everything. None: 0.08 with ``ptq``, and 0 with ``qat``, which learns them.
+        channels, and their error reaches everything.
     overwrite
         Replace what is at `out`.
     say
@@ -138,8 +136,6 @@ def quantize(
         raise InputError(f"head_precision must be 'int8' or 'float', got {head_precision!r}")
     if method not in ("ptq", "qat"):
         raise InputError(f"--method must be 'ptq' or 'qat', got {method!r}")
-    if float_share is None:
-        float_share = FLOAT_SHARE[method]
     if calibration_images < 1 or not 0 <= float_share <= 1:
         raise InputError(
             "calibration_images must be at least 1 and float_share from 0 to 1, got "
@@ -292,7 +288,7 @@ def quantized_model(
     model: MergedModel,
     pixels: npt.NDArray[np.uint8],
     *,
-    float_share: float = FLOAT_SHARE["ptq"],
+    float_share: float = FLOAT_SHARE,
     processor: ProcessorKind = "any",
 ) -> MergedModel:
     """Return `model` with its backbone's stored scales, rounded weights and corrected biases; the head is the old one.
