@@ -18,9 +18,11 @@ from featcache.cli.options import (
     ModelArgument,
     OutOption,
     Overwrite,
+    ProcessorKind,
     PruneMethod,
     PrunePattern,
     PruneTarget,
+    QuantizeMethod,
     RecoverOption,
     RecoverTargets,
 )
@@ -133,17 +135,34 @@ def quantize(
     model: ModelArgument,
     cache: CacheOption,
     out: OutOption,
+    method: Annotated[QuantizeMethod, typer.Option(help="ptq only calibrates; qat then trains, rounding inside.")] = (
+        QuantizeMethod.ptq
+    ),
+    recover: Annotated[
+        str | None,
+        typer.Option(metavar="off|auto|MINUTES", help="How long qat trains; default auto, and off with ptq."),
+    ] = None,
     head_precision: Annotated[HeadPrecision, typer.Option(help="Precision of the head's weights.")] = (
         HeadPrecision.int8
     ),
+    processor: Annotated[
+        ProcessorKind,
+        typer.Option(
+            help="any: weights of 129 levels, one file that answers alike everywhere. vnni, arm: of 255 levels, a "
+            "little nearer to float there; on x86 without VNNI their sums saturate and answers differ."
+        ),
+    ] = ProcessorKind.any,
     dataset: DatasetOption = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Quantize to INT8 with scales from the training images, then refit the head on the result's own features."""
     from featcache.compress import quantize as quantize_model
+    from featcache.compress.recovery import parse_minutes
 
+    minutes = None if recover is None else parse_minutes(recover, option="--recover", words=("off", "auto"))
     result = quantize_model(
-        model, cache=cache, out=out, head_precision=head_precision.value, dataset=dataset, overwrite=overwrite
-    )
+        model, cache=cache, out=out, method=method.value, recover=minutes, head_precision=head_precision.value,
+        processor=processor.value, dataset=dataset, overwrite=overwrite, say=say,
+    )  # fmt: skip
     show(result.to_json(), as_json)

@@ -55,12 +55,27 @@ class HeadPrecision(StrEnum):
     float = "float"
 
 
+class QuantizeMethod(StrEnum):
+    """How the integers are found."""
+
+    ptq = "ptq"
+    qat = "qat"
+
+
 class RecoverTargets(StrEnum):
     """What a recovered network is trained toward; each adds to the ones before."""
 
     features = "features"
     logits = "logits"
     labels = "labels"
+
+
+class ProcessorKind(StrEnum):
+    """What an INT8 model is for."""
+
+    any = "any"
+    vnni = "vnni"
+    arm = "arm"
 
 
 class Golden(StrEnum):

@@ -166,6 +166,7 @@ class _Pruned:
     features: Features
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    refit_kept: bool = True
 
 
 def _prune(
@@ -212,6 +213,7 @@ def _prune(
         "method": method,
         "amount": amount,
         **pruned.settings,
+        "refit_kept": pruned.refit_kept,
         "accuracy": dataclasses.asdict(comparison),
     }
     final = MergedModel(
@@ -255,6 +257,7 @@ def _prune(
         weights=final.recipe.weights,
         random_weights=final.recipe.random_weights,
         settings=pruned.settings,
+        refit_kept=pruned.refit_kept,
         notes=tuple(said),
     )
 
@@ -266,9 +269,9 @@ def _refitted(source: Source, changed: MergedModel, settings: Mapping[str, Any],
         recipe = dataclasses.replace(
             changed.recipe, engine=engine.name, engine_version=engine.version, precision=engine.precision
         )
-        features, head, fit_notes = extract_and_refit(source, engine=engine, recipe=recipe)
-    model = MergedModel(changed.backbone, head, recipe=recipe, surgery=changed.surgery, lineage=changed.lineage)
-    return _Pruned(model, source.model.fitted_head, features, settings, (*notes, *fit_notes))
+        refit = extract_and_refit(source, engine=engine, recipe=recipe)
+    model = MergedModel(changed.backbone, refit.head, recipe=recipe, surgery=changed.surgery, lineage=changed.lineage)
+    return _Pruned(model, source.model.fitted_head, refit.features, settings, (*notes, *refit.notes), refit.kept)
 
 
 def _fitted_to_head(source: Source, before: Features) -> _Pruned:

@@ -173,7 +173,7 @@ def recover(
     )
     place = Path(out)
     refuse_existing(place, overwrite=overwrite)
-    work = _work_of(place)
+    work = work_of(place)
     with borrow_cache(cache) as opened:
         source = open_source(model, opened, dataset=dataset)
         before = float_features(source)
@@ -241,17 +241,18 @@ def recovered_step(
     settings = RecoverySettings(minutes=minutes)
     teacher = source.model if source.model.recipe.model_digest is None else None
     backbone = copy.deepcopy(compressed.backbone)
-    recovery = recover_network(backbone, source, settings, work=_work_of(out), teacher=teacher, say=say)
+    recovery = recover_network(backbone, source, settings, work=work_of(out), teacher=teacher, say=say)
     model = _with_backbone(compressed, backbone) if recovery.kept else compressed
     return model, recovery.to_lineage(settings)
 
 
 def finish_step(out: Path) -> None:
     """Remove what `recovered_step` kept to go on from."""
-    shutil.rmtree(_work_of(out))
+    shutil.rmtree(work_of(out))
 
 
-def _work_of(out: Path) -> Path:
+def work_of(out: Path) -> Path:
+    """Return where work on `out` is kept to go on from."""
     return out.with_name(f"{out.name}.work")
 
 
@@ -273,9 +274,9 @@ def _refitted(source: Source, backbone: Backbone) -> tuple[MergedModel, Features
         recipe = dataclasses.replace(
             model.recipe, engine=engine.name, engine_version=engine.version, precision=engine.precision
         )
-        after, head, notes = extract_and_refit(source, engine=engine, recipe=recipe)
-    final = MergedModel(model.backbone, head, recipe=recipe, surgery=model.surgery, lineage=model.lineage)
-    return final, after, notes
+        refit = extract_and_refit(source, engine=engine, recipe=recipe)
+    final = MergedModel(model.backbone, refit.head, recipe=recipe, surgery=model.surgery, lineage=model.lineage)
+    return final, refit.features, refit.notes
 
 
 def _worse_beyond_chance(old: Head, new: Head, *, before: Features, after: Features) -> bool:

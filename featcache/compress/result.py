@@ -19,6 +19,8 @@ class CompressResult:
     there is (test, val, else train): of the model before (`accuracy_float`), of its old head on the compressed backbone
     (`accuracy_before_refit`), of the refitted head, rounded as it ships (`accuracy_after_refit`). For a regression task
     they are R², for multi-label the mean average precision.
+    `refit_kept`: whether the head that ships is the refitted one; where val says that it is worse than the old one, the
+    old one ships, `accuracy_after_refit` is of that, and `notes` say why.
     `val_accuracy_float`, `val_accuracy_after_refit`: the same on val, to choose by; None without val.
     `gained`, `lost`: images of `split` that only the compressed, only the float model gets right (classification).
     """
@@ -51,6 +53,7 @@ class CompressResult:
     weights: str
     random_weights: bool
     settings: Mapping[str, Any] = field(default_factory=dict)
+    refit_kept: bool = True
     notes: tuple[str, ...] = ()
 
     @property
