@@ -77,7 +77,7 @@ class VerificationError(FeatcacheError, RuntimeError):
 
 
 class BudgetError(FeatcacheError, RuntimeError):
-    """A requested budget (accuracy, bytes, latency) cannot be met; the message and `best`, JSON values, hold the best."""
+    """A requested budget (accuracy, bytes, latency) cannot be met; message and `best`, JSON values, hold the best."""
 
     def __init__(self, message: str, *, best: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)

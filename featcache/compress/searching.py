@@ -62,10 +62,10 @@ FOLDER = "compression"  # beside the model's files: what was tried
 class CompressSearch:
     """What `compress` returns.
 
-    `chosen`: the steps, bytes and latency of the model written. `candidates`: how many were tried, all of them in the
-    file `candidates_csv`; `frontier`: those that none beats in accuracy and `target`. Accuracies are on the `n` images
-    of `split`, which nothing was chosen by where it is test: of the float model and of the chosen one, paired over
-    `gained` and `lost` images.
+    `chosen`: name, steps, bytes and latency of the model written. `candidates`: how many were tried, all of them in the
+    file `candidates_csv`; `tried`: they themselves; `frontier`: those that none beats in accuracy and `target`.
+    Accuracies are on the `n` images of `split`, which nothing was chosen by where it is test: of the float model and of
+    the chosen one, paired over `gained` and `lost` images.
     """
 
     model: str
@@ -75,8 +75,10 @@ class CompressSearch:
     candidates: int
     candidates_csv: str
     frontier: tuple[Mapping[str, Any], ...]
+    tried: tuple[Mapping[str, Any], ...]
     parameters: int
     macs: int
+    macs_before: int
     sparsity: float
     bytes_before: int
     bytes_after: int
@@ -94,7 +96,8 @@ class CompressSearch:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {**asdict(self), "frontier": [dict(one) for one in self.frontier], "notes": list(self.notes)}
+        lists: dict[str, Any] = {"frontier": list(self.frontier), "tried": list(self.tried), "notes": list(self.notes)}
+        return {**asdict(self), **lists}
 
 
 def search(
@@ -199,12 +202,19 @@ def search(
         model=str(place),
         target=target,
         max_drop=max_drop,
-        chosen={"steps": list(chosen.steps), "bytes": chosen.bytes, "latency_ms": chosen.latency_ms},
+        chosen={
+            "name": chosen.name,
+            "steps": list(chosen.steps),
+            "bytes": chosen.bytes,
+            "latency_ms": chosen.latency_ms,
+        },
         candidates=len(candidates),
         candidates_csv=str(place / FOLDER / "candidates.csv"),
         frontier=tuple(front),
+        tried=tuple(one.to_json() for one in candidates),
         parameters=chosen.parameters,
         macs=chosen.macs,
+        macs_before=whole.macs,
         sparsity=zero_share(final),
         bytes_before=whole.bytes,
         bytes_after=chosen.bytes,
@@ -317,9 +327,7 @@ class _Search:
             narrow = self._try(
                 "head",
                 ("head",),
-                lambda out: prune(
-                    whole.model, cache=self.source.cache, out=out, method="head", dataset=self.source.dataset
-                ),
+                lambda out: prune(whole.model, cache=cache, out=out, method="head", dataset=dataset),
             )
         except InputError as error:
             self.notes.append(f"features without weight stay: {error}")
