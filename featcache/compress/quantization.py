@@ -16,6 +16,7 @@ import torch
 from featcache.cache import FeatureCache, borrow_cache
 from featcache.compress.layerwise import calibrate
 from featcache.compress.measurement import integer_share, latencies_ms, zero_share
+from featcache.compress.ranges import POWERS
 from featcache.compress.refitting import (
     Features,
     Source,
@@ -67,9 +68,10 @@ def quantize(
 ) -> CompressResult:
     """Write the INT8 form of a model and return its size, speed and accuracy, before and after.
 
-    Batch norms are folded; then one walk over the graph rounds each layer's weights (per output channel) for the inputs
-    it will really get, takes back the usual error with its bias, and chooses the range of its 8-bit output. Then the
-    backbone is final, and the head is fitted again on its features; a refit that val says is worse is not kept.
+    Batch norms are folded; then a walk over the graph rounds each layer's weights (per output channel) for the inputs
+    it will really get, takes back the usual error with its bias, and chooses the range of its 8-bit output; of two such
+    walks, which choose ranges differently, the one that ends nearer to the float features counts. Then the backbone is
+    final, and the head is fitted again on its features; a refit that val says is worse is not kept.
 
     Parameters
     ----------
@@ -262,13 +264,9 @@ def quantized_model(
         for tensor in graph.graph.initializer
         if tensor.name in state and np.array_equal(onnx.numpy_helper.to_array(tensor), state[tensor.name].numpy())
     )
-    calibrated = calibrate(
-        graph,
-        pixels,
-        nodes=integer_nodes(graph, float_share=float_share),
-        adjustable=adjustable,
-        limit=LIMIT if processor == "any" else FULL_LIMIT,
-    )
+    nodes, limit = integer_nodes(graph, float_share=float_share), LIMIT if processor == "any" else FULL_LIMIT
+    walks = [calibrate(graph, pixels, nodes=nodes, adjustable=adjustable, limit=limit, power=power) for power in POWERS]
+    calibrated = min(walks, key=lambda walk: walk.error)  # which power is better differs from network to network
     with torch.no_grad():
         for name, values in calibrated.values.items():
             state[name].copy_(torch.from_numpy(values))

@@ -237,6 +237,22 @@ def test_a_refit_that_val_says_is_worse_is_not_kept(
     assert result.accuracy_after_refit == result.accuracy_before_refit
 
 
+def test_of_two_walks_the_one_nearer_to_the_float_features_counts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        walks.append(calibrate(*arguments, **options))
+        return walks[-1]
+
+    monkeypatch.setattr(quantization, "calibrate", noted)
+    float_model = load_model(place / "model")
+    pixels = load_pixels(Golden.load(place / "model" / "golden").images[:4], float_model.preprocessing)
+    model = quantized_model(float_model, pixels)
+    assert len(walks) == 2 and walks[0].quantization != walks[1].quantization
+    assert model.quantization == min(walks, key=lambda walk: walk.error).quantization
+    assert 0 < min(walk.error for walk in walks) < 0.1
+
+
 def test_integers_that_are_slower_here_are_said_to_be() -> None:
     assert quantization._speed_notes(2.0, 1.0, processor="any") == []
     (note,) = quantization._speed_notes(0.86, 1.08, processor="any")
