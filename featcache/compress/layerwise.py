@@ -30,16 +30,21 @@ from featcache.model.quantization import Quantization, QuantParams, along_axis
 _POSITIONS_PER_BATCH = 200  # of a feature map, drawn per batch of images for the input moments
 _BATCH = 8
 _LARGEST_BIAS = 2**30  # half of what int32 holds: the correction comes on top
+_TINY = 1e-12
 _TRIMMED = 0.2  # of a channel's errors, left out at either end of its mean
 _MOST_TRIMMED = 16_384  # errors of a channel that are sorted
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """`values`: new weights and biases by initializer name, float32, weights on their integer grid."""
+    """`values`: new weights and biases by initializer name, float32, weights on their integer grid.
+
+    `error`: mean squared error of the graph's output on the images, each feature's over its variance.
+    """
 
     values: Mapping[str, npt.NDArray[np.float32]]
     quantization: Quantization
+    error: float
 
 
 def calibrate(
@@ -49,17 +54,21 @@ def calibrate(
     nodes: Sequence[str],
     adjustable: frozenset[str],
     limit: int = LIMIT,
+    power: float = 1.5,
 ) -> Calibrated:
     """Return scales, rounded weights and corrected biases of a float `model` for 8-bit integers.
 
     `images` (n, height, width, 3) uint8: training images, all held at once. `nodes`: names of the Conv, MatMul and Add
     nodes to compute in integers. `adjustable`: initializers that may be given other values; the others are rounded to
-    nearest, and their scales alone are stored. `limit`: the largest integer of a weight.
+    nearest, and their scales alone are stored. `limit`: the largest integer of a weight. `power`: of the
+    errors that ranges minimise.
     """
-    walk = _Walk(model, images, nodes=frozenset(nodes), adjustable=adjustable, limit=limit)
+    walk = _Walk(model, images, nodes=frozenset(nodes), adjustable=adjustable, limit=limit, power=power)
     for node in tqdm(model.graph.node, desc="quantize", unit="layer", disable=None):
         walk.step(node)
-    return Calibrated(walk.values, Quantization(tuple(nodes), walk.activations, walk.weights))
+    output = model.graph.output[0].name
+    error = _error_over_variance(walk.exact[output], walk.rough[output])
+    return Calibrated(walk.values, Quantization(tuple(nodes), walk.activations, walk.weights), error)
 
 
 class _Walk:
@@ -73,9 +82,10 @@ class _Walk:
         nodes: frozenset[str],
         adjustable: frozenset[str],
         limit: int,
+        power: float,
     ) -> None:
         graph = model.graph
-        self.nodes, self.adjustable, self.limit = nodes, adjustable, limit
+        self.nodes, self.adjustable, self.limit, self.power = nodes, adjustable, limit, power
         self.opset = opset_of(model)
         self.graph = Graph(model)
         self.convolutions = {node.name: node for node in self.graph.nodes if node.kind == "Conv"}
@@ -104,7 +114,7 @@ class _Walk:
             for name in node.output:
                 if name in self.stored:
                     least, most = _useful_limits(self.graph.readers(name))
-                    self.activations[name] = power_range(self.rough[name], least=least, most=most)
+                    self.activations[name] = power_range(self.rough[name], power=self.power, least=least, most=most)
                     self.rough[name] = fake_quantize(self.rough[name], self.activations[name])
 
     def _value(self, known: Mapping[str, Tensor], name: str) -> Tensor | None:
@@ -207,6 +217,13 @@ class _Convolution:
             columns = functional.unfold(self._padded(inputs), self.kernel, dilation=self.dilations, stride=self.strides)
         n, rows, positions = columns.shape
         return columns.permute(1, 0, 2).reshape(self.groups, rows // self.groups, n * positions)
+
+
+def _error_over_variance(exact: Tensor, rough: Tensor) -> float:
+    """Return the mean squared error of `rough`, each feature's over its variance in `exact`, averaged over features."""
+    variance = exact.var(dim=0, correction=0)
+    constant = 1e-6 * float(variance.max()) + _TINY
+    return float(((rough - exact).square().mean(dim=0) / variance.clamp(min=constant)).mean())
 
 
 def _useful_limits(readers: Sequence[Node]) -> tuple[float | None, float | None]:

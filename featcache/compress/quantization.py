@@ -19,6 +19,7 @@ from featcache.compress.folded import FoldedModel, fold_model, with_integers
 from featcache.compress.layerwise import Calibrated, calibrate
 from featcache.compress.measurement import compressed_bytes, integer_share, latencies_ms, zero_share
 from featcache.compress.qat import train_quantized, training_settings
+from featcache.compress.ranges import POWERS
 from featcache.compress.recovering import finish_step, work_of
 from featcache.compress.recovery import Minutes, RecoverySettings
 from featcache.compress.refitting import (
@@ -74,11 +75,12 @@ def quantize(
 ) -> CompressResult:
     """Write the INT8 form of a model and return its size, speed and accuracy, before and after.
 
-    Batch norms are folded; then one walk over the graph rounds each layer's weights (per output channel) for the inputs
-    it will really get, takes back the usual error with its bias, and chooses the range of its 8-bit output. Then the
-    backbone is final, and the head is fitted again on its features; a refit that val says is worse is not kept. In
-    between, ``qat`` trains it with the rounding inside, scales included, toward the cached float features; killed, the
-    same call goes on from ``OUT.work``.
+    Batch norms are folded; then a walk over the graph rounds each layer's weights (per output channel) for the inputs
+    it will really get, takes back the usual error with its bias, and chooses the range of its 8-bit output; of two such
+    walks, which choose ranges differently, the one that ends nearer to the float features counts. ``qat`` then trains
+    with the rounding inside, scales included, toward the cached float features; killed, the same call goes on from
+    ``OUT.work``. Then the backbone is final, and the head is fitted again on its features; a refit that val says is
+    worse is not kept.
 
     Parameters
     ----------
@@ -306,7 +308,13 @@ def _calibrated(
     folded: FoldedModel, pixels: npt.NDArray[np.uint8], float_share: float, processor: ProcessorKind
 ) -> Calibrated:
     nodes = integer_nodes(folded.graph, float_share=float_share)
-    return calibrate(folded.graph, pixels, nodes=nodes, adjustable=folded.adjustable, limit=weight_limit(processor))
+    walks = [
+        calibrate(
+            folded.graph, pixels, nodes=nodes, adjustable=folded.adjustable, limit=weight_limit(processor), power=power
+        )
+        for power in POWERS
+    ]
+    return min(walks, key=lambda walk: walk.error)  # which power is better differs from network to network
 
 
 def weight_limit(processor: ProcessorKind) -> int:

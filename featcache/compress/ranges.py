@@ -13,7 +13,7 @@ from featcache.model.quantization import QuantParams
 
 LEVELS = 255
 _SAMPLED_VALUES = 200_000
-_POWER = 1.5  # of an error: squares would let the few largest values, which matter little, spread everybody's steps
+POWERS = (2.0, 1.5)  # of an error; squares let the few largest values spread the steps of all others
 _SHARES = tuple(1 - 0.02 * step for step in range(26))  # of the full range: 1, 0.98, … 0.5
 
 
@@ -28,10 +28,12 @@ def affine_qparams(low: float, high: float) -> QuantParams:
     return QuantParams((float(scale),), (zero_point,), "uint8", None)
 
 
-def power_range(values: Tensor, *, least: float | None = None, most: float | None = None) -> QuantParams:
-    """Return the range with the least error on `values`, to the power of 1.5, of 26 shares of the full one.
+def power_range(
+    values: Tensor, *, power: float = 1.5, least: float | None = None, most: float | None = None
+) -> QuantParams:
+    """Return the range with the least mean error on `values`, to this `power`, of 26 shares of the full one.
 
-    (Nahshan et al. 2021 choose between such powers.) `least`, `most`: beyond them values are as good as they
+    `least`, `most`: beyond them values are as good as they
     themselves to everything that reads them, so that nothing is spent there.
     """
     flat = values.flatten()
@@ -41,7 +43,7 @@ def power_range(values: Tensor, *, least: float | None = None, most: float | Non
         sample, ends = sample.clamp(least, most), ends.clamp(least, most)
     low, high = ends.tolist()
     candidates = [affine_qparams(low * share, high * share) for share in _SHARES]
-    errors = [float((fake_quantize(sample, params) - sample).abs().pow(_POWER).mean()) for params in candidates]
+    errors = [float((fake_quantize(sample, params) - sample).abs().pow(power).mean()) for params in candidates]
     return candidates[int(np.argmin(errors))]
 
 

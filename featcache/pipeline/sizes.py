@@ -37,7 +37,9 @@ def models_section(document: Mapping[str, Any]) -> str:
     rows = []
     for entry in models:
         latency, name = median_of(entry.get("latency_ms")), str(entry.get("model", "model"))
-        step = mapping_in(steps, {"float": "merge", "pruned": "prune", "int8": "quantize", "small": "compress"}.get(name, name))
+        step = mapping_in(
+            steps, {"float": "merge", "pruned": "prune", "int8": "quantize", "small": "compress"}.get(name, name)
+        )
         macs = step.get("macs")
         if name == "float":
             made = (mapping_in(steps, verb) for verb in ("prune", "quantize", "compress"))

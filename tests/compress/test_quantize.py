@@ -226,7 +226,7 @@ def test_a_refit_that_val_says_is_worse_is_not_kept(
         return dataclasses.replace(result, head=dataclasses.replace(head, weight=-head.weight, bias=-head.bias))
 
     monkeypatch.setattr(refitting, "refit_head", mirrored)
-    monkeypatch.setattr(refitting, "reason_to_drop", lambda old, new, rows: "it was turned round")
+    monkeypatch.setattr(refitting, "reason_to_drop", lambda *_: "it was turned round")
     result = quantize(place / "model", cache=place / "cache", out=tmp_path / "kept", head_precision="float")
     assert not result.refit_kept and not result.to_json()["refit_kept"]
     assert any("the refitted head is not kept, the old one is: it was turned round" in note for note in result.notes)
@@ -235,6 +235,22 @@ def test_a_refit_that_val_says_is_worse_is_not_kept(
     assert model.lineage[-1]["refit_kept"] is False
     assert model.recipe.fingerprint == model.fitted_head.fingerprint
     assert result.accuracy_after_refit == result.accuracy_before_refit
+
+
+def test_of_two_walks_the_one_nearer_to_the_float_features_counts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        walks.append(calibrate(*arguments, **options))
+        return walks[-1]
+
+    monkeypatch.setattr(quantization, "calibrate", noted)
+    float_model = load_model(place / "model")
+    pixels = load_pixels(Golden.load(place / "model" / "golden").images[:4], float_model.preprocessing)
+    model = quantized_model(float_model, pixels)
+    assert len(walks) == 2 and walks[0].quantization != walks[1].quantization
+    assert model.quantization == min(walks, key=lambda walk: walk.error).quantization
+    assert 0 < min(walk.error for walk in walks) < 0.1
 
 
 def test_integers_that_are_slower_here_are_said_to_be() -> None:
