@@ -120,7 +120,8 @@ def extract_and_refit(source: Source, *, engine: Engine, recipe: Recipe) -> Refi
         fit = refit_head(cache, settings, dataset=source.dataset)
         features = _features(cache, source.dataset, recipe.outputs)
     old = source.model.fitted_head
-    reason = reason_to_drop(old, fit.head, features["val"]) if "val" in features else None
+    val = features.get("val")
+    reason = None if val is None else reason_to_drop(old, fit.head, val.features, val.targets)
     if reason is None:
         return Refit(features, fit.head, True, fit.notes)
     # the settings stay those of the refit: what would be trained from this cache

@@ -226,7 +226,7 @@ def test_a_refit_that_val_says_is_worse_is_not_kept(
         return dataclasses.replace(result, head=dataclasses.replace(head, weight=-head.weight, bias=-head.bias))
 
     monkeypatch.setattr(refitting, "refit_head", mirrored)
-    monkeypatch.setattr(refitting, "reason_to_drop", lambda old, new, rows: "it was turned round")
+    monkeypatch.setattr(refitting, "reason_to_drop", lambda *_: "it was turned round")
     result = quantize(place / "model", cache=place / "cache", out=tmp_path / "kept", head_precision="float")
     assert not result.refit_kept and not result.to_json()["refit_kept"]
     assert any("the refitted head is not kept, the old one is: it was turned round" in note for note in result.notes)
