@@ -20,6 +20,8 @@ from featcache.cli.options import (
     Overwrite,
     ProcessorKind,
     PruneMethod,
+    PrunePattern,
+    PruneTarget,
     QuantizeMethod,
     RecoverOption,
     RecoverTargets,
@@ -52,24 +54,48 @@ def prune(
     model: ModelArgument,
     cache: CacheOption,
     out: OutOption,
-    amount: Annotated[float, typer.Option(help="Share removed: of MACs (channel) or of weights (magnitude).")],
-    method: Annotated[PruneMethod, typer.Option(help="channel makes it faster, magnitude only sparser.")] = (
-        PruneMethod.channel
-    ),
+    amount: Annotated[
+        float | None, typer.Option(help="Share removed: of --target (channel) or weights (magnitude); none for head.")
+    ] = None,
+    method: Annotated[
+        PruneMethod,
+        typer.Option(
+            help="channel makes it faster; head drops the features that a sparse head ignores, at no loss; magnitude "
+            "only makes it sparser."
+        ),
+    ] = PruneMethod.channel,
+    target: Annotated[
+        PruneTarget, typer.Option(help="What channel pruning removes --amount of; latency is measured here.")
+    ] = PruneTarget.macs,
+    pattern: Annotated[
+        PrunePattern | None,
+        typer.Option(
+            help="Of magnitude's zeros: ranked over all layers (global, the default), the same share in each layer, or "
+            "two in every four inputs."
+        ),
+    ] = None,
     recover: RecoverOption = "off",
     dataset: DatasetOption = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Remove channels or weights, then refit the head on the pruned backbone's own features."""
+    """Remove channels, unused features or weights, and refit the head on the pruned backbone's own features."""
     from featcache.compress import prune as prune_model
     from featcache.compress.recovery import parse_minutes
 
     result = prune_model(
-        model, cache=cache, out=out, method=method.value, amount=amount,
-        recover=parse_minutes(recover, option="--recover", words=("off", "auto")), dataset=dataset, overwrite=overwrite,
+        model,
+        cache=cache,
+        out=out,
+        method=method.value,
+        amount=amount,
+        target=target.value,
+        pattern=None if pattern is None else pattern.value,
+        dataset=dataset,
+        overwrite=overwrite,
+        recover=parse_minutes(recover, option="--recover", words=("off", "auto")),
         say=say,
-    )  # fmt: skip
+    )
     show(result.to_json(), as_json)
 
 

@@ -27,8 +27,25 @@ class TaskKind(StrEnum):
 class PruneMethod(StrEnum):
     """What pruning removes."""
 
-    magnitude = "magnitude"
     channel = "channel"
+    head = "head"
+    magnitude = "magnitude"
+
+
+class PrunePattern(StrEnum):
+    """Where the zeros of magnitude pruning stand."""
+
+    everywhere = "global"
+    layer = "layer"
+    two_of_four = "2:4"
+
+
+class PruneTarget(StrEnum):
+    """What channel pruning counts."""
+
+    macs = "macs"
+    parameters = "parameters"
+    latency = "latency"
 
 
 class HeadPrecision(StrEnum):

@@ -24,12 +24,13 @@ from tqdm import tqdm
 
 from featcache.compress.allocation import allocate, convex_errors, widths_of
 from featcache.compress.compensation import (
-    Answers,
     Moments,
     Run,
     compensate,
+    moments_of,
     record_answers,
     solve_kept,
+    write_weight,
 )
 from featcache.compress.costs import LayerCost, NetworkCost, count_macs, count_parameters, groups_of_layers
 from featcache.compress.groups import (
@@ -44,26 +45,30 @@ from featcache.compress.narrowing import narrowed
 from featcache.compress.probing import FeatureProbe
 from featcache.compress.refitting import Source
 from featcache.compress.selection import removal_order
+from featcache.compress.timing import layer_times, share_of_time
 from featcache.errors import InputError, MissingError
 from featcache.images.batches import first_decoded
 from featcache.model.merged import MergedModel, wrap_network
 
 Target = Literal["macs", "parameters", "latency"]
 
-COMPENSATION_IMAGES = 192
+COMPENSATION_IMAGES = 768
 _PIXELS = 224 * 224  # of an image; larger ones are fewer, all go through the network at once
 # of channels that stay: runtimes compute channels in blocks of eight, and others are slower than none removed; finer
 # ones only where a network's few wide groups allow nothing near enough to what is asked for
 _MULTIPLES = (8, 4, 2, 1)
 _PROBED_SHARES = (0.7, 0.4)  # of a group, kept while the others are whole
-_PROBE_IMAGES = 32
+_PROBE_IMAGES = 48
+_HELD_IMAGES = 64
 
 TOLERANCE = 0.02  # of what shall be left
+_TIME_TOLERANCE = 0.05  # of the whole time: what two measurements of the same network may differ by
+_TIMED_TRIES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Narrowing:
-    """`network`: without the channels. `widths`: (before, after) of each group. `feature_error`: of the training images.
+    """`network`: without the channels. `widths`: (before, after) of each group. `feature_error`: on other images.
 
     The error is the mean square of what the features moved by, as a share of their variance.
     """
@@ -83,28 +88,25 @@ def remove_channels(source: Source, *, amount: float, target: Target, macs: int)
     groups = find_groups(model)
     if not groups:
         raise InputError(f"channel pruning needs channels to remove, {model.recipe.model!r} has none that can go")
-    images = normalised_images(source, COMPENSATION_IMAGES)
-    work = _Work(model, groups, images)
+    work = _Work(model, groups, training_images(source, COMPENSATION_IMAGES))
     cost = work.cost(target, macs)
-    full = {group.name: group.width for group in groups}
-    least: float | None = None
+    wanted = 1 - amount
+    if target == "latency":
+        return work.narrow(_widths_in_time(work, cost, wanted))
     best: tuple[float, dict[str, int]] | None = None
-    whole = cost(full)
+    least = 1.0
     for multiple in _MULTIPLES:
-        choices = {group.name: widths_of(group.width, group.unit, multiple) for group in groups}
-        errors = {name: convex_errors(kept, work.errors[name]) for name, kept in choices.items()}
-        widths = allocate(choices, errors, cost, target=(1 - amount) * whole)
-        left = cost(widths) / whole
-        least = left if least is None else min(least, left)
-        if best is None or abs(left - (1 - amount)) < abs(best[0] - (1 - amount)):
+        left, widths = work.allocate(cost, wanted, multiple)
+        least = min(least, left)
+        if best is None or abs(left - wanted) < abs(best[0] - wanted):
             best = (left, widths)
-        if abs(left - (1 - amount)) <= TOLERANCE * (1 - amount):
+        if abs(left - wanted) <= TOLERANCE * wanted:
             return work.narrow(widths)
-    assert best is not None and least is not None
-    if least > 1 - amount:
+    assert best is not None
+    if least > wanted:
         raise InputError(
-            f"--amount must be at most {1 - least:.2f} for {model.recipe.model!r}, got {amount!r}: its features and the "
-            "sums between its blocks keep their widths"
+            f"--amount must be at most {1 - least:.2f} for {model.recipe.model!r}, got {amount!r}: its features and "
+            "the sums between its blocks keep their widths"
         )
     raise InputError(
         f"--amount must be what whole channels of {model.recipe.model!r} come to, {amount!r} is not: nearest is "
@@ -112,32 +114,52 @@ def remove_channels(source: Source, *, amount: float, target: Target, macs: int)
     )
 
 
+def _widths_in_time(work: _Work, cost: NetworkCost, wanted: float) -> dict[str, int]:
+    """Return widths with which the whole network takes the share `wanted` of its time, by trying.
+
+    Layers take longer or shorter beside each other than they were timed, so the network is timed as a whole, and the
+    sum to reach is moved by what it is off. Raises `InputError` where all that can go is not enough.
+    """
+    aim, tried = wanted, []
+    for _ in range(_TIMED_TRIES):
+        _, widths = work.allocate(cost, aim, _MULTIPLES[0])
+        left = share_of_time(work.model, work.without_solving(widths))
+        tried.append((abs(left - wanted), left, widths))
+        if abs(left - wanted) <= TOLERANCE * wanted:
+            break
+        aim = max(aim + wanted - left, 0.01)
+    _, left, widths = min(tried, key=lambda one: one[0])
+    if left > wanted + _TIME_TOLERANCE:
+        raise InputError(
+            f"--amount must be at most {1 - left:.2f} of this network's latency here, got {1 - wanted:.2f}: layers "
+            "that keep their widths take the rest"
+        )
+    return widths
+
+
 class _Work:
     """A network to be narrowed, what it answers, and what narrowing each group alone costs its features."""
 
     def __init__(self, model: MergedModel, groups: Sequence[ChannelGroup], images: Tensor) -> None:
-        self.model, self.groups, self.images = model, groups, images
+        self.model, self.groups = model, groups
+        held = min(_HELD_IMAGES, len(images) // 8)  # errors are measured on images that nothing is solved for
+        self.images, self.held = images[: len(images) - held], images[len(images) - held :]
         self.network = copy.deepcopy(model.backbone.network).requires_grad_(False)
         self.shapes = layer_shapes(self.network, ProbedBackbone(self.network, model).eval(), example_images(model))
         self.macs = count_macs(self.network, self.shapes)
         readers = list(dict.fromkeys(name for group in groups for name in group.readers))
-        self.answers = record_answers(self.network, self._run(self.network), images, readers, inputs=True)
+        self.answers = record_answers(
+            self.network, features_of(self.model, self.network), self.images, readers, moments=True
+        )
         modules: dict[str, Any] = dict(self.network.named_modules())
         self.weights = {name: modules[name].weight.detach().flatten(1) for name in readers}
-        self.centred = {name: modules[name].bias is not None or self.answers[name].norm is not None for name in readers}
         self.errors, self.orders = self._probe()
-
-    def _run(self, network: nn.Module) -> Run:
-        backbone = wrap_network(network, self.model.recipe, outputs=self.model.backbone.outputs)
-        return lambda images: flat_features(backbone, images)
 
     def cost(self, target: Target, macs: int) -> NetworkCost:
         """Return what the network costs by its groups' widths; `macs`: of the exported graph."""
         of_layers = groups_of_layers(self.groups)
         if target == "latency":
-            from featcache.compress.timing import layer_times
-
-            return layer_times(self.model, self.network, self.groups, self.macs, of_layers)
+            return layer_times(self.model, self.groups, of_layers)
         counts = self.macs if target == "macs" else count_parameters(self.network)
         layers = {name: LayerCost(count, of_layers[name]) for name, count in counts.items() if name in of_layers}
         total = (
@@ -145,19 +167,29 @@ class _Work:
         )
         return NetworkCost(layers, self.groups, rest=total - sum(layer.cost for layer in layers.values()))
 
+    def allocate(self, cost: NetworkCost, wanted: float, multiple: int) -> tuple[float, dict[str, int]]:
+        """Return widths that leave at most the share `wanted` of `cost`, and the share that they leave."""
+        choices = {group.name: widths_of(group.width, group.unit, multiple) for group in self.groups}
+        errors = {name: convex_errors(kept, self.errors[name]) for name, kept in choices.items()}
+        whole = cost({group.name: group.width for group in self.groups})
+        widths = allocate(choices, errors, cost, target=wanted * whole)
+        return cost(widths) / whole, widths
+
+    def without_solving(self, widths: Mapping[str, int]) -> nn.Module:
+        """Return the network with these widths, as fast as it will be and of no other use."""
+        gone = {group.name: torch.arange(widths[group.name], group.width) for group in self.groups}
+        return narrowed(self.model, self.network, gone, self.groups)
+
     def _probe(self) -> tuple[dict[str, dict[int, float]], dict[str, Tensor]]:
         """Return the features' error for some widths of each group, the others whole, and its channels' order."""
-        run = self._run(self.network)
+        run = features_of(self.model, self.network)
         modules: dict[str, Any] = dict(self.network.named_modules())
         readers = [name for group in self.groups for name in group.readers]
-        probe = FeatureProbe(self.network, run, self.images[:_PROBE_IMAGES], readers)
+        probe = FeatureProbe(self.network, run, self.held[:_PROBE_IMAGES], readers)
         errors: dict[str, dict[int, float]] = {}
         orders: dict[str, Tensor] = {}
         for group in tqdm(self.groups, desc="probe", unit="group", disable=None):
-            moments = {
-                name: Moments.of(self.answers[name].inputs, self.answers[name].outputs, centred=self.centred[name])
-                for name in group.readers
-            }
+            moments = {name: moments_of(self.answers[name]) for name in group.readers}
             widths = widths_of(group.width, group.unit, 1)
             probed = sorted({min(widths[1:], key=lambda w: abs(w - share * group.width)) for share in _PROBED_SHARES})
             removal = removal_order(
@@ -166,14 +198,13 @@ class _Work:
             )  # fmt: skip
             measured = {}
             for width in probed:
-                with torch.inference_mode():
-                    undo = [
-                        _write(modules, self.answers[name], weight, moments[name])
-                        for name, weight in removal.weights[width].items()
-                    ]
-                    measured[width] = probe.error(group.readers)
-                    for restore in undo:
-                        restore()
+                undo = [
+                    write_weight(modules, self.answers[name], weight, moments[name])
+                    for name, weight in removal.weights[width].items()
+                ]
+                measured[width] = probe.error(group.readers)
+                for restore in undo:
+                    restore()
             errors[group.name] = _between(removal.errors, measured)
             orders[group.name] = removal.order
         return errors, orders
@@ -181,7 +212,7 @@ class _Work:
     def narrow(self, widths: Mapping[str, int]) -> Narrowing:
         """Return the network with these widths, its readers solved again."""
         network = copy.deepcopy(self.network)
-        run = self._run(network)
+        run = features_of(self.model, network)
         removed: dict[str, Tensor] = {}
         group_of = {name: group for group in self.groups for name in group.readers}
 
@@ -202,8 +233,8 @@ class _Work:
         answers = [self.answers[name] for group in narrow for name in group.readers]
         compensate(network, run, self.images, answers, solve=solve)
         small = narrowed(self.model, network, removed, self.groups)
-        with torch.inference_mode():
-            exact, left = _features(self._run(self.network), self.images), _features(self._run(small), self.images)
+        exact = _features(features_of(self.model, self.network), self.held)
+        left = _features(features_of(self.model, small), self.held)
         return Narrowing(small, {g.name: (g.width, widths[g.name]) for g in self.groups}, _relative_error(left, exact))
 
 
@@ -219,8 +250,8 @@ def _between(own: Mapping[int, float], measured: Mapping[int, float]) -> dict[in
 
 
 def _features(run: Run, images: Tensor) -> Tensor:
-    parts = [run(images[start : start + 32]) for start in range(0, len(images), 32)]
-    return torch.cat([part for part in parts if isinstance(part, Tensor)])
+    with torch.inference_mode():
+        return torch.cat([run(images[start : start + 32]) for start in range(0, len(images), 32)])
 
 
 def _relative_error(features: Tensor, exact: Tensor) -> float:
@@ -228,29 +259,8 @@ def _relative_error(features: Tensor, exact: Tensor) -> float:
     return float((features - exact).square().mean() / variance.clamp(min=torch.finfo(torch.float32).tiny))
 
 
-def _write(modules: Mapping[str, Any], answers: Answers, weight: Tensor, moments: Moments) -> Any:
-    """Give the layer this weight and the bias that belongs to it; return what takes both back."""
-    layer = modules[answers.name]
-    old = layer.weight.clone()
-    shift = (moments.output_mean - weight.double() @ moments.input_mean).float()
-    layer.weight.copy_(weight.view_as(layer.weight))
-    place = layer.bias if layer.bias is not None else None
-    if place is None and answers.norm is not None:
-        place, shift = modules[answers.norm].running_mean, modules[answers.norm].running_mean - shift
-    before = None if place is None else place.clone()
-    if place is not None:
-        place.copy_(shift)
-
-    def restore() -> None:
-        layer.weight.copy_(old)
-        if place is not None and before is not None:
-            place.copy_(before)
-
-    return restore
-
-
-def normalised_images(source: Source, count: int) -> Tensor:
-    """Return up to `count` training images as the network takes them, (n, 3, height, width), classes evenly.
+def training_images(source: Source, count: int) -> Tensor:
+    """Return up to `count` training images, (n, height, width, 3) uint8, classes evenly.
 
     Raises `MissingError` where none can be read any more.
     """
@@ -276,5 +286,14 @@ def normalised_images(source: Source, count: int) -> Tensor:
         raise MissingError(
             f"training images must be read from {samples.root!r} to prune, none is there unchanged any more"
         )
-    pixels = torch.from_numpy(batch.pixels)
-    return source.model.normalise(pixels).contiguous(memory_format=torch.channels_last)
+    return torch.from_numpy(batch.pixels)
+
+
+def features_of(model: MergedModel, network: nn.Module) -> Run:
+    """Return the function from images (n, height, width, 3) uint8 to the features that `network` gives in `model`."""
+    backbone = wrap_network(network, model.recipe, outputs=model.backbone.outputs)
+
+    def run(images: Tensor) -> Tensor:
+        return flat_features(backbone, model.normalise(images).contiguous(memory_format=torch.channels_last))
+
+    return run

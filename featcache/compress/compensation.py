@@ -8,37 +8,42 @@ arXiv 1707.06168; Frantar and Alistarh 2022, arXiv 2208.11580).
 
 from __future__ import annotations
 
+import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm import tqdm
 
 POSITIONS = 64  # of a feature map, per image
+_MOST_ROWS = 40_000  # of a layer, over all images
 RIDGE = 1e-4  # pull toward the old weights, as a share of the inputs' mean square
 _BATCH = 32
 
 Layer = nn.Conv2d | nn.Linear
-Run = Callable[[Tensor], object]
+Run = Callable[[Tensor], Any]
 
 
 @dataclass(slots=True)
 class Answers:
     """What one layer of the whole network gives for n images, at p sampled positions of each.
 
-    `outputs`: (n·p, o) float32; `inputs`: (n·p, d), where they were recorded. `shape`: height and width of a feature
-    map, (1, tokens) of a linear layer. `norm`: the name of the batch norm that reads the output, or None.
+    `outputs`: (n·p, o) float32. `shape`: height and width of a feature map, (1, tokens) of a linear layer. `norm`: the
+    name of the batch norm that reads the output, or None. `moments`: of inputs and outputs, where they were asked for.
     """
 
     name: str
     shape: tuple[int, int] = (1, 1)
     norm: str | None = None
     outputs: Tensor = field(default_factory=lambda: torch.empty(0))
-    inputs: Tensor = field(default_factory=lambda: torch.empty(0))
+    moments: Moments | None = None
 
 
 def is_product(module: nn.Module) -> bool:
@@ -47,26 +52,27 @@ def is_product(module: nn.Module) -> bool:
 
 
 def record_answers(
-    network: nn.Module, run: Run, images: Tensor, names: Sequence[str], *, inputs: bool = False
+    network: nn.Module, run: Run, images: Tensor, names: Sequence[str], *, moments: bool = False
 ) -> dict[str, Answers]:
-    """Return what each layer of `names` gives for `images`; with its `inputs` where asked for.
+    """Return what each layer of `names` gives for `images`; with the `moments` of inputs and outputs where asked for.
 
-    `run` calls the network with images (n, 3, height, width) as they are given here.
+    `run` calls the network with a batch of the images as they are given here, whatever their form.
     """
-    modules = dict(network.named_modules())
+    modules: dict[str, Any] = dict(network.named_modules())
     answers = {name: Answers(name) for name in names}
     outputs: dict[str, list[Tensor]] = {name: [] for name in names}
-    arrived: dict[str, list[Tensor]] = {name: [] for name in names}
+    sums = {name: _MomentsSum() for name in names}
     made: dict[int, tuple[Tensor, str]] = {}  # the tensors are held, or their ids would be given again
     first = 0
 
     def after(name: str) -> Callable[..., None]:
         def hook(layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
             answers[name].shape = _map_shape(layer, output)
-            picked = _positions(name, answers[name].shape, first, len(output))
-            outputs[name].append(_values_at(layer, output, picked))
-            if inputs:
-                arrived[name].append(inputs_at(layer, args[0], picked, answers[name].shape))
+            picked = _positions(name, answers[name].shape, range(first, first + len(output)), len(images))
+            values = _values_at(layer, output, picked)
+            outputs[name].append(values)
+            if moments:
+                sums[name].add(inputs_at(layer, args[0], picked, answers[name].shape), values)
             made[id(output)] = (output, name)
 
         return hook
@@ -84,13 +90,13 @@ def record_answers(
         for name, module in modules.items():
             if isinstance(module, nn.BatchNorm2d):
                 stack.callback(module.register_forward_pre_hook(before_norm(name)).remove)
-        for first in range(0, len(images), _BATCH):
+        for first in tqdm(range(0, len(images), _BATCH), desc="record", unit="batch", disable=None):
             run(images[first : first + _BATCH])
             made.clear()
     for name, answer in answers.items():
         answer.outputs = torch.cat(outputs[name])
-        if inputs:
-            answer.inputs = torch.cat(arrived[name])
+        if moments:
+            answer.moments = sums[name].result(centred=modules[name].bias is not None or answer.norm is not None)
     return answers
 
 
@@ -105,36 +111,116 @@ def compensate(
 ) -> None:
     """Solve the layers of the smaller `network`, in place, for the `answers` of the whole one to the same `images`.
 
-    All images go through at once, so that each layer is solved before its outputs are computed. A bias takes back the
-    mean error, or the mean of the batch norm that follows, where the layer has none. `solve` gives the new weight
-    (o, d) of a layer by its name, old weight and moments; default `solve_all`.
+    A bias takes back the mean error, or the mean of the batch norm that follows, where the layer has none. `solve`
+    gives the new weight (o, d) of a layer by its name, old weight and moments; default `solve_all`.
     """
-    modules = dict(network.named_modules())
+    modules: dict[str, Any] = dict(network.named_modules())
     choose = solve or (lambda name, weight, moments: solve_all(weight, moments, ridge=ridge))
+    starts = range(0, len(images), _BATCH)
+    gate = _Gate(len(starts))
 
     def before(answer: Answers) -> Callable[..., None]:
-        def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
-            picked = _positions(answer.name, answer.shape, 0, len(args[0]))
-            moments = Moments.of(
-                inputs_at(layer, args[0], picked, answer.shape),
-                answer.outputs,
-                centred=layer.bias is not None or answer.norm is not None,
-            )
+        sums = _MomentsSum()
+        rows = _rows_per_image(answer.shape, len(images))
+
+        def take_in(layer: Any, arrived: Sequence[Tensor]) -> None:
+            for start, inputs in zip(starts, arrived, strict=True):
+                sums.add(inputs, answer.outputs[start * rows : start * rows + len(inputs)])
+            moments = sums.result(centred=layer.bias is not None or answer.norm is not None)
             weight = choose(answer.name, layer.weight.detach().flatten(1), moments)
-            shift = (moments.output_mean - weight.double() @ moments.input_mean).float()
-            layer.weight.copy_(weight.view_as(layer.weight))
-            if layer.bias is not None:
-                layer.bias.copy_(shift)
-            elif answer.norm is not None:
-                statistics: Any = modules[answer.norm]
-                statistics.running_mean.sub_(shift)
+            write_weight(modules, answer, weight, moments)
+
+        def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
+            start = starts[gate.number]
+            picked = _positions(answer.name, answer.shape, range(start, start + len(args[0])), len(images))
+            inputs = inputs_at(layer, args[0], picked, answer.shape)
+            gate.arrive(inputs, lambda arrived: take_in(layer, arrived))
 
         return hook
 
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack:
         for answer in answers:
             stack.callback(modules[answer.name].register_forward_pre_hook(before(answer)).remove)
-        run(images)
+        gate.run([partial(run, images[start : start + _BATCH]) for start in starts], steps=len(answers))
+
+
+def write_weight(modules: Mapping[str, Any], answer: Answers, weight: Tensor, moments: Moments) -> Callable[[], None]:
+    """Give the layer of `answer` this `weight` (o, d) and the shift that belongs to it; return what takes both back."""
+    layer = modules[answer.name]
+    places = [layer.weight]
+    values = [weight.view_as(layer.weight)]
+    shift = (moments.output_mean - weight.double() @ moments.input_mean).float()
+    if layer.bias is not None:
+        places.append(layer.bias)
+        values.append(shift)
+    elif answer.norm is not None:
+        places.append(modules[answer.norm].running_mean)
+        values.append(places[-1] - shift)
+    before = [place.detach().clone() for place in places]
+
+    def restore() -> None:
+        with torch.no_grad():
+            for place, value in zip(places, before, strict=True):
+                place.copy_(value)
+
+    with torch.no_grad():
+        for place, value in zip(places, values, strict=True):
+            place.copy_(value)
+    return restore
+
+
+class _Gate:
+    """Batches that go through one network side by side and wait for each other at every layer that is solved.
+
+    Only what a batch holds while it waits is in memory, and one of them computes at a time.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._condition = threading.Condition()
+        self._arrived: dict[int, Tensor] = {}
+        self._opened = 0
+        self._failed = False
+        self._local = threading.local()
+
+    @property
+    def number(self) -> int:
+        """Which batch the calling thread is."""
+        return int(self._local.number)
+
+    def run(self, batches: Sequence[Callable[[], object]], *, steps: int) -> None:
+        """Run all batches, with `steps` gates on their way."""
+        with (
+            tqdm(total=steps, desc="solve", unit="layer", disable=None) as self._bar,
+            ThreadPoolExecutor(self._count) as pool,
+        ):
+            for done in [pool.submit(self._one, number, batch) for number, batch in enumerate(batches)]:
+                done.result()
+
+    def _one(self, number: int, batch: Callable[[], object]) -> None:
+        self._local.number = number
+        with self._condition, torch.no_grad():
+            try:
+                batch()
+            except BaseException:
+                self._failed = True  # nobody waits for who does not come
+                self._condition.notify_all()
+                raise
+
+    def arrive(self, inputs: Tensor, take_in: Callable[[Sequence[Tensor]], None]) -> None:
+        """Wait until all batches are here; the last one to come calls `take_in` with what each brought, in order."""
+        self._arrived[self.number] = inputs
+        if len(self._arrived) == self._count:
+            arrived, self._arrived = self._arrived, {}
+            take_in([arrived[number] for number in range(self._count)])
+            self._opened += 1
+            self._bar.update(1)
+            self._condition.notify_all()
+        else:
+            here = self._opened
+            self._condition.wait_for(lambda: self._opened > here or self._failed)
+            if self._opened == here:
+                raise RuntimeError("a batch must come to every layer that is solved, another one failed before")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,23 +240,54 @@ class Moments:
     @staticmethod
     def of(inputs: Tensor, outputs: Tensor, *, centred: bool) -> Moments:
         """Return the moments of `inputs` (n, d) and `outputs` (n, o)."""
-        input_mean, output_mean = inputs.mean(dim=0), outputs.mean(dim=0)
-        if not centred:
-            input_mean, output_mean = torch.zeros_like(input_mean), torch.zeros_like(output_mean)
-        inputs, outputs = inputs - input_mean, outputs - output_mean
-        return Moments(
-            (inputs.T @ inputs / len(inputs)).double(),
-            (inputs.T @ outputs / len(inputs)).double(),
-            outputs.square().mean(dim=0).double(),
-            input_mean.double(),
-            output_mean.double(),
-        )
+        sums = _MomentsSum()
+        sums.add(inputs, outputs)
+        return sums.result(centred=centred)
 
     def error(self, weight: Tensor) -> float:
         """Return the share of the outputs' power that `weight` (o, d) misses."""
         weight = weight.double()
         missed = self.power.sum() - 2 * (weight.T * self.cross).sum() + ((weight @ self.gram) * weight).sum()
         return float(missed.clamp(min=0) / self.power.sum().clamp(min=torch.finfo(torch.float64).tiny))
+
+
+class _MomentsSum:
+    """Adds up `Moments` over batches: products in float32 around the first batch's mean, sums in float64."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._origin: tuple[Tensor, Tensor] | None = None
+        self._sums: list[Tensor] = []
+
+    def add(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Take `inputs` (n, d) and `outputs` (n, o), float32."""
+        if self._origin is None:
+            self._origin = (inputs.mean(dim=0), outputs.mean(dim=0))
+        inputs, outputs = inputs - self._origin[0], outputs - self._origin[1]
+        parts = [inputs.T @ inputs, inputs.T @ outputs, outputs.square().sum(dim=0), inputs.sum(0), outputs.sum(0)]
+        added = [part.double() for part in parts]
+        self._sums = added if not self._sums else [a.add_(b) for a, b in zip(self._sums, added, strict=True)]
+        self._count += len(inputs)
+
+    def result(self, *, centred: bool) -> Moments:
+        """Return the moments of everything added; `centred`: without the means."""
+        assert self._origin is not None
+        x, y = (origin.double() for origin in self._origin)
+        gram, cross, power, dx, dy = (total / self._count for total in self._sums)
+        gram, cross, power = gram - torch.outer(dx, dx), cross - torch.outer(dx, dy), power - dy.square()
+        x, y = x + dx, y + dy
+        if centred:
+            return Moments(gram, cross, power, x, y)
+        return Moments(
+            gram + torch.outer(x, x), cross + torch.outer(x, y), power + y.square(), x.new_zeros(len(x)),
+            y.new_zeros(len(y)),
+        )  # fmt: skip
+
+
+def moments_of(answer: Answers) -> Moments:
+    """Return the moments that were recorded with `answer`."""
+    assert answer.moments is not None, "record_answers(…, moments=True) records them"
+    return answer.moments
 
 
 def solve_all(weight: Tensor, moments: Moments, *, ridge: float = RIDGE) -> Tensor:
@@ -223,15 +340,20 @@ def _map_shape(layer: Layer, output: Tensor) -> tuple[int, int]:
     return (output.shape[2], output.shape[3])
 
 
-def _positions(name: str, shape: tuple[int, int], first: int, n: int) -> Tensor:
-    """Return (n, p) flat positions of maps of `shape` for the images `first`, `first` + 1, …; the same every time."""
-    places = shape[0] * shape[1]
-    if places <= POSITIONS:
-        return torch.arange(places).expand(n, places)
+def _rows_per_image(shape: tuple[int, int], n: int) -> int:
+    """Return how many positions of maps of `shape` are taken from each of n images."""
+    return min(shape[0] * shape[1], POSITIONS, max(1, _MOST_ROWS // n))
+
+
+def _positions(name: str, shape: tuple[int, int], images: Sequence[int], n: int) -> Tensor:
+    """Return (len(images), p) flat positions of maps of `shape` for these of n images; the same every time."""
+    places, count = shape[0] * shape[1], _rows_per_image(shape, n)
+    if places == count:
+        return torch.arange(places).expand(len(images), places)
     rows = []
-    for image in range(first, first + n):
+    for image in images:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{name}:{image}".encode()))
-        rows.append(torch.randperm(places, generator=generator)[:POSITIONS])
+        rows.append(torch.randperm(places, generator=generator)[:count])
     return torch.stack(rows)
 
 

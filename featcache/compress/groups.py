@@ -7,9 +7,10 @@ residual blocks, of a transformer's MLP, and its attention heads. The residual s
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +81,6 @@ def dependency_graph(probed: ProbedBackbone, example: Tensor) -> Any:
 
 def find_groups(model: MergedModel) -> tuple[ChannelGroup, ...]:
     """Return the groups of the model's network, in the order of its modules; empty where nothing can go."""
-    import copy
-
     network = copy.deepcopy(model.backbone.network)
     probed = ProbedBackbone(network, model).eval()
     example = example_images(model)
@@ -119,7 +118,8 @@ def _group(
     graph: Any, name: str, maker: nn.Module, names: Mapping[int, str], shapes: Mapping[str, int]
 ) -> ChannelGroup | None:
     """Return the group that `maker` makes, or None where others make it too, or something else than products reads."""
-    width = maker.out_features if isinstance(maker, nn.Linear) else maker.out_channels
+    layer: Any = maker
+    width = int(layer.out_features if isinstance(maker, nn.Linear) else layer.out_channels)
     prune = graph.get_pruner_of_module(maker).prune_out_channels
     readers: list[str] = []
     outs: list[str] = []

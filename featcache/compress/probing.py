@@ -1,4 +1,4 @@
-"""What the features lose when one group of channels alone is narrowed: measured, not guessed from the layer's own error.
+"""What the features lose when a few layers change: measured, not guessed from the layers' own error.
 
 Everything that ran before the changed layers gives the same as before, so that is remembered, not computed again.
 """
@@ -31,7 +31,7 @@ class FeatureProbe:
         )
 
     def error(self, layers: Sequence[str]) -> float:
-        """Return the mean square of the features' change, as a share of their variance, with `layers` as they are now."""
+        """Return the mean square of the features' change, a share of their variance, with `layers` as they are now."""
         with torch.inference_mode(), self._remembered(min(self._when[name] for name in layers), layers):
             features = self.run(self.images)
         return float((features - self.exact).square().mean() / self._variance)

@@ -17,7 +17,7 @@ import torch
 from featcache.cache import FeatureCache, borrow_cache
 from featcache.compress.folded import FoldedModel, fold_model, with_integers
 from featcache.compress.layerwise import Calibrated, calibrate
-from featcache.compress.measurement import integer_share, latencies_ms, zero_share
+from featcache.compress.measurement import compressed_bytes, integer_share, latencies_ms, zero_share
 from featcache.compress.qat import train_quantized, training_settings
 from featcache.compress.recovering import finish_step, work_of
 from featcache.compress.recovery import Minutes, RecoverySettings
@@ -254,6 +254,8 @@ def _finish(
         sparsity=zero_share(final),
         bytes_before=graphs[0].stat().st_size,
         bytes_after=graphs[1].stat().st_size,
+        compressed_bytes_before=compressed_bytes(graphs[0]),
+        compressed_bytes_after=compressed_bytes(graphs[1]),
         **dataclasses.asdict(comparison),
         latency_ms_before=times[0],
         latency_ms_after=times[1],

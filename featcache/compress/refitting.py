@@ -174,10 +174,13 @@ class AccuracyComparison:
     val_accuracy_after_refit: float | None
 
 
-def compare_accuracy(old: Head, new: Head, *, before: Features, after: Features) -> AccuracyComparison:
+def compare_accuracy(
+    old: Head, new: Head, *, before: Features, after: Features, unfitted: Head | None = None
+) -> AccuracyComparison:
     """Return what `old` scores on the float model's features and on the compressed one's, and what `new` scores there.
 
-    The pairs of images are the same in both, in the same order; `InputError` where they are not.
+    The pairs of images are the same in both, in the same order; `InputError` where they are not. `unfitted`: the old
+    head as it reads the compressed features, where it had to be changed for that.
     """
     split = next(name for name in SPLITS if name in before and name in after)
     exact, rough = before[split], after[split]
@@ -197,7 +200,7 @@ def compare_accuracy(old: Head, new: Head, *, before: Features, after: Features)
         split,
         len(exact.targets),
         score(old, exact),
-        score(old, rough),
+        score(old if unfitted is None else unfitted, rough),
         score(new, rough),
         gained,
         lost,

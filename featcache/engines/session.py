@@ -26,6 +26,7 @@ def open_session(
     threads: int | None = None,
     optimise: bool = True,
     save_optimised: Path | None = None,
+    profile: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Return ONNX Runtime's session of an ONNX file, on the processor.
 
@@ -39,6 +40,8 @@ def open_session(
         False: node by node as the graph is written, so that stored scales are computed in float32, no integers.
     save_optimised
         Where to write the graph in the form that is run.
+    profile
+        A folder for the times of all nodes, in a file that ``end_profiling`` of the session names.
 
     Raises
     ------
@@ -65,6 +68,9 @@ def open_session(
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if save_optimised is not None:
         options.optimized_model_filepath = str(save_optimised)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile / "profile")
     source = model if isinstance(model, bytes) else str(model)
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

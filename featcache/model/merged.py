@@ -16,6 +16,7 @@ from featcache.errors import InputError
 from featcache.heads import Head
 from featcache.model.quantization import Quantization
 from featcache.model.surgery import Surgery
+from featcache.model.widths import changed_widths, layer_widths
 from featcache.recipe import Preprocessing, Recipe
 from featcache.system.json import canonical_json
 
@@ -162,6 +163,19 @@ def wrap_network(network: nn.Module, recipe: Recipe, *, outputs: Sequence[str]) 
 def changed_recipe(model: MergedModel, **changes: Any) -> Recipe:
     """Return the Recipe of rows computed with `model`'s backbone as it is now: its own digest, and `changes`."""
     return dataclasses.replace(model.recipe, model_digest=model.digest(), **changes)
+
+
+def with_network(model: MergedModel, network: nn.Module) -> MergedModel:
+    """Return `model` with this changed network (not copied) and the Recipe that names it by its digest; same head."""
+    widths = changed_widths(network, layer_widths(model.backbone.network))
+    surgery = Surgery(model.surgery.folded, {**model.surgery.widths, **widths})
+    made = MergedModel(
+        wrap_network(network, model.recipe, outputs=model.backbone.outputs), model.fitted_head, recipe=model.recipe,
+        surgery=surgery, lineage=model.lineage,
+    )  # fmt: skip
+    recipe = changed_recipe(made)
+    backbone = wrap_network(network, recipe, outputs=model.backbone.outputs)
+    return MergedModel(backbone, model.fitted_head, recipe=recipe, surgery=surgery, lineage=model.lineage)
 
 
 def check_same_classes(model: MergedModel, classes: Sequence[str], what: str) -> None:
