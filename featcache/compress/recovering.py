@@ -40,7 +40,7 @@ from featcache.errors import InputError
 from featcache.heads import Head
 from featcache.model.directory import save_model
 from featcache.model.golden import Golden
-from featcache.model.merged import MergedModel, changed_recipe, wrap_network
+from featcache.model.merged import MergedModel, with_network
 from featcache.model.reference import logits_of_images
 from featcache.system.files import refuse_existing
 
@@ -242,7 +242,7 @@ def recovered_step(
     teacher = source.model if source.model.recipe.model_digest is None else None
     backbone = copy.deepcopy(compressed.backbone)
     recovery = recover_network(backbone, source, settings, work=_work_of(out), teacher=teacher, say=say)
-    model = _with_backbone(compressed, backbone) if recovery.kept else compressed
+    model = with_network(compressed, backbone.network) if recovery.kept else compressed
     return model, recovery.to_lineage(settings)
 
 
@@ -255,19 +255,9 @@ def _work_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.work")
 
 
-def _with_backbone(model: MergedModel, backbone: Backbone) -> MergedModel:
-    """Return `model` with this trained backbone and the Recipe that names it by its digest; the head is the old one."""
-    made = MergedModel(
-        backbone, model.fitted_head, recipe=model.recipe, surgery=model.surgery, lineage=model.lineage
-    )  # fmt: skip
-    recipe = changed_recipe(made)
-    wrapped = wrap_network(backbone.network, recipe, outputs=backbone.outputs)
-    return MergedModel(wrapped, model.fitted_head, recipe=recipe, surgery=model.surgery, lineage=model.lineage)
-
-
 def _refitted(source: Source, backbone: Backbone) -> tuple[MergedModel, Features, tuple[str, ...]]:
     """Return the source's model with the trained `backbone` and a head fitted on its features; these; and notes."""
-    model = _with_backbone(source.model, backbone)
+    model = with_network(source.model, backbone.network)
     plan = source.cache.recipe
     with open_engine(model.backbone, engine=plan.engine, precision=plan.precision, cached=False) as engine:
         recipe = dataclasses.replace(
