@@ -53,14 +53,14 @@ def photos(folder: Path, split: str) -> list[tuple[str, str]]:
     return [(file.relative_to(folder).as_posix(), file.parent.name) for file in sorted((folder / split).glob("*/*"))]
 
 
-def tiny_rows(folder: Path) -> list[Row]:
-    """Return the first 50 train photos of each class as train, the next one as val, and all val photos as test."""
+def tiny_rows(folder: Path, *, per_class: int = TINY_PER_CLASS) -> list[Row]:
+    """Return the first train photos of each class as train, the next one as val, and all val photos as test."""
     rows: list[Row] = []
     seen: dict[str, int] = {}
     for path, label in photos(folder, "train"):
         seen[label] = seen.get(label, 0) + 1
-        if seen[label] <= TINY_PER_CLASS + 1:
-            rows.append((path, label, "train" if seen[label] <= TINY_PER_CLASS else "val"))
+        if seen[label] <= per_class + 1:
+            rows.append((path, label, "train" if seen[label] <= per_class else "val"))
     return rows + [(path, label, "test") for path, label in photos(folder, "val")]
 
 
@@ -78,6 +78,14 @@ def fold_rows(folder: Path, fold: int) -> list[Row]:
         splits[splits.index("train")] = "val"
         rows += [(paths[index], label, split) for index, split in zip(order, splits, strict=True)]
     return rows
+
+
+def write_table(folder: Path, name: str, rows: list[Row]) -> Path:
+    """Write `rows` as a table of samples in `folder`, and return it."""
+    table = folder / f".bench_{name}.csv"
+    with open(table, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("path", "label", "split"), *rows])
+    return table
 
 
 def right(bundle: Path, folder: Path, rows: Iterable[Row]) -> tuple[list[str], np.ndarray]:
@@ -106,9 +114,7 @@ def measure(
         return json.loads(done.read_text())
     started = time.perf_counter()
     place = work / name
-    table = folder / f".bench_compress_{name}.csv"
-    with open(table, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("path", "label", "split"), *rows])
+    table = write_table(folder, name, rows)
     cache = work / f"{name.partition('-')[0]}-cache"  # the folds share their rows: only the samples differ
     build_cache(table, cache, backbone="mobilenetv2_100", weights=WEIGHTS, dataset="bench")
     train_head(cache, head=LinearOptions(l2=l2)).save(place / "head", overwrite=True)

@@ -18,7 +18,11 @@ from featcache.cli.options import (
     ModelArgument,
     OutOption,
     Overwrite,
+    ProcessorKind,
     PruneMethod,
+    PrunePattern,
+    PruneTarget,
+    QuantizeMethod,
     RecoverOption,
     RecoverTargets,
 )
@@ -50,24 +54,48 @@ def prune(
     model: ModelArgument,
     cache: CacheOption,
     out: OutOption,
-    amount: Annotated[float, typer.Option(help="Share removed: of MACs (channel) or of weights (magnitude).")],
-    method: Annotated[PruneMethod, typer.Option(help="channel makes it faster, magnitude only sparser.")] = (
-        PruneMethod.channel
-    ),
+    amount: Annotated[
+        float | None, typer.Option(help="Share removed: of --target (channel) or weights (magnitude); none for head.")
+    ] = None,
+    method: Annotated[
+        PruneMethod,
+        typer.Option(
+            help="channel makes it faster; head drops the features that a sparse head ignores, at no loss; magnitude "
+            "only makes it sparser."
+        ),
+    ] = PruneMethod.channel,
+    target: Annotated[
+        PruneTarget, typer.Option(help="What channel pruning removes --amount of; latency is measured here.")
+    ] = PruneTarget.macs,
+    pattern: Annotated[
+        PrunePattern | None,
+        typer.Option(
+            help="Of magnitude's zeros: ranked over all layers (global, the default), the same share in each layer, or "
+            "two in every four inputs."
+        ),
+    ] = None,
     recover: RecoverOption = "off",
     dataset: DatasetOption = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Remove channels or weights, then refit the head on the pruned backbone's own features."""
+    """Remove channels, unused features or weights, and refit the head on the pruned backbone's own features."""
     from featcache.compress import prune as prune_model
     from featcache.compress.recovery import parse_minutes
 
     result = prune_model(
-        model, cache=cache, out=out, method=method.value, amount=amount,
-        recover=parse_minutes(recover, option="--recover", words=("off", "auto")), dataset=dataset, overwrite=overwrite,
+        model,
+        cache=cache,
+        out=out,
+        method=method.value,
+        amount=amount,
+        target=target.value,
+        pattern=None if pattern is None else pattern.value,
+        dataset=dataset,
+        overwrite=overwrite,
+        recover=parse_minutes(recover, option="--recover", words=("off", "auto")),
         say=say,
-    )  # fmt: skip
+    )
     show(result.to_json(), as_json)
 
 
@@ -107,17 +135,34 @@ def quantize(
     model: ModelArgument,
     cache: CacheOption,
     out: OutOption,
+    method: Annotated[QuantizeMethod, typer.Option(help="ptq only calibrates; qat then trains, rounding inside.")] = (
+        QuantizeMethod.ptq
+    ),
+    recover: Annotated[
+        str | None,
+        typer.Option(metavar="off|auto|MINUTES", help="How long qat trains; default auto, and off with ptq."),
+    ] = None,
     head_precision: Annotated[HeadPrecision, typer.Option(help="Precision of the head's weights.")] = (
         HeadPrecision.int8
     ),
+    processor: Annotated[
+        ProcessorKind,
+        typer.Option(
+            help="any: weights of 129 levels, one file that answers alike everywhere. vnni, arm: of 255 levels, a "
+            "little nearer to float there; on x86 without VNNI their sums saturate and answers differ."
+        ),
+    ] = ProcessorKind.any,
     dataset: DatasetOption = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Quantize to INT8 with scales from the training images, then refit the head on the result's own features."""
     from featcache.compress import quantize as quantize_model
+    from featcache.compress.recovery import parse_minutes
 
+    minutes = None if recover is None else parse_minutes(recover, option="--recover", words=("off", "auto"))
     result = quantize_model(
-        model, cache=cache, out=out, head_precision=head_precision.value, dataset=dataset, overwrite=overwrite
-    )
+        model, cache=cache, out=out, method=method.value, recover=minutes, head_precision=head_precision.value,
+        processor=processor.value, dataset=dataset, overwrite=overwrite, say=say,
+    )  # fmt: skip
     show(result.to_json(), as_json)

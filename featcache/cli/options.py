@@ -27,8 +27,25 @@ class TaskKind(StrEnum):
 class PruneMethod(StrEnum):
     """What pruning removes."""
 
-    magnitude = "magnitude"
     channel = "channel"
+    head = "head"
+    magnitude = "magnitude"
+
+
+class PrunePattern(StrEnum):
+    """Where the zeros of magnitude pruning stand."""
+
+    everywhere = "global"
+    layer = "layer"
+    two_of_four = "2:4"
+
+
+class PruneTarget(StrEnum):
+    """What channel pruning counts."""
+
+    macs = "macs"
+    parameters = "parameters"
+    latency = "latency"
 
 
 class HeadPrecision(StrEnum):
@@ -38,12 +55,27 @@ class HeadPrecision(StrEnum):
     float = "float"
 
 
+class QuantizeMethod(StrEnum):
+    """How the integers are found."""
+
+    ptq = "ptq"
+    qat = "qat"
+
+
 class RecoverTargets(StrEnum):
     """What a recovered network is trained toward; each adds to the ones before."""
 
     features = "features"
     logits = "logits"
     labels = "labels"
+
+
+class ProcessorKind(StrEnum):
+    """What an INT8 model is for."""
+
+    any = "any"
+    vnni = "vnni"
+    arm = "arm"
 
 
 class Golden(StrEnum):

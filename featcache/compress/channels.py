@@ -52,7 +52,7 @@ from featcache.model.merged import MergedModel, wrap_network
 
 Target = Literal["macs", "parameters", "latency"]
 
-COMPENSATION_IMAGES = 1024
+COMPENSATION_IMAGES = 768
 _PIXELS = 224 * 224  # of an image; larger ones are fewer, all go through the network at once
 # of channels that stay: runtimes compute channels in blocks of eight, and others are slower than none removed; finer
 # ones only where a network's few wide groups allow nothing near enough to what is asked for

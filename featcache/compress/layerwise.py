@@ -1,7 +1,7 @@
 """Walk a float ONNX graph once, carrying for each tensor what it is and what the quantized network makes of it.
 
 At each layer the quantized network's own inputs are at hand, so that its weights are rounded for them, its bias takes
-back the mean error that arrived (Nagel et al. 2019, bias correction), and its output's range fits what it will hold.
+back the usual error that arrived (Nagel et al. 2019, bias correction), and its output's range fits what it will hold.
 Only the tensors still to be read are kept. It works on any graph: whatever is not computed in integers is run by ONNX
 Runtime, node by node.
 """
@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from featcache.compress.ranges import fake_quantize, mse_range
-from featcache.compress.rounding import MomentsSum, channel_scales, round_jointly, round_nearest
+from featcache.compress.ranges import fake_quantize, power_range
+from featcache.compress.rounding import LIMIT, MomentsSum, channel_scales, round_jointly, round_nearest
 from featcache.engines.session import open_session
 from featcache.graph.nodes import Graph, Node
 from featcache.graph.qdq import consumers_of, integer_output, opset_of
@@ -30,6 +30,8 @@ from featcache.model.quantization import Quantization, QuantParams, along_axis
 _POSITIONS_PER_BATCH = 200  # of a feature map, drawn per batch of images for the input moments
 _BATCH = 8
 _LARGEST_BIAS = 2**30  # half of what int32 holds: the correction comes on top
+_TRIMMED = 0.2  # of a channel's errors, left out at either end of its mean
+_MOST_TRIMMED = 16_384  # errors of a channel that are sorted
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +43,20 @@ class Calibrated:
 
 
 def calibrate(
-    model: onnx.ModelProto, images: npt.NDArray[np.uint8], *, nodes: Sequence[str], adjustable: frozenset[str]
+    model: onnx.ModelProto,
+    images: npt.NDArray[np.uint8],
+    *,
+    nodes: Sequence[str],
+    adjustable: frozenset[str],
+    limit: int = LIMIT,
 ) -> Calibrated:
     """Return scales, rounded weights and corrected biases of a float `model` for 8-bit integers.
 
     `images` (n, height, width, 3) uint8: training images, all held at once. `nodes`: names of the Conv, MatMul and Add
     nodes to compute in integers. `adjustable`: initializers that may be given other values; the others are rounded to
-    nearest, and their scales alone are stored.
+    nearest, and their scales alone are stored. `limit`: the largest integer of a weight.
     """
-    walk = _Walk(model, images, nodes=frozenset(nodes), adjustable=adjustable)
+    walk = _Walk(model, images, nodes=frozenset(nodes), adjustable=adjustable, limit=limit)
     for node in tqdm(model.graph.node, desc="quantize", unit="layer", disable=None):
         walk.step(node)
     return Calibrated(walk.values, Quantization(tuple(nodes), walk.activations, walk.weights))
@@ -65,11 +72,13 @@ class _Walk:
         *,
         nodes: frozenset[str],
         adjustable: frozenset[str],
+        limit: int,
     ) -> None:
         graph = model.graph
-        self.nodes, self.adjustable = nodes, adjustable
+        self.nodes, self.adjustable, self.limit = nodes, adjustable, limit
         self.opset = opset_of(model)
-        self.convolutions = {node.name: node for node in Graph(model).nodes if node.kind == "Conv"}
+        self.graph = Graph(model)
+        self.convolutions = {node.name: node for node in self.graph.nodes if node.kind == "Conv"}
         self.constants = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
         self.exact: dict[str, Tensor] = {graph.input[0].name: torch.from_numpy(images)}
         self.rough: dict[str, Tensor] = dict(self.exact)
@@ -94,7 +103,8 @@ class _Walk:
             self._release(node)
             for name in node.output:
                 if name in self.stored:
-                    self.activations[name] = mse_range(self.rough[name])
+                    least, most = _useful_limits(self.graph.readers(name))
+                    self.activations[name] = power_range(self.rough[name], least=least, most=most)
                     self.rough[name] = fake_quantize(self.rough[name], self.activations[name])
 
     def _value(self, known: Mapping[str, Tensor], name: str) -> Tensor | None:
@@ -113,22 +123,20 @@ class _Walk:
         weight, bias = self.constants[weight_name], self.constants.get(bias_name)
         shape = _Convolution(self.convolutions[node.name])
         wanted = shape(self.exact[source], weight, bias)
-        scales = channel_scales(weight)
+        scales = channel_scales(weight, limit=self.limit)
         if bias is not None:  # a bias must fit 32 bits at the scale input · weight, also where all weights are tiny
             scales = torch.maximum(scales, bias.abs() / (_LARGEST_BIAS * self.activations[source].scale[0]))
         if weight_name in self.adjustable:
             moments = MomentsSum()
             for start in range(0, len(wanted), _BATCH):
                 moments.add(self._some(shape.patches(self.rough[source][start : start + _BATCH])))
-            rounded = round_jointly(weight, scales, moments.result())
+            rounded = round_jointly(weight, scales, moments.result(), limit=self.limit)
             self.values[weight_name] = rounded.numpy()
         else:
-            rounded = round_nearest(weight, scales)
+            rounded = round_nearest(weight, scales, limit=self.limit)
         got = shape(self.rough[source], rounded, bias)
         if bias is not None and bias_name in self.adjustable:
-            correction = (
-                wanted.mean(dim=(0, 2, 3), dtype=torch.float64) - got.mean(dim=(0, 2, 3), dtype=torch.float64)
-            ).float()
+            correction = _usual_error(wanted - got)
             self.values[bias_name] = (bias + correction).numpy()
             got += correction.view(1, -1, 1, 1)
         self.weights[weight_name] = along_axis(scales.tolist(), axis=0)
@@ -137,16 +145,16 @@ class _Walk:
     def _multiply(self, node: onnx.NodeProto) -> None:
         source, weight_name = node.input
         weight = self.constants[weight_name]  # (inputs, outputs)
-        scales = channel_scales(weight.T)
+        scales = channel_scales(weight.T, limit=self.limit)
         if weight_name in self.adjustable:
             moments = MomentsSum()
             for start in range(0, len(self.rough[source]), _BATCH):
                 inputs = self.rough[source][start : start + _BATCH]
                 moments.add(self._some(inputs.reshape(1, -1, weight.shape[0]).transpose(1, 2)))
-            rounded = round_jointly(weight.T.contiguous(), scales, moments.result()).T
+            rounded = round_jointly(weight.T.contiguous(), scales, moments.result(), limit=self.limit).T
             self.values[weight_name] = np.ascontiguousarray(rounded.numpy())
         else:
-            rounded = round_nearest(weight.T, scales).T
+            rounded = round_nearest(weight.T, scales, limit=self.limit).T
         self.weights[weight_name] = along_axis(scales.tolist(), axis=1)
         self.exact[node.output[0]] = self.exact[source] @ weight
         self.rough[node.output[0]] = self.rough[source] @ rounded
@@ -199,6 +207,31 @@ class _Convolution:
             columns = functional.unfold(self._padded(inputs), self.kernel, dilation=self.dilations, stride=self.strides)
         n, rows, positions = columns.shape
         return columns.permute(1, 0, 2).reshape(self.groups, rows // self.groups, n * positions)
+
+
+def _useful_limits(readers: Sequence[Node]) -> tuple[float | None, float | None]:
+    """Return the values below and above which the one reader of a tensor tells nothing apart; None where it does."""
+    if len(readers) != 1:
+        return None, None
+    reader = readers[0]
+    if reader.kind == "HardSwish":
+        return -3.0, None
+    if reader.kind == "HardSigmoid":
+        slope, offset = float(reader.attributes["alpha"]), float(reader.attributes["beta"])
+        return -offset / slope, (1 - offset) / slope
+    return None, None
+
+
+def _usual_error(difference: Tensor) -> Tensor:
+    """Return the mean (channels,) of `difference` (n, channels, h, w) without its largest and smallest fifth.
+
+    A range that clips a few large values makes a few large errors, and a mean follows those: taken back by the bias, it
+    would move the many values that were right.
+    """
+    errors = difference.transpose(0, 1).flatten(1)
+    errors = errors[:, :: max(1, errors.shape[1] // _MOST_TRIMMED) | 1].sort(dim=1).values
+    left_out = int(_TRIMMED * errors.shape[1])
+    return errors[:, left_out : errors.shape[1] - left_out].mean(dim=1)
 
 
 def run_node(node: onnx.NodeProto, inputs: Sequence[Tensor | None], *, opset: int) -> list[Tensor]:

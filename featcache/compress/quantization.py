@@ -1,12 +1,13 @@
-"""`quantize`: 8-bit integers for weights and activations, calibrated on training images, then the head's refit."""
+"""`quantize`: 8-bit integers for weights and activations, calibrated or trained, then the head's refit."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,12 @@ import onnx
 import torch
 
 from featcache.cache import FeatureCache, borrow_cache
-from featcache.compress.layerwise import calibrate
-from featcache.compress.measurement import integer_share, latencies_ms, zero_share
+from featcache.compress.folded import FoldedModel, fold_model, with_integers
+from featcache.compress.layerwise import Calibrated, calibrate
+from featcache.compress.measurement import compressed_bytes, integer_share, latencies_ms, zero_share
+from featcache.compress.qat import train_quantized, training_settings
+from featcache.compress.recovering import finish_step, work_of
+from featcache.compress.recovery import Minutes, RecoverySettings
 from featcache.compress.refitting import (
     Features,
     Source,
@@ -25,7 +30,7 @@ from featcache.compress.refitting import (
     open_source,
 )
 from featcache.compress.result import CompressResult
-from featcache.compress.rounding import MomentsSum, channel_scales, round_jointly
+from featcache.compress.rounding import FULL_LIMIT, LIMIT, MomentsSum, channel_scales, round_jointly
 from featcache.engines import open_engine
 from featcache.engines.session import open_session
 from featcache.errors import InputError, MissingError
@@ -33,18 +38,19 @@ from featcache.graph.cost import node_macs
 from featcache.heads import Head, LinearHead
 from featcache.images.batches import first_decoded
 from featcache.model.directory import save_model
-from featcache.model.folding import folded_copy
 from featcache.model.golden import Golden
-from featcache.model.merged import MergedModel, changed_recipe, wrap_network
+from featcache.model.merged import MergedModel, changed_recipe
 from featcache.model.quantization import Quantization, along_axis
 from featcache.model.reference import load_pixels
-from featcache.model.surgery import Surgery
 from featcache.system.files import refuse_existing
+from featcache.system.processor import processor_has_int8, processor_name
 
 HeadPrecision = Literal["int8", "float"]
+QuantizeMethod = Literal["ptq", "qat"]
+ProcessorKind = Literal["any", "vnni", "arm"]
 
 CALIBRATION_IMAGES = 64
-FLOAT_SHARE = 0.08  # of the multiplications, spent on the first convolutions: they cost most when rounded
+FLOAT_SHARE = 0.1  # of the multiplications, spent on the first convolutions: they cost most when rounded
 _MOST_FLOAT_CONVOLUTIONS = 0.15  # of all; integer kernels must stay the rule
 _HEAD_WEIGHT = "head.weight"
 MOST_MOVED = 0.05  # of the logits' spread that rounding a head may cost without a word
@@ -56,17 +62,23 @@ def quantize(
     *,
     cache: FeatureCache | str | os.PathLike[str],
     out: str | os.PathLike[str],
+    method: QuantizeMethod = "ptq",
+    recover: Minutes | Literal["off"] | None = None,
     head_precision: HeadPrecision = "int8",
+    processor: ProcessorKind = "any",
     dataset: str | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
     float_share: float = FLOAT_SHARE,
     overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> CompressResult:
     """Write the INT8 form of a model and return its size, speed and accuracy, before and after.
 
     Batch norms are folded; then one walk over the graph rounds each layer's weights (per output channel) for the inputs
-    it will really get, takes back the mean error with its bias, and chooses the range of its 8-bit output. Then the
-    backbone is final, and the head is fitted again on its features.
+    it will really get, takes back the usual error with its bias, and chooses the range of its 8-bit output. Then the
+    backbone is final, and the head is fitted again on its features; a refit that val says is worse is not kept. In
+    between, ``qat`` trains it with the rounding inside, scales included, toward the cached float features; killed, the
+    same call goes on from ``OUT.work``.
 
     Parameters
     ----------
@@ -76,8 +88,17 @@ def quantize(
         The one that its head was trained on, with its images where they were.
     out
         The MODEL directory to write.
+    method
+        ``ptq``: calibrated, no training. ``qat``: trained from there, which val can refuse: then it is as ``ptq``.
+    recover
+        How long ``qat`` trains: minutes, or ``auto`` (the default) for what the data are worth. ``ptq`` takes ``off``.
     head_precision
         ``int8``: a linear head's weights are rounded per class; ``float``: they are not.
+    processor
+        What the file is for. ``any``: weights are integers of -64 to 64, whose sums are exact on every processor, so
+        that one file answers alike everywhere. ``vnni``, ``arm``: of -127 to 127, for processors that add products in
+        32 bits (x86 with VNNI or AMX, ARM); on an x86 processor without VNNI their sums saturate, and the file answers
+        otherwise there.
     dataset
         Which one of the cache, where it has several.
     calibration_images
@@ -87,6 +108,8 @@ def quantize(
         channels, and their error reaches everything.
     overwrite
         Replace what is at `out`.
+    say
+        Called with a line now and then while the network is trained.
 
     Returns
     -------
@@ -111,40 +134,82 @@ def quantize(
     """
     if head_precision not in ("int8", "float"):
         raise InputError(f"head_precision must be 'int8' or 'float', got {head_precision!r}")
+    if method not in ("ptq", "qat"):
+        raise InputError(f"--method must be 'ptq' or 'qat', got {method!r}")
     if calibration_images < 1 or not 0 <= float_share <= 1:
         raise InputError(
             "calibration_images must be at least 1 and float_share from 0 to 1, got "
             f"{calibration_images!r} and {float_share!r}"
         )
+    training = _training(method, recover)
+    if processor not in get_args(ProcessorKind):
+        raise InputError(f"processor must be 'any', 'vnni' or 'arm', got {processor!r}")
     refuse_existing(Path(out), overwrite=overwrite)
     with borrow_cache(cache) as opened:
         source = open_source(model, opened, dataset=dataset)
         before = float_features(source)
         pixels = calibration_pixels(source, calibration_images)
+        folded = fold_model(source.model)
+        found = _calibrated(folded, pixels, float_share, processor)
+        settings: dict[str, Any] = {
+            "method": method, "calibration_images": len(pixels), "float_share": float_share, "processor": processor,
+        }  # fmt: skip
+        notes: tuple[str, ...] = ()
+        if training is not None:
+            found, recovery = train_quantized(
+                folded, found, source, training, limit=weight_limit(processor), work=work_of(Path(out)), say=say
+            )
+            settings["training"] = recovery.to_lineage(training)
+            if not recovery.kept:
+                notes = ("val says that training made the integers no better: they are as calibrated",)
+        compressed = with_integers(folded, found)
         with tempfile.TemporaryDirectory() as folder:
-            return _quantize(source, before, pixels, Path(folder), out, head_precision, float_share, overwrite)
+            result = _finish(
+                source, before, compressed, Path(folder), out, head_precision, processor, overwrite, settings=settings,
+                notes=notes,
+            )  # fmt: skip
+        if training is not None:
+            finish_step(Path(out))
+        return result
 
 
-def _quantize(
+def _training(method: QuantizeMethod, recover: Minutes | Literal["off"] | None) -> RecoverySettings | None:
+    """Return how the network is trained, None for not at all; `InputError` where that does not go with the method."""
+    if method == "ptq":
+        if recover not in (None, "off"):
+            raise InputError(f"--recover must be 'off' with --method ptq, got {recover!r}: --method qat trains")
+        return None
+    if recover == "off":
+        raise InputError(
+            "--recover must be 'auto' or minutes with --method qat, got 'off': --method ptq trains nothing"
+        )
+    return training_settings("auto" if recover is None else recover)
+
+
+def _finish(
     source: Source,
-    before: Any,
-    pixels: npt.NDArray[np.uint8],
+    before: Features,
+    compressed: MergedModel,
     folder: Path,
     out: str | os.PathLike[str],
     head_precision: str,
-    float_share: float,
+    processor: ProcessorKind,
     overwrite: bool,
+    *,
+    settings: Mapping[str, Any],
+    notes: tuple[str, ...],
 ) -> CompressResult:
+    """Fit the head on the features of the `compressed` backbone, write the model, measure it."""
     from featcache.graph.write import write_onnx
 
-    compressed = quantized_model(source.model, pixels, float_share=float_share)
     integer_graph = write_onnx(compressed, folder / "features.onnx", outputs=("features",))
     with open_engine(integer_graph, engine="onnxruntime", precision="int8") as engine:
         recipe = changed_recipe(
             compressed, outputs=("features",), engine=engine.name, engine_version=engine.version,
             precision=engine.precision, decoder="pillow", dct_scaling=False,
         )  # fmt: skip
-        after, head, notes = extract_and_refit(source, engine=engine, recipe=recipe)
+        refit = extract_and_refit(source, engine=engine, recipe=recipe)
+    after, head, remarks = refit.features, refit.head, [*notes, *refit.notes]
     quantization = compressed.quantization
     assert quantization is not None
     used_precision = "float"
@@ -153,18 +218,17 @@ def _quantize(
         head, quantization = integer_head(exact, quantization, after)
         moved = _moved(exact, head, after)
         if moved > MOST_MOVED:
-            notes = (
-                *notes,
+            remarks.append(
                 f"rounding the head's weights moved its answers by {moved:.0%} of their spread; --head-precision float "
-                "keeps them",
+                "keeps them"
             )
         used_precision = "int8"
     comparison = compare_accuracy(source.model.fitted_head, head, before=before, after=after)
     step = {
         "verb": "quantize",
-        "calibration_images": len(pixels),
-        "float_share": float_share,
+        **settings,
         "head_precision": used_precision,
+        "refit_kept": refit.kept,
         "accuracy": dataclasses.asdict(comparison),
     }
     final = MergedModel(
@@ -176,6 +240,7 @@ def _quantize(
         write_onnx(final, folder / "after.onnx"),
     ]
     times = latencies_ms(graphs)
+    remarks += _speed_notes(*times, processor=processor)
     integer, convolutions = integer_share(str(graphs[1]))
     macs = sum(node_macs(onnx.load(str(graphs[0]))).values())
     path = save_model(final, out, golden=_golden(source.golden, final, graphs[1]), overwrite=overwrite)
@@ -189,6 +254,8 @@ def _quantize(
         sparsity=zero_share(final),
         bytes_before=graphs[0].stat().st_size,
         bytes_after=graphs[1].stat().st_size,
+        compressed_bytes_before=compressed_bytes(graphs[0]),
+        compressed_bytes_after=compressed_bytes(graphs[1]),
         **dataclasses.asdict(comparison),
         latency_ms_before=times[0],
         latency_ms_after=times[1],
@@ -197,41 +264,54 @@ def _quantize(
         head_precision=used_precision,
         weights=recipe.weights,
         random_weights=recipe.random_weights,
-        settings={"calibration_images": len(pixels), "float_share": float_share},
-        notes=tuple(notes),
+        settings=settings,
+        refit_kept=refit.kept,
+        notes=tuple(remarks),
     )
 
 
+def _speed_notes(before: float, after: float, *, processor: ProcessorKind) -> list[str]:
+    """Return what must be said of milliseconds measured here, and of the processor they were measured on."""
+    notes = []
+    if after > before:
+        notes.append(
+            f"INT8 is slower here: {after:.3g} ms against {before:.3g} ms in floats (one image, ONNX Runtime, "
+            f"{processor_name()}); it is smaller, not faster"
+        )
+    if processor == "vnni" and not processor_has_int8():
+        notes.append(
+            f"the model is for processors with VNNI, which {processor_name()} has not: sums saturate here, and "
+            "accuracy and speed are those of this processor; --processor any answers alike everywhere"
+        )
+    return notes
+
+
 def quantized_model(
-    model: MergedModel, pixels: npt.NDArray[np.uint8], *, float_share: float = FLOAT_SHARE
+    model: MergedModel,
+    pixels: npt.NDArray[np.uint8],
+    *,
+    float_share: float = FLOAT_SHARE,
+    processor: ProcessorKind = "any",
 ) -> MergedModel:
     """Return `model` with its backbone's stored scales, rounded weights and corrected biases; the head is the old one.
 
     `pixels` (n, height, width, 3) uint8: training images. `float_share`: of the multiplications, left in floats.
+    `processor`: as of `quantize`.
     """
-    from featcache.graph.write import write_onnx
+    folded = fold_model(model)
+    return with_integers(folded, _calibrated(folded, pixels, float_share, processor))
 
-    size = model.preprocessing
-    network, folded = folded_copy(model.backbone.network, height=size.height, width=size.width)
-    surgery = Surgery({**model.surgery.folded, **folded}, model.surgery.widths)
-    backbone = wrap_network(network, model.recipe, outputs=model.backbone.outputs)
-    plain = MergedModel(backbone, model.fitted_head, recipe=model.recipe, surgery=surgery, lineage=model.lineage)
-    with tempfile.TemporaryDirectory() as folder:
-        graph = onnx.load(str(write_onnx(plain, Path(folder) / "float.onnx", outputs=("features",))))
-    state = {name: tensor for name, tensor in plain.state_dict().items() if name.startswith("backbone.")}
-    adjustable = frozenset(
-        tensor.name
-        for tensor in graph.graph.initializer
-        if tensor.name in state and np.array_equal(onnx.numpy_helper.to_array(tensor), state[tensor.name].numpy())
-    )
-    calibrated = calibrate(graph, pixels, nodes=integer_nodes(graph, float_share=float_share), adjustable=adjustable)
-    with torch.no_grad():
-        for name, values in calibrated.values.items():
-            state[name].copy_(torch.from_numpy(values))
-    return MergedModel(
-        backbone, model.fitted_head, recipe=model.recipe, surgery=surgery, quantization=calibrated.quantization,
-        lineage=model.lineage,
-    )  # fmt: skip
+
+def _calibrated(
+    folded: FoldedModel, pixels: npt.NDArray[np.uint8], float_share: float, processor: ProcessorKind
+) -> Calibrated:
+    nodes = integer_nodes(folded.graph, float_share=float_share)
+    return calibrate(folded.graph, pixels, nodes=nodes, adjustable=folded.adjustable, limit=weight_limit(processor))
+
+
+def weight_limit(processor: ProcessorKind) -> int:
+    """Return the largest integer of a weight for `processor`."""
+    return LIMIT if processor == "any" else FULL_LIMIT
 
 
 def integer_nodes(graph: onnx.ModelProto, *, float_share: float) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import os
 import shutil
 import time
@@ -17,6 +16,7 @@ import numpy as np
 
 from featcache.backbone.backbone import Backbone
 from featcache.cache import FeatureCache, borrow_cache
+from featcache.compress.keeping import CHANCE, sign_test
 from featcache.compress.recovery import (
     BATCH_SIZE,
     CHECKPOINT_SECONDS,
@@ -45,7 +45,6 @@ from featcache.model.reference import logits_of_images
 from featcache.system.files import refuse_existing
 
 NOT_KEPT = "val says that training made the network no better: it stays as it was"
-_CHANCE = 0.05  # two-sided, of flips as uneven as those seen if neither head were better
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +172,7 @@ def recover(
     )
     place = Path(out)
     refuse_existing(place, overwrite=overwrite)
-    work = _work_of(place)
+    work = work_of(place)
     with borrow_cache(cache) as opened:
         source = open_source(model, opened, dataset=dataset)
         before = float_features(source)
@@ -241,17 +240,18 @@ def recovered_step(
     settings = RecoverySettings(minutes=minutes)
     teacher = source.model if source.model.recipe.model_digest is None else None
     backbone = copy.deepcopy(compressed.backbone)
-    recovery = recover_network(backbone, source, settings, work=_work_of(out), teacher=teacher, say=say)
+    recovery = recover_network(backbone, source, settings, work=work_of(out), teacher=teacher, say=say)
     model = with_network(compressed, backbone.network) if recovery.kept else compressed
     return model, recovery.to_lineage(settings)
 
 
 def finish_step(out: Path) -> None:
     """Remove what `recovered_step` kept to go on from."""
-    shutil.rmtree(_work_of(out))
+    shutil.rmtree(work_of(out))
 
 
-def _work_of(out: Path) -> Path:
+def work_of(out: Path) -> Path:
+    """Return where work on `out` is kept to go on from."""
     return out.with_name(f"{out.name}.work")
 
 
@@ -263,9 +263,9 @@ def _refitted(source: Source, backbone: Backbone) -> tuple[MergedModel, Features
         recipe = dataclasses.replace(
             model.recipe, engine=engine.name, engine_version=engine.version, precision=engine.precision
         )
-        after, head, notes = extract_and_refit(source, engine=engine, recipe=recipe)
-    final = MergedModel(model.backbone, head, recipe=recipe, surgery=model.surgery, lineage=model.lineage)
-    return final, after, notes
+        refit = extract_and_refit(source, engine=engine, recipe=recipe)
+    final = MergedModel(model.backbone, refit.head, recipe=recipe, surgery=model.surgery, lineage=model.lineage)
+    return final, refit.features, refit.notes
 
 
 def _worse_beyond_chance(old: Head, new: Head, *, before: Features, after: Features) -> bool:
@@ -278,8 +278,4 @@ def _worse_beyond_chance(old: Head, new: Head, *, before: Features, after: Featu
 
     was, is_now = right(old, before["val"]), right(new, after["val"])
     gained, lost = int(np.sum(is_now & ~was)), int(np.sum(was & ~is_now))
-    flips = gained + lost
-    if lost <= gained:
-        return False
-    tail = sum(math.comb(flips, k) for k in range(gained + 1)) / 2**flips
-    return bool(2 * tail < _CHANCE)
+    return lost > gained and sign_test(gained, lost) < CHANCE

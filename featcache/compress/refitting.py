@@ -1,6 +1,7 @@
 """Refit the head on the compressed backbone's own features: what makes most of what compression lost come back.
 
-The features are extracted into a temporary cache by the machinery that built the first one, from the same images.
+The features are extracted into a temporary cache by the machinery that built the first one, from the same images. A
+refit that val says is worse than the old head on these features is dropped.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache import FeatureCache, open_cache
+from featcache.compress.keeping import reason_to_drop
 from featcache.engines import Engine
 from featcache.errors import InputError, MissingError
 from featcache.extract.build import Extractor, build_cache
@@ -88,11 +90,25 @@ def float_features(source: Source) -> Features:
             return _features(cache, source.dataset, recipe.outputs)
 
 
-def extract_and_refit(source: Source, *, engine: Engine, recipe: Recipe) -> tuple[Features, Head, tuple[str, ...]]:
-    """Return the compressed backbone's features, the head trained on them with the old one's settings, and its notes.
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """The compressed backbone's `features`, and the `head` to ship on them.
 
-    `engine`, `recipe`: of the compressed backbone. Raises `MissingError` where images of the data set are gone,
-    `InputError` for a head that scales its outputs apart.
+    `kept`: whether that is the head fitted on these features; else it is the old one, and `notes` say why.
+    """
+
+    features: Features
+    head: Head
+    kept: bool
+    notes: tuple[str, ...]
+
+
+def extract_and_refit(source: Source, *, engine: Engine, recipe: Recipe) -> Refit:
+    """Return the compressed backbone's features and a head trained on them with the old one's settings.
+
+    Where val says that the new head is worse on these features than the old one, the old one stays. Without a val split
+    nothing can be said and the new one ships. `engine`, `recipe`: of the compressed backbone. Raises `MissingError`
+    where images of the data set are gone, `InputError` for a head that scales its outputs apart.
     """
     settings = dict(source.model.fitted_head.settings)
     if len(recipe.outputs) < len(source.model.backbone.outputs) and settings.pop("block_scales", None) is not None:
@@ -102,7 +118,16 @@ def extract_and_refit(source: Source, *, engine: Engine, recipe: Recipe) -> tupl
     recipe = dataclasses.replace(recipe, views=source.cache.recipe.views if settings.get("views") else 1)
     with tempfile.TemporaryDirectory() as folder, _extract(source, engine, recipe, Path(folder)) as cache:
         fit = refit_head(cache, settings, dataset=source.dataset)
-        return _features(cache, source.dataset, recipe.outputs), fit.head, fit.notes
+        features = _features(cache, source.dataset, recipe.outputs)
+    old = source.model.fitted_head
+    reason = reason_to_drop(old, fit.head, features["val"]) if "val" in features else None
+    if reason is None:
+        return Refit(features, fit.head, True, fit.notes)
+    # the settings stay those of the refit: what would be trained from this cache
+    kept = dataclasses.replace(
+        old, columns=fit.head.columns, fingerprint=fit.head.fingerprint, settings=fit.head.settings
+    )
+    return Refit(features, kept, False, (*fit.notes, f"the refitted head is not kept, the old one is: {reason}"))
 
 
 def _extract(source: Source, engine: Engine, recipe: Recipe, folder: Path) -> FeatureCache:
@@ -148,10 +173,13 @@ class AccuracyComparison:
     val_accuracy_after_refit: float | None
 
 
-def compare_accuracy(old: Head, new: Head, *, before: Features, after: Features) -> AccuracyComparison:
+def compare_accuracy(
+    old: Head, new: Head, *, before: Features, after: Features, unfitted: Head | None = None
+) -> AccuracyComparison:
     """Return what `old` scores on the float model's features and on the compressed one's, and what `new` scores there.
 
-    The pairs of images are the same in both, in the same order; `InputError` where they are not.
+    The pairs of images are the same in both, in the same order; `InputError` where they are not. `unfitted`: the old
+    head as it reads the compressed features, where it had to be changed for that.
     """
     split = next(name for name in SPLITS if name in before and name in after)
     exact, rough = before[split], after[split]
@@ -171,7 +199,7 @@ def compare_accuracy(old: Head, new: Head, *, before: Features, after: Features)
         split,
         len(exact.targets),
         score(old, exact),
-        score(old, rough),
+        score(old if unfitted is None else unfitted, rough),
         score(new, rough),
         gained,
         lost,

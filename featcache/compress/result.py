@@ -14,10 +14,13 @@ class CompressResult:
 
     `parameters`, `macs` (multiply-accumulates per image), `bytes_after`, `latency_ms_after` (one image, ONNX Runtime,
     all processors) are those of the ONNX file the MODEL exports to; the others of the one it was made from.
-    `sparsity`: share of exact zeros among the weights. Accuracies are on the `n` images of `split`, the best one there
-    is (test, val, else train): of the model before (`accuracy_float`), of its old head on the compressed backbone
+    `compressed_bytes_before`, `compressed_bytes_after`: both files under zlib. `sparsity`: share of exact zeros among
+    the weights, which save bytes in a compressed file alone. Accuracies are on the `n` images of `split`, the best one
+    there is (test, val, else train): of the model before (`accuracy_float`), of its old head on the compressed backbone
     (`accuracy_before_refit`), of the refitted head, rounded as it ships (`accuracy_after_refit`). For a regression task
     they are R², for multi-label the mean average precision.
+    `refit_kept`: whether the head that ships is the refitted one; where val says that it is worse than the old one, the
+    old one ships, `accuracy_after_refit` is of that, and `notes` say why.
     `val_accuracy_float`, `val_accuracy_after_refit`: the same on val, to choose by; None without val.
     `gained`, `lost`: images of `split` that only the compressed, only the float model gets right (classification).
     """
@@ -31,6 +34,8 @@ class CompressResult:
     sparsity: float
     bytes_before: int
     bytes_after: int
+    compressed_bytes_before: int
+    compressed_bytes_after: int
     split: str
     n: int
     accuracy_float: float
@@ -48,6 +53,7 @@ class CompressResult:
     weights: str
     random_weights: bool
     settings: Mapping[str, Any] = field(default_factory=dict)
+    refit_kept: bool = True
     notes: tuple[str, ...] = ()
 
     @property

@@ -15,6 +15,8 @@ from torch import Tensor
 # Symmetric, and half of int8's range: x86 processors without VNNI add two products of an unsigned byte and a signed one
 # in 16 bits (vpmaddubsw), which saturate; 255 · 64 twice fits. One file then computes the same on every processor.
 LIMIT = 64
+# Symmetric, of all 255 levels: for processors that add such products in 32 bits.
+FULL_LIMIT = 127
 _DAMPING = 0.01  # of the mean diagonal (GPTQ's own)
 _SMALLEST = 1e-8
 _MOST_EXACT = 1024  # inputs of an output whose factorisation is done in float64; damped, larger ones bear float32
@@ -53,21 +55,22 @@ class MomentsSum:
         return InputMoments(covariance, mean)
 
 
-def channel_scales(weight: Tensor) -> Tensor:
-    """Return the int8 scale (n_out,) float32 of each output channel of `weight` (n_out, …): its largest value / 64."""
-    return (weight.flatten(1).abs().amax(dim=1) / LIMIT).clamp(min=_SMALLEST).float()
+def channel_scales(weight: Tensor, *, limit: int = LIMIT) -> Tensor:
+    """Return the int8 scale (n_out,) float32 of each channel of `weight` (n_out, …): its largest value / `limit`."""
+    return (weight.flatten(1).abs().amax(dim=1) / limit).clamp(min=_SMALLEST).float()
 
 
-def round_nearest(weight: Tensor, scales: Tensor) -> Tensor:
-    """Return `weight` (n_out, …) on the grid of `scales` (n_out,), each value rounded to the nearest."""
+def round_nearest(weight: Tensor, scales: Tensor, *, limit: int = LIMIT) -> Tensor:
+    """Return `weight` (n_out, …) on the grid of `scales` (n_out,), each to the nearest of the integers to ±`limit`."""
     steps = scales.view(-1, *[1] * (weight.ndim - 1))
-    return torch.clamp(torch.round(weight / steps), -LIMIT, LIMIT) * steps
+    return torch.clamp(torch.round(weight / steps), -limit, limit) * steps
 
 
-def round_jointly(weight: Tensor, scales: Tensor, moments: InputMoments) -> Tensor:
+def round_jointly(weight: Tensor, scales: Tensor, moments: InputMoments, *, limit: int = LIMIT) -> Tensor:
     """Return `weight` (n_out, …) float32 on the grid of `scales` (n_out,), rounded for inputs with these moments.
 
-    The outputs are split evenly over the groups of the moments, in order; d values per output.
+    The outputs are split evenly over the groups of the moments, in order; d values per output. `limit`: the largest
+    integer.
     """
     groups, d, _ = moments.covariance.shape
     covariance = moments.covariance.to(torch.float64 if d <= _MOST_EXACT else torch.float32)
@@ -89,7 +92,7 @@ def round_jointly(weight: Tensor, scales: Tensor, moments: InputMoments) -> Tens
         block, errors = left[:, :, start:stop].clone(), torch.empty_like(left[:, :, start:stop])
         for column in range(stop - start):
             row = start + column
-            value = torch.clamp(torch.round(block[:, :, column] / steps), -LIMIT, LIMIT) * steps
+            value = torch.clamp(torch.round(block[:, :, column] / steps), -limit, limit) * steps
             rounded[:, :, row] = value
             error = (block[:, :, column] - value) / spread[:, None, row, row]
             block[:, :, column:] -= error[:, :, None] * spread[:, None, row, row:stop]
@@ -97,4 +100,4 @@ def round_jointly(weight: Tensor, scales: Tensor, moments: InputMoments) -> Tens
         left[:, :, stop:] -= errors @ spread[:, start:stop, stop:]  # the others wait for the whole block: one product
     back = torch.argsort(order, dim=1)
     rounded = torch.gather(rounded, 2, back[:, None, :].expand_as(rounded)).reshape(weight.shape)
-    return round_nearest(rounded.float(), scales)
+    return round_nearest(rounded.float(), scales, limit=limit)

@@ -17,7 +17,8 @@ from featcache.compress.compensation import RIDGE, Moments
 
 # of the channels left, removed between two looks at the costs: one by one would be exact, and slow where a layer has
 # thousands of inputs
-_AT_ONCE = 1 / 48
+_AT_ONCE, _AT_ONCE_OF_MANY = 1 / 48, 1 / 16
+_MANY = 1024  # inputs of a layer
 
 
 @dataclass(slots=True)
@@ -85,6 +86,7 @@ def removal_order(
     readers = {name: _reader(weight, moments[name], width // unit, ridge) for name, weight in weights.items()}
     units = width // unit
     live = torch.arange(units)
+    share = _AT_ONCE if max(weight.shape[1] for weight in weights.values()) <= _MANY else _AT_ONCE_OF_MANY
     order: list[Tensor] = []
     snapshots: dict[int, dict[str, Tensor]] = {}
     errors, lost = {width: 0.0}, 0.0
@@ -92,7 +94,7 @@ def removal_order(
         while len(live) > wanted:
             cost = sum(reader.costs(live) for reader in readers.values())
             assert isinstance(cost, Tensor)
-            at_once = min(max(1, int(_AT_ONCE * len(live))), len(live) - wanted)
+            at_once = min(max(1, int(share * len(live))), len(live) - wanted)
             cheapest = cost.argsort(stable=True)[:at_once]
             gone = live[cheapest]
             for step, price in enumerate(cost[cheapest].tolist(), start=1):

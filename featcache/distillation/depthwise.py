@@ -83,10 +83,23 @@ def _patch(module: Any) -> None:
     usual = module.forward
 
     def forward(x: Tensor) -> Tensor:
-        if x.shape[2] >= module.kernel_size[0] or x.shape[3] >= module.kernel_size[1] or x.dtype != torch.float32:
+        if not is_small_map(x, module.kernel_size):
             return usual(x)  # type: ignore[no-any-return]
-        result: Tensor = _SmallMap.apply(x, module.weight, module.stride, module.padding)  # type: ignore[no-untyped-call]
         # a norm folded in while training lends the layer a bias
-        return result if module.bias is None else result + module.bias.view(1, -1, 1, 1)
+        return convolve_small_map(x, module.weight, module.bias, stride=module.stride, padding=module.padding)
 
     module.forward = forward
+
+
+def is_small_map(x: Tensor, kernel: tuple[int, ...]) -> bool:
+    """Return whether x (b, c, h, w) is to be convolved with this `kernel` by `convolve_small_map` for its gradient."""
+    small = x.shape[2] < kernel[0] and x.shape[3] < kernel[1]
+    return small and x.dtype == torch.float32 and x.device.type == "cpu"
+
+
+def convolve_small_map(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: tuple[int, ...], padding: tuple[int, ...]
+) -> Tensor:
+    """Return the convolution of x (b, c, h, w) with weight (c, 1, k, k), each channel with its own."""
+    result: Tensor = _SmallMap.apply(x, weight, stride, padding)  # type: ignore[no-untyped-call]
+    return result if bias is None else result + bias.view(1, -1, 1, 1)

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from featcache.errors import VerificationError
-from featcache.formats.drivers.torch_graph import TorchGraph
 from featcache.graph.nodes import Graph
+from featcache.graph.torch_graph import TorchGraph
 
 
 def trace_planar(single: Path, *, outputs: tuple[str, ...]) -> tuple[torch.jit.ScriptModule, tuple[int, int, int, int]]:

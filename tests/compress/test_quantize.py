@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,13 +15,13 @@ from conftest import write_photo
 from onnx import helper, numpy_helper
 
 from featcache.cache import open_cache
-from featcache.compress import CompressResult, apply_quantization, quantize
-from featcache.compress.layerwise import calibrate
+from featcache.compress import CompressResult, apply_quantization, quantization, quantize, refitting
+from featcache.compress.layerwise import _usual_error, calibrate
 from featcache.compress.measurement import graph_macs, integer_share
 from featcache.compress.quantization import calibration_pixels, integer_head, integer_nodes, quantized_model
-from featcache.compress.ranges import affine_qparams, fake_quantize, mse_range
+from featcache.compress.ranges import affine_qparams, fake_quantize, power_range
 from featcache.compress.refitting import SplitRows, open_source
-from featcache.compress.rounding import LIMIT, MomentsSum, channel_scales, round_jointly, round_nearest
+from featcache.compress.rounding import FULL_LIMIT, LIMIT, MomentsSum, channel_scales, round_jointly, round_nearest
 from featcache.errors import ExistsError, FormatError, InputError, MissingError
 from featcache.extract.build import build_cache
 from featcache.graph.cost import node_macs
@@ -29,6 +30,7 @@ from featcache.graph.write import write_onnx
 from featcache.heads import LinearHead
 from featcache.model.directory import load_model
 from featcache.model.golden import Golden
+from featcache.model.merged import MergedModel
 from featcache.model.merging import merge
 from featcache.model.quantization import Quantization, QuantParams, along_axis
 from featcache.model.reference import load_pixels
@@ -189,7 +191,63 @@ def test_what_cannot_be_quantized_is_refused(place: Path, result: CompressResult
         quantize(place / "model", cache=place / "cache", out=tmp_path / "x", head_precision="int4")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="float_share"):
         quantize(place / "model", cache=place / "cache", out=tmp_path / "x", float_share=2)
+    with pytest.raises(InputError, match="processor must be 'any', 'vnni' or 'arm', got 'z80'"):
+        quantize(place / "model", cache=place / "cache", out=tmp_path / "x", processor="z80")  # type: ignore[arg-type]
     assert not (tmp_path / "x").exists()
+
+
+def test_a_model_for_one_kind_of_processor_has_all_levels(place: Path) -> None:
+    """±127 where products are added in 32 bits; ±64, and the bytes as ever, for any."""
+    float_model = load_model(place / "model")
+    pixels = load_pixels(Golden.load(place / "model" / "golden").images[:4], float_model.preprocessing)
+
+    def largest(model: MergedModel) -> int:
+        assert model.quantization is not None
+        state = model.state_dict()
+        return max(
+            int(np.abs(quantize_weight(state[name].numpy(), params).astype(np.int32)).max())
+            for name, params in model.quantization.weights.items()
+        )
+
+    assert largest(quantized_model(float_model, pixels)) == LIMIT
+    assert largest(quantized_model(float_model, pixels, processor="vnni")) == FULL_LIMIT
+    assert largest(quantized_model(float_model, pixels, processor="arm")) == FULL_LIMIT
+
+
+def test_a_refit_that_val_says_is_worse_is_not_kept(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = refitting.refit_head
+
+    def mirrored(*arguments: Any, **options: Any) -> Any:
+        """A head that is wrong wherever the fitted one is right."""
+        result = fit(*arguments, **options)
+        head = result.head
+        return dataclasses.replace(result, head=dataclasses.replace(head, weight=-head.weight, bias=-head.bias))
+
+    monkeypatch.setattr(refitting, "refit_head", mirrored)
+    monkeypatch.setattr(refitting, "reason_to_drop", lambda old, new, rows: "it was turned round")
+    result = quantize(place / "model", cache=place / "cache", out=tmp_path / "kept", head_precision="float")
+    assert not result.refit_kept and not result.to_json()["refit_kept"]
+    assert any("the refitted head is not kept, the old one is: it was turned round" in note for note in result.notes)
+    model, old = load_model(tmp_path / "kept"), load_model(place / "model").fitted_head
+    np.testing.assert_array_equal(model.fitted_head.arrays()["weight"], old.arrays()["weight"])
+    assert model.lineage[-1]["refit_kept"] is False
+    assert model.recipe.fingerprint == model.fitted_head.fingerprint
+    assert result.accuracy_after_refit == result.accuracy_before_refit
+
+
+def test_integers_that_are_slower_here_are_said_to_be() -> None:
+    assert quantization._speed_notes(2.0, 1.0, processor="any") == []
+    (note,) = quantization._speed_notes(0.86, 1.08, processor="any")
+    assert note.startswith("INT8 is slower here: 1.08 ms against 0.86 ms in floats")
+
+
+def test_a_file_for_vnni_says_so_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "processor_has_int8", lambda: False)
+    (note,) = quantization._speed_notes(2.0, 1.0, processor="vnni")
+    assert "sums saturate here" in note
+    assert quantization._speed_notes(2.0, 1.0, processor="any") == []
 
 
 def test_a_cache_of_another_recipe_is_refused(place: Path, tmp_path: Path) -> None:
@@ -288,9 +346,18 @@ def test_covering_holds_zero_exactly_and_the_ends_nearly(low: float, high: float
 
 def test_best_range_clips_outliers_but_not_plain_values() -> None:
     plain = torch.linspace(-1, 1, 100_001)
-    assert mse_range(plain).scale[0] == pytest.approx(2 / 255, rel=0.03)
+    assert power_range(plain).scale[0] == pytest.approx(2 / 255, rel=0.03)
     spiked = torch.cat([plain * 0.05, torch.tensor([1.0, -1.0])])
-    assert mse_range(spiked).scale[0] < 1.7 / 255
+    assert power_range(spiked).scale[0] < 1.7 / 255
+
+
+def test_a_range_spends_nothing_where_its_reader_tells_nothing_apart() -> None:
+    """Hard swish makes 0 of everything below -3, however far below."""
+    values = torch.cat([torch.linspace(-3, 3, 1001), torch.linspace(-40, -3, 1001)])
+    found = power_range(values, least=-3.0)
+    assert found.scale[0] == pytest.approx(6 / 255, rel=0.03)
+    assert power_range(values).scale[0] > 3 * found.scale[0]
+    assert power_range(values, least=-3.0, most=1.0).scale[0] == pytest.approx(4 / 255, rel=0.03)
 
 
 def test_bias_correction_takes_back_the_mean_error() -> None:
@@ -320,6 +387,15 @@ def test_bias_correction_takes_back_the_mean_error() -> None:
     fixed = outputs(found.values["w"], found.values["b"]).mean(dim=(0, 2, 3))
     plain = outputs(found.values["w"], np.zeros(4, np.float32)).mean(dim=(0, 2, 3))
     assert (fixed - exact).abs().max() < 0.2 * (plain - exact).abs().max().clamp(min=0.5)
+
+
+def test_the_usual_error_is_not_moved_by_a_few_clipped_values() -> None:
+    """One value in ten was clipped by 40: the other nine are right, and a bias must leave them so."""
+    difference = torch.randn(4, 2, 10, 10, generator=torch.Generator().manual_seed(0)) * 0.01
+    difference[:, 1] += 0.5
+    difference[:, :, 0] += 40
+    assert torch.allclose(_usual_error(difference), torch.tensor([0.0, 0.5]), atol=0.01)
+    assert difference.mean(dim=(0, 2, 3))[0] > 3
 
 
 def test_dataclass_result_is_frozen(result: CompressResult) -> None:

@@ -19,7 +19,6 @@ from export_models import small_model
 from fake_mindspore import fake_mindspore
 from onnx import TensorProto, helper, numpy_helper
 
-from featcache.formats.drivers.torch_graph import TorchGraph
 from featcache.formats.interface import ModelFacts
 from featcache.formats.registry import find_target
 from featcache.formats.tfjs.operations import convert_graph as tfjs_graph
@@ -29,6 +28,7 @@ from featcache.formats.tflite.target import open_plain
 from featcache.graph.nodes import Graph
 from featcache.graph.operations import CLASSIFIER_OPERATIONS
 from featcache.graph.passes import fixed_batch
+from featcache.graph.torch_graph import TorchGraph
 from featcache.graph.write import write_onnx
 
 IMAGE = (1, 6, 5, 3)

@@ -21,7 +21,6 @@ from featcache.bundle.comparison import compare_with_reference
 from featcache.bundle.exporting import export
 from featcache.cli import app
 from featcache.errors import DependencyError, InputError, VerificationError
-from featcache.formats.drivers.torch_graph import TorchGraph
 from featcache.formats.interface import Converted, ModelFacts, Target
 from featcache.formats.openvino import OpenVinoTarget
 from featcache.formats.registry import find_target
@@ -29,6 +28,7 @@ from featcache.formats.status import install_targets, list_targets
 from featcache.formats.tools.environments import Environment, find_python
 from featcache.graph.nodes import Graph
 from featcache.graph.passes import write_single
+from featcache.graph.torch_graph import TorchGraph
 from featcache.graph.write import write_onnx
 from featcache.model.merged import MergedModel
 from featcache.model.quantization import Quantization, QuantParams, along_axis

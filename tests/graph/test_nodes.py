@@ -123,7 +123,8 @@ def test_graph_reader_needs_nothing_of_featcache(tmp_path: Path) -> None:
     onnx.save(graph_of("Relu").proto, tmp_path / "relu.onnx")
     code = (
         f"import sys; sys.modules['featcache'] = None; sys.path.insert(0, {str(DRIVERS)!r}); import graph_reader; "
-        f"print(graph_reader.graph_nodes().Graph.load({str(tmp_path / 'relu.onnx')!r}).nodes[0].kind)"
+        f"graph = graph_reader.graph_module('nodes').Graph.load({str(tmp_path / 'relu.onnx')!r}); "
+        "graph_reader.graph_module('torch_graph').TorchGraph(graph, outputs=('y',)); print(graph.nodes[0].kind)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "Relu\n"

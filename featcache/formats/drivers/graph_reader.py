@@ -1,6 +1,7 @@
-"""`featcache.graph.nodes` for a program in another environment: the package, and what it needs, may not be there.
+"""Files of `featcache.graph` for a program in another environment: the package, and what it needs, may not be there.
 
-The file is loaded by itself; it takes onnx and numpy, and a newer Python than 3.7.
+Each file is loaded by itself: ``nodes`` takes onnx and numpy, ``torch_graph`` numpy and torch, and both a newer Python
+than 3.7.
 """
 
 from __future__ import annotations
@@ -10,17 +11,17 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-_NAME = "featcache_graph_nodes"
-_PLACE = Path(__file__).resolve().parents[2] / "graph" / "nodes.py"
+_PLACE = Path(__file__).resolve().parents[2] / "graph"
 
 
-def graph_nodes() -> ModuleType:
-    """Return the module, loaded once."""
-    if _NAME not in sys.modules:
-        spec = importlib.util.spec_from_file_location(_NAME, _PLACE)
+def graph_module(name: str) -> ModuleType:
+    """Return the module `name` of that room, loaded once."""
+    alone = f"featcache_graph_{name}"
+    if alone not in sys.modules:
+        spec = importlib.util.spec_from_file_location(alone, _PLACE / f"{name}.py")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[_NAME] = module  # dataclasses look their module up
+        sys.modules[alone] = module  # dataclasses look their module up
         spec.loader.exec_module(module)
-    return sys.modules[_NAME]
+    return sys.modules[alone]

@@ -8,7 +8,6 @@ from typing import Any
 import graph_reader
 import protocol
 import torch
-import torch_graph
 
 
 class ExecuTorch(protocol.Program):
@@ -19,7 +18,8 @@ class ExecuTorch(protocol.Program):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        module = torch_graph.TorchGraph(graph_reader.graph_nodes().Graph.load(graph), integers=facts["integers"]).eval()
+        read = graph_reader.graph_module("nodes").Graph.load(graph)
+        module = graph_reader.graph_module("torch_graph").TorchGraph(read, integers=facts["integers"]).eval()
         image = torch.zeros(facts["shape"], dtype=torch.uint8)
         program = torch.export.export(module, (image,))
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])

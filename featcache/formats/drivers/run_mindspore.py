@@ -21,7 +21,7 @@ class MindSpore(protocol.Program):
         _use_processor()
         place = Path(folder) / "model.mindir"
         image = mindspore.Tensor(np.zeros(facts["shape"], dtype=np.uint8))
-        cell = mindspore_graph.MindSporeGraph(graph_reader.graph_nodes().Graph.load(graph))
+        cell = mindspore_graph.MindSporeGraph(graph_reader.graph_module("nodes").Graph.load(graph))
         mindspore.export(cell, image, file_name=str(place), file_format="MINDIR")
         if not place.exists():
             raise NotImplementedError("networks above a gigabyte: MindSpore keeps their weights in other files")

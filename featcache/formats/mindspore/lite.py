@@ -207,9 +207,9 @@ def write_opset(single: Path, path: Path) -> Path:
     import onnx
     import torch
 
-    from featcache.formats.drivers.torch_graph import TorchGraph
     from featcache.graph.nodes import Graph
     from featcache.graph.passes import describe, simplify
+    from featcache.graph.torch_graph import TorchGraph
 
     graph = Graph.load(single)
 

@@ -1,8 +1,11 @@
-"""The classifier's ONNX graph as a torch module, for tools that take torch programs only (ExecuTorch, Core ML, ncnn).
+"""The classifier's ONNX graph as a torch module, and what each of its operations is in torch.
 
-Every format is made from the one ONNX file, so a pruned or a quantized network needs no second description. What is
-quantized becomes torch's ``quantized_decomposed`` operations, which those tools lower to their own integer kernels.
-It imports nothing of featcache, the graph is handed in: it also runs inside the tools' own environments.
+For tools that take torch programs only (ExecuTorch, Core ML, ncnn): every format is made from the one ONNX file, so a
+pruned or a quantized network needs no second description. What is quantized becomes torch's ``quantized_decomposed``
+operations, which those tools lower to their own integer kernels. And for training the graph as it will be deployed,
+which takes its `OPERATIONS`.
+It imports nothing of featcache, the graph is handed in: a driver loads this one file inside a tool's own environment
+(`featcache.formats.drivers.graph_reader`).
 """
 
 from __future__ import annotations
@@ -81,7 +84,7 @@ class TorchGraph(torch.nn.Module):
             if node.kind in _QUANTIZERS:
                 values[node.output] = self._requantize(node, values)
                 continue
-            result = _OPERATIONS[node.kind]([self._value(name, values) for name in node.inputs], node)
+            result = OPERATIONS[node.kind]([self._value(name, values) for name in node.inputs], node)
             for name, value in zip(node.outputs, result if isinstance(result, tuple) else (result,), strict=False):
                 values[name] = value
         return tuple(values[self._source(name)] for name in self._outputs)
@@ -271,7 +274,8 @@ def _unary(function: Callable[[torch.Tensor], torch.Tensor]) -> Operation:
 
 Operation = Callable[[list[Any], "Node"], Any]
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_OPERATIONS: dict[str, Operation] = {
+# what has values computed from others; QuantizeLinear and DequantizeLinear depend on what the graph is made into
+OPERATIONS: dict[str, Operation] = {
     "Add": _binary(operator.add),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
@@ -318,4 +322,4 @@ _OPERATIONS: dict[str, Operation] = {
     "Transpose": lambda inputs, node: inputs[0].permute(node.attributes["perm"]),
     "Unsqueeze": _unsqueeze,
 }
-KINDS = frozenset(_OPERATIONS) | _QUANTIZERS  # the operations that have a torch form
+KINDS = frozenset(OPERATIONS) | _QUANTIZERS  # the operations that have a torch form

@@ -1,0 +1,67 @@
+"""Keep a step only where val does not say that it made things worse: paired, image by image."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.train.score import SCORE_NAMES, score_logits
+
+if TYPE_CHECKING:
+    from featcache.compress.refitting import SplitRows
+    from featcache.heads import Head
+
+CHANCE = 0.05  # two-sided: flips as uneven as this or more are no longer put down to chance
+
+
+def sign_test(gained: int, lost: int) -> float:
+    """Return how probable flips at least this uneven are where both ways are equally likely (exact, two-sided).
+
+    Of right and wrong answers before and after a step this is McNemar's exact test.
+
+    >>> sign_test(3, 3), round(sign_test(2, 12), 4)
+    (1.0, 0.0129)
+    """
+    n, fewer = gained + lost, min(gained, lost)
+    tail: int = sum(math.comb(n, k) for k in range(fewer + 1))
+    return min(1.0, tail / 2 ** (n - 1)) if n else 1.0
+
+
+def reason_to_drop(old: Head, new: Head, rows: SplitRows) -> str | None:
+    """Return why `new` is not to replace `old` by the rows of val, both on the same features; None where it may.
+
+    It may not where it scores lower beyond chance, nor where it scores lower by an amount that could be chance and its
+    loss, which every row has a say in, is larger too.
+    """
+    logits = [head.predict_logits(rows.features) for head in (old, new)]
+    before, after = (score_logits(values, rows.targets, task=old.task) for values in logits)
+    if after.value >= before.value:
+        return None
+    gained, lost = _won_and_lost(logits[0], logits[1], rows, task=old.task)
+    chance = sign_test(gained, lost)
+    beyond_chance = lost > gained and chance < CHANCE
+    if not beyond_chance and after.loss <= before.loss:
+        return None
+    figures = f"{SCORE_NAMES[old.task].replace('_', ' ')} {before.value:.4g} before, {after.value:.4g} after"
+    why = "beyond chance" if beyond_chance else "and its loss larger"
+    return (
+        f"val says that it is worse, {why}: {figures}, {gained} images won and {lost} lost of {len(rows.targets)} "
+        f"(p = {chance:.2g})"
+    )
+
+
+def _won_and_lost(
+    before: npt.NDArray[np.float32], after: npt.NDArray[np.float32], rows: SplitRows, *, task: str
+) -> tuple[int, int]:
+    """Return of how many images the answer became right (its error smaller), and of how many wrong (larger)."""
+    if task == "classification":
+        right = [values.argmax(axis=1) == rows.targets for values in (before, after)]
+        return int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
+    losses = [
+        np.array([score_logits(values[i : i + 1], rows.targets[i : i + 1], task=task).loss for i in range(len(values))])
+        for values in (before, after)
+    ]
+    return int((losses[1] < losses[0]).sum()), int((losses[1] > losses[0]).sum())
