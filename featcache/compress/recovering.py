@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import os
 import shutil
 import time
@@ -17,6 +16,7 @@ import numpy as np
 
 from featcache.backbone.backbone import Backbone
 from featcache.cache import FeatureCache, borrow_cache
+from featcache.compress.keeping import CHANCE, sign_test
 from featcache.compress.recovery import (
     BATCH_SIZE,
     CHECKPOINT_SECONDS,
@@ -40,12 +40,11 @@ from featcache.errors import InputError
 from featcache.heads import Head
 from featcache.model.directory import save_model
 from featcache.model.golden import Golden
-from featcache.model.merged import MergedModel, changed_recipe, wrap_network
+from featcache.model.merged import MergedModel, with_network
 from featcache.model.reference import logits_of_images
 from featcache.system.files import refuse_existing
 
 NOT_KEPT = "val says that training made the network no better: it stays as it was"
-_CHANCE = 0.05  # two-sided, of flips as uneven as those seen if neither head were better
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +241,7 @@ def recovered_step(
     teacher = source.model if source.model.recipe.model_digest is None else None
     backbone = copy.deepcopy(compressed.backbone)
     recovery = recover_network(backbone, source, settings, work=work_of(out), teacher=teacher, say=say)
-    model = _with_backbone(compressed, backbone) if recovery.kept else compressed
+    model = with_network(compressed, backbone.network) if recovery.kept else compressed
     return model, recovery.to_lineage(settings)
 
 
@@ -256,19 +255,9 @@ def work_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.work")
 
 
-def _with_backbone(model: MergedModel, backbone: Backbone) -> MergedModel:
-    """Return `model` with this trained backbone and the Recipe that names it by its digest; the head is the old one."""
-    made = MergedModel(
-        backbone, model.fitted_head, recipe=model.recipe, surgery=model.surgery, lineage=model.lineage
-    )  # fmt: skip
-    recipe = changed_recipe(made)
-    wrapped = wrap_network(backbone.network, recipe, outputs=backbone.outputs)
-    return MergedModel(wrapped, model.fitted_head, recipe=recipe, surgery=model.surgery, lineage=model.lineage)
-
-
 def _refitted(source: Source, backbone: Backbone) -> tuple[MergedModel, Features, tuple[str, ...]]:
     """Return the source's model with the trained `backbone` and a head fitted on its features; these; and notes."""
-    model = _with_backbone(source.model, backbone)
+    model = with_network(source.model, backbone.network)
     plan = source.cache.recipe
     with open_engine(model.backbone, engine=plan.engine, precision=plan.precision, cached=False) as engine:
         recipe = dataclasses.replace(
@@ -289,8 +278,4 @@ def _worse_beyond_chance(old: Head, new: Head, *, before: Features, after: Featu
 
     was, is_now = right(old, before["val"]), right(new, after["val"])
     gained, lost = int(np.sum(is_now & ~was)), int(np.sum(was & ~is_now))
-    flips = gained + lost
-    if lost <= gained:
-        return False
-    tail = sum(math.comb(flips, k) for k in range(gained + 1)) / 2**flips
-    return bool(2 * tail < _CHANCE)
+    return lost > gained and sign_test(gained, lost) < CHANCE

@@ -52,7 +52,7 @@ Minutes = float | Literal["auto"]
 
 LEARNING_RATE = 5e-4
 BATCH_SIZE = 32
-WARMUP_STEPS = 30
+WARMUP_STEPS = 10
 LONGEST_AUTO = 10.0  # minutes
 AUTO_EPOCHS = 20
 AUTO_LEAST_STEPS = 200
