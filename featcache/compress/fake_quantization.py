@@ -223,7 +223,7 @@ class FakeQuantized(nn.Module):
             if isinstance(value, nn.Parameter):
                 values[name] = self._on_grid(name, value, scales).cpu().numpy()
         weights = {name: along_axis(scale.tolist(), axis=self._weight(name).axis) for name, scale in scales.items()}
-        return Calibrated(values, Quantization(self.quantization.nodes, activations, weights))
+        return Calibrated(values, Quantization(self.quantization.nodes, activations, weights), math.nan)
 
     def _on_grid(self, name: str, value: Tensor, scales: Mapping[str, Tensor]) -> Tensor:
         if name not in scales:

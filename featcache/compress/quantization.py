@@ -51,6 +51,7 @@ QuantizeMethod = Literal["ptq", "qat"]
 ProcessorKind = Literal["any", "vnni", "arm"]
 
 CALIBRATION_IMAGES = 64
+_MOST_SMALL = 4  # times as many, of small images
 FLOAT_SHARE = 0.1  # of the multiplications, spent on the first convolutions: they cost most when rounded
 _MOST_FLOAT_CONVOLUTIONS = 0.15  # of all; integer kernels must stay the rule
 _HEAD_WEIGHT = "head.weight"
@@ -104,7 +105,7 @@ def quantize(
     dataset
         Which one of the cache, where it has several.
     calibration_images
-        How many training images the walk sees.
+        How many training images of 224 pixels the walk sees; as many pixels of smaller or larger ones.
     float_share
         The first convolutions, up to this share of the multiplications, stay in floats: they read pixels, have few
         channels, and their error reaches everything.
@@ -357,14 +358,17 @@ def integer_nodes(graph: onnx.ModelProto, *, float_share: float) -> list[str]:
 
 
 def calibration_pixels(source: Source, count: int) -> npt.NDArray[np.uint8]:
-    """Return up to `count` training images as the network's input, drawn by their digest: the same ones every time.
+    """Return training images as the network's input, drawn by their digest: the same ones every time.
+
+    As many as `count` images of 224 pixels hold, up to four times that: small images say little each, and of large ones
+    all are held at once, layer by layer.
 
     Raises `MissingError` where none can be read any more.
     """
     samples = source.cache.samples(source.dataset)
     chosen = source.cache.select(split="train", dataset=source.dataset, labelled=False).indices
     size = source.model.preprocessing
-    largest = max(1, count * 224 * 224 // max(224 * 224, size.height * size.width))  # all are held at once, per layer
+    largest = min(max(1, count * 224 * 224 // (size.height * size.width)), _MOST_SMALL * count)
     drawn = [index for _, index in sorted((samples.digests[index].tobytes(), int(index)) for index in chosen)]
     # the refit, which needs every image, says which ones are gone or have changed
     pixels = first_decoded(samples.sources(drawn), size, count=largest).pixels

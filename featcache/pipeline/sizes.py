@@ -22,6 +22,7 @@ from featcache.pipeline.parts import (
 )
 
 _NAMES = {"float": "float", "pruned": "pruned", "int8": "INT8", "small": "compressed"}
+_VERBS = {"float": "merge", "pruned": "prune", "int8": "quantize", "small": "compress"}
 
 
 def models_section(document: Mapping[str, Any]) -> str:
@@ -37,9 +38,7 @@ def models_section(document: Mapping[str, Any]) -> str:
     rows = []
     for entry in models:
         latency, name = median_of(entry.get("latency_ms")), str(entry.get("model", "model"))
-        step = mapping_in(
-            steps, {"float": "merge", "pruned": "prune", "int8": "quantize", "small": "compress"}.get(name, name)
-        )
+        step = mapping_in(steps, _VERBS.get(name, name))
         macs = step.get("macs")
         if name == "float":
             made = (mapping_in(steps, verb) for verb in ("prune", "quantize", "compress"))
