@@ -81,8 +81,8 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Remove channels, unused features or weights, and refit the head on the pruned backbone's own features."""
-    from featcache.compress import prune as prune_model
-    from featcache.compress.recovery import parse_minutes
+    from featcache.compression import prune as prune_model
+    from featcache.compression.recovery import parse_minutes
 
     result = prune_model(
         model,
@@ -121,8 +121,8 @@ def recover(
     as_json: Json = False,
 ) -> None:
     """Train a pruned model toward the float features in the cache, then refit its head."""
-    from featcache.compress import recover as recover_model
-    from featcache.compress.recovery import parse_minutes
+    from featcache.compression import recover as recover_model
+    from featcache.compression.recovery import parse_minutes
 
     result = recover_model(
         model, cache=cache, out=out, minutes=parse_minutes(minutes, option="--minutes"), teacher=teacher,
@@ -158,8 +158,8 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Quantize to INT8 with scales from the training images, then refit the head on the result's own features."""
-    from featcache.compress import quantize as quantize_model
-    from featcache.compress.recovery import parse_minutes
+    from featcache.compression import quantize as quantize_model
+    from featcache.compression.recovery import parse_minutes
 
     minutes = None if recover is None else parse_minutes(recover, option="--recover", words=("off", "auto"))
     result = quantize_model(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from featcache.cache import FeatureCache
-from featcache.compress.searching import FOLDER, MOST_MINUTES, CompressSearch, SearchTarget, search
+from featcache.compression.searching import FOLDER, MOST_MINUTES, CompressSearch, SearchTarget, search
 from featcache.model.merged import MergedModel
 from featcache.pipeline.page import FORMAT, VERSION, write_report
 from featcache.system.files import write_atomically

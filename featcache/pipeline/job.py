@@ -120,7 +120,7 @@ def run(
     """
     from featcache.bundle.exporting import export
     from featcache.bundle.title import report_title
-    from featcache.compress import prune, quantize
+    from featcache.compression import prune, quantize
     from featcache.model.merging import merge
     from featcache.pipeline.compressing import compress
     from featcache.pipeline.page import read_report, write_report
