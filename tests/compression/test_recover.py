@@ -88,11 +88,11 @@ def test_recovered_network_is_nearer_to_the_float_features(place: Path, tmp_path
     assert quantize(tmp_path / "r", cache=place / "cache", out=tmp_path / "q", calibration_images=4).n == result.n
 
 
-def test_pruning_recovers_in_the_same_step_and_zeros_stay_zeros(place: Path, tmp_path: Path, steps_of: Any) -> None:
+def test_pruning_recovers_in_the_same_step(place: Path, tmp_path: Path, steps_of: Any) -> None:
     steps_of(900)
     lines: list[str] = []
     result = prune(
-        place / "model", cache=place / "cache", out=tmp_path / "p", method="magnitude", amount=0.5, recover=0.02,
+        place / "model", cache=place / "cache", out=tmp_path / "p", method="channel", amount=0.3, recover=0.02,
         say=lines.append,
     )  # fmt: skip
     model = load_model(tmp_path / "p")
@@ -101,7 +101,14 @@ def test_pruning_recovers_in_the_same_step_and_zeros_stay_zeros(place: Path, tmp
     assert step["recovery"]["val_loss_after"] < step["recovery"]["val_loss_before"]
     assert result.settings["recovery"] == step["recovery"] and lines
     assert model.digest() == model.recipe.model_digest and not (tmp_path / "p.work").exists()
-    assert zero_share(model.backbone) == pytest.approx(0.5, abs=1e-4) and result.sparsity == zero_share(model)
+
+
+def test_zeros_stay_zeros(place: Path, tmp_path: Path, steps_of: Any) -> None:
+    steps_of(600)
+    prune(place / "model", cache=place / "cache", out=tmp_path / "p", method="magnitude", amount=0.5)
+    result = recover(tmp_path / "p", cache=place / "cache", out=tmp_path / "r", minutes=0.02, batch_size=8)
+    assert result.kept
+    assert zero_share(load_model(tmp_path / "r").backbone) == zero_share(load_model(tmp_path / "p").backbone) > 0.49
 
 
 class Swapped(nn.Module):
