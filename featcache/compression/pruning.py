@@ -121,10 +121,8 @@ def prune(
         raise InputError(f"--target must be 'macs', 'parameters' or 'latency', got {target!r}")
     if target != "macs" and method != "channel":
         raise InputError(f"--target {target} needs --method channel, got {method!r}")
-    if recover != "off" and method != "channel":
-        raise InputError(
-            f"--recover needs --method channel, got {method!r}: head loses nothing, and training would fill zeros"
-        )
+    if recover != "off" and method == "head":
+        raise InputError("--recover needs --method channel or magnitude: head loses nothing to win back")
     if recover != "off":
         RecoverySettings(minutes=recover)  # says what is wrong with it before anything is computed
     refuse_existing(Path(out), overwrite=overwrite)
@@ -191,19 +189,13 @@ def _prune(
     elif method == "channel":
         assert amount is not None
         network = remove_channels(source, amount=amount, target=target, macs=macs_before).network
-        changed = with_network(source.model, network)
-        done: dict[str, Any] = {}
-        notes: tuple[str, ...] = ()
-        if recover != "off":
-            changed, recovery = recovered_step(source, changed, recover, out=Path(out), say=say)
-            done = {"recovery": recovery}
-            notes = () if recovery["kept"] else (NOT_KEPT,)
-        pruned = _refitted(source, changed, done, notes)
+        pruned = _recovered(source, with_network(source.model, network), recover, Path(out), say)
     else:
         assert amount is not None
         assert pattern is not None
         sparse = zero_weights(source, amount=amount, pattern=pattern)
-        pruned = _refitted(source, with_network(source.model, sparse.network), {"pattern": pattern}, sparse.notes)
+        changed = with_network(source.model, sparse.network)
+        pruned = _recovered(source, changed, recover, Path(out), say, {"pattern": pattern}, sparse.notes)
     head = pruned.model.fitted_head
     comparison = compare_accuracy(
         source.model.fitted_head, head, before=before, after=pruned.features, unfitted=pruned.unfitted
@@ -260,6 +252,23 @@ def _prune(
         refit_kept=pruned.refit_kept,
         notes=tuple(said),
     )
+
+
+def _recovered(
+    source: Source,
+    changed: MergedModel,
+    recover: Minutes | Literal["off"],
+    out: Path,
+    say: Callable[[str], None],
+    settings: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> _Pruned:
+    """Return the `changed` model trained for so long, with the head that its own features make."""
+    done = dict(settings or {})
+    if recover != "off":
+        changed, done["recovery"] = recovered_step(source, changed, recover, out=out, say=say)
+        notes = (*notes, *(() if done["recovery"]["kept"] else (NOT_KEPT,)))
+    return _refitted(source, changed, done, notes)
 
 
 def _refitted(source: Source, changed: MergedModel, settings: Mapping[str, Any], notes: Sequence[str]) -> _Pruned:
