@@ -20,7 +20,7 @@ from featcache.compress.recovery import Minutes, Recovery, RecoverySettings, rec
 from featcache.compress.refitting import Source
 from featcache.model.quantization import QuantParams
 
-LEARNING_RATE = 1e-4
+LEARNING_RATE = 3e-5
 _REACH = np.float32(0.49)  # of a step: what rounds to the same integer
 
 
