@@ -20,8 +20,8 @@ from featcache.compress.recovery import Minutes, Recovery, RecoverySettings, rec
 from featcache.compress.refitting import Source
 from featcache.model.quantization import QuantParams
 
-# `featcache_nano` on tinyimagenet200, its features calibrated to an error of 0.0211: 0.0199 after 82 steps of 64 images. At
-# 1e-4 the error first rose to 0.0237, which early stopping may not wait for, and was 0.0199 after 136.
+# `featcache_nano` on tinyimagenet200, features calibrated to an error of 0.0211: 0.0199 after 82 steps of 64 images.
+# At 1e-4 the error first rose to 0.0237, which early stopping may not wait for, and was 0.0199 after 136.
 LEARNING_RATE = 3e-5
 _REACH = np.float32(0.49)  # of a step: what rounds to the same integer
 
