@@ -6,6 +6,9 @@ line and exits 1; a traceback therefore always means a bug.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class FeatcacheError(Exception):
     """Base of every error this package raises on purpose.
@@ -74,4 +77,8 @@ class VerificationError(FeatcacheError, RuntimeError):
 
 
 class BudgetError(FeatcacheError, RuntimeError):
-    """A requested budget (accuracy, bytes, latency) cannot be met; the message holds the best found."""
+    """A requested budget (accuracy, bytes, latency) cannot be met; message and `best`, JSON values, hold the best."""
+
+    def __init__(self, message: str, *, best: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.best = best

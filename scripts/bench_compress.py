@@ -103,7 +103,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return what one split of one data set gives: which test photos the float and the INT8 bundle get right."""
     from featcache.bundle.exporting import export
-    from featcache.compress import quantize
+    from featcache.compression import quantize
     from featcache.extract.build import build_cache
     from featcache.model.merging import merge
     from featcache.train.fit import train_head

@@ -73,7 +73,7 @@ def base_model(images: Path, work: Path, name: str) -> tuple[Path, Path]:
 
 def model_called(name: str, images: Path, work: Path) -> Path:
     """Return the MODEL directory of one of `MODELS`."""
-    from featcache.compress import prune, quantize
+    from featcache.compression import prune, quantize
 
     model, cache = base_model(images, work, name.partition("-")[0])
     if name.endswith("-pruned"):

@@ -148,7 +148,7 @@ def in_turns(runs: list[Any], shape: tuple[int, ...]) -> list[float]:
 
 def summary(dataset: str, method: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the accuracies over all parts, the paired flips and how probable they are by chance, bytes and speeds."""
-    from featcache.compress.keeping import sign_test
+    from featcache.compression.keeping import sign_test
 
     n = [part["n"] for part in parts]
     drops = [100 * (part["accuracy_float"] - part["accuracy_after_refit"]) for part in parts]

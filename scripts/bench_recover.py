@@ -104,7 +104,7 @@ def main() -> None:
         work = work / "quick"
         work.mkdir(parents=True, exist_ok=True)
         model, cache = small_example(work)
-        arguments.minutes, arguments.views, arguments.amount = "0.02,0.05", "1,2", 0.3
+        arguments.minutes, arguments.targets, arguments.views, arguments.amount = "0.02", "features,logits", "1,2", 0.3
     work.mkdir(parents=True, exist_ok=True)
     from featcache import prune
 

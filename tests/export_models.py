@@ -12,8 +12,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from featcache.backbone.load import load_backbone
-from featcache.compress.quantization import integer_nodes
-from featcache.compress.ranges import affine_qparams
+from featcache.compression.quantization import integer_nodes
+from featcache.compression.ranges import affine_qparams
 from featcache.formats.interface import ModelFacts
 from featcache.graph.qdq import consumers_of, integer_output
 from featcache.graph.write import write_onnx

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "featcache"
 # From the ground up: a room may import the ones before it. `featcache/README.md` says what each is for.
 ROOMS = (
     "errors", "system", "recipe", "images", "datasets", "backbone", "engines", "store", "cache", "extract", "heads",
-    "train", "distillation", "model", "graph", "compress", "formats", "runtime", "bundle", "pipeline",
+    "train", "distillation", "model", "graph", "compression", "formats", "runtime", "bundle", "pipeline",
     "verification", "sklearn", "testing", "cli",
 )  # fmt: skip
 MOST_ROOMS = 26  # with the package's own __init__

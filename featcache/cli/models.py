@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,7 @@ from featcache.cli.options import (
     QuantizeMethod,
     RecoverOption,
     RecoverTargets,
+    SearchTarget,
 )
 from featcache.cli.text import say, say_if_random, show
 
@@ -80,8 +81,8 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Remove channels, unused features or weights, and refit the head on the pruned backbone's own features."""
-    from featcache.compress import prune as prune_model
-    from featcache.compress.recovery import parse_minutes
+    from featcache.compression import prune as prune_model
+    from featcache.compression.recovery import parse_minutes
 
     result = prune_model(
         model,
@@ -120,8 +121,8 @@ def recover(
     as_json: Json = False,
 ) -> None:
     """Train a pruned model toward the float features in the cache, then refit its head."""
-    from featcache.compress import recover as recover_model
-    from featcache.compress.recovery import parse_minutes
+    from featcache.compression import recover as recover_model
+    from featcache.compression.recovery import parse_minutes
 
     result = recover_model(
         model, cache=cache, out=out, minutes=parse_minutes(minutes, option="--minutes"), teacher=teacher,
@@ -157,8 +158,8 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Quantize to INT8 with scales from the training images, then refit the head on the result's own features."""
-    from featcache.compress import quantize as quantize_model
-    from featcache.compress.recovery import parse_minutes
+    from featcache.compression import quantize as quantize_model
+    from featcache.compression.recovery import parse_minutes
 
     minutes = None if recover is None else parse_minutes(recover, option="--recover", words=("off", "auto"))
     result = quantize_model(
@@ -166,3 +167,40 @@ def quantize(
         processor=processor.value, dataset=dataset, overwrite=overwrite, say=say,
     )  # fmt: skip
     show(result.to_json(), as_json)
+
+
+@app.command()
+def compress(
+    model: ModelArgument,
+    cache: CacheOption,
+    out: OutOption,
+    max_drop: Annotated[
+        float, typer.Option(help="Largest loss: a share of the val images, decided pair by pair.")
+    ] = 0.01,
+    target: Annotated[SearchTarget, typer.Option(help="What is to be least: bytes, or time on this machine.")] = (
+        SearchTarget.size
+    ),
+    max_minutes: Annotated[float, typer.Option(help="No candidate is begun after that.")] = 40.0,
+    dataset: DatasetOption = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Find the smallest or fastest model within a budget of accuracy: pruned, recovered, INT8; refuse where none is."""
+    from featcache.errors import BudgetError
+    from featcache.pipeline.compressing import compress as compress_model
+
+    try:
+        result = compress_model(
+            model, cache=cache, out=out, max_drop=max_drop, target=target.value, max_minutes=max_minutes,
+            dataset=dataset, overwrite=overwrite, say=say,
+        )  # fmt: skip
+    except BudgetError as error:
+        if as_json:
+            show({"best": error.best}, as_json)
+        raise
+    show(result.to_json() if as_json else _without_lists(result.to_json()), as_json)
+
+
+def _without_lists(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the result without what a table of lines cannot show; it stands in the file of candidates."""
+    return {name: value for name, value in result.items() if name not in ("tried", "frontier")}

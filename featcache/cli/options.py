@@ -48,6 +48,13 @@ class PruneTarget(StrEnum):
     latency = "latency"
 
 
+class SearchTarget(StrEnum):
+    """What compress makes least."""
+
+    size = "size"
+    latency = "latency"
+
+
 class HeadPrecision(StrEnum):
     """How the head's weights are stored after quantization."""
 

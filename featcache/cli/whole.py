@@ -37,6 +37,10 @@ def run(
     std: StdOption = None,
     prune_amount: Annotated[float, typer.Option(help="Share of MACs to prune; 0: none.")] = 0.1,
     max_drop: Annotated[float, typer.Option(help="Largest loss on val with which a compressed model goes on.")] = 0.02,
+    budget_minutes: Annotated[
+        float | None,
+        typer.Option(help="Search so long for the smallest model within --max-drop, instead of --prune-amount."),
+    ] = None,
     formats: Annotated[str, typer.Option("--format", help="Device formats, comma-separated.")] = "onnx",
     store: Annotated[StoreKind, typer.Option(help="Storage of the cache.")] = StoreKind.lmdb,
     overwrite: Overwrite = False,
@@ -57,6 +61,7 @@ def run(
         head=single_head(stated_settings(context, settings)),
         prune_amount=prune_amount,
         max_drop=max_drop,
+        budget_minutes=budget_minutes,
         formats=formats.split(","),
         store=store.value,
         overwrite=overwrite,

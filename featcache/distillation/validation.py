@@ -47,9 +47,13 @@ class Validation:
 
     @property
     def stops(self) -> bool:
-        """Whether the loss has not fallen for `patience` checks."""
-        checked = [step for step, _ in self.history]
-        return bool(checked) and len(checked) - 1 - checked.index(self.best_step) >= self.patience
+        """Whether the loss has not fallen for `patience` checks, the first one after the start not counted.
+
+        Steps at a full learning rate lead away from a solved start before they lead below it: where training began is
+        what the result has to beat, not what each check has to.
+        """
+        trained = [loss for _, loss in self.history[1:]]
+        return bool(trained) and len(trained) - 1 - trained.index(min(trained)) >= self.patience
 
     def check(self, trainer: Trainer) -> None:
         """Measure the averaged weights of `trainer`, and remember them where they are the best so far."""

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from featcache.cache import open_cache
-from featcache.errors import InputError, VerificationError
+from featcache.errors import BudgetError, InputError, VerificationError
 from featcache.extract.build import build_cache
 from featcache.system.files import refuse_existing, write_atomically
 from featcache.train.fit import train_head
 from featcache.train.options import HeadOptions
 
-VARIANTS = ("float", "pruned", "int8")
+VARIANTS = ("float", "pruned", "int8", "small")
 
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """What `run` did, step by step, as the JSON of each verb (`prune` None where nothing was to be pruned).
+    """What `run` did, step by step, as the JSON of each verb, None where it had no part.
 
     `shipped`: which variant lies in the bundle at `bundle`. `table`: accuracy (of the test split, from the bundle's own
     files and image bytes; None without one), bytes and latency of each variant, measured here.
@@ -35,7 +35,8 @@ class RunReport:
     train: Mapping[str, Any]
     merge: Mapping[str, Any]
     prune: Mapping[str, Any] | None
-    quantize: Mapping[str, Any]
+    quantize: Mapping[str, Any] | None
+    compress: Mapping[str, Any] | None
     export: Mapping[str, Any]
     notes: tuple[str, ...]
     report_html: str
@@ -58,6 +59,7 @@ def run(
     head: HeadOptions | None = None,
     prune_amount: float = 0.1,
     max_drop: float = 0.02,
+    budget_minutes: float | None = None,
     formats: Sequence[str] = ("onnx",),
     store: str = "lmdb",
     task: str | None = None,
@@ -84,6 +86,9 @@ def run(
         Share of MACs that channel pruning removes, 0 for none.
     max_drop
         Largest loss of accuracy on val that a compression may cost, in [0, 1].
+    budget_minutes
+        Search for the smallest model within `max_drop` for so long (`compress`), instead of pruning by `prune_amount`
+        and quantizing once; where none is smaller within it, the float model ships and a note says so.
     formats
         Names of device formats, as in `export`.
     overwrite
@@ -115,12 +120,15 @@ def run(
     """
     from featcache.bundle.exporting import export
     from featcache.bundle.title import report_title
-    from featcache.compress import prune, quantize
+    from featcache.compression import prune, quantize
     from featcache.model.merging import merge
+    from featcache.pipeline.compressing import compress
     from featcache.pipeline.page import read_report, write_report
 
     if not 0 <= prune_amount < 1:
         raise InputError(f"prune_amount must be at least 0 and below 1, got {prune_amount!r}")
+    if budget_minutes is not None and not budget_minutes > 0:
+        raise InputError(f"--budget-minutes must be above 0, got {budget_minutes!r}: leave it out for no search")
     place = Path(out)
     report_json, report_html = place / "report.json", place / "report.html"
     refuse_existing(report_json, overwrite=overwrite)
@@ -147,28 +155,40 @@ def run(
     models = {name: place / "models" / name for name in VARIANTS}
     merged = merge(place / "head", cache, out=models["float"], overwrite=True)
 
-    pruned = None
-    source = "float"
-    if prune_amount > 0:
-        say(f"prune: {prune_amount:.0%} of the multiplications, then the head refitted")
-        pruned = prune(
-            models["float"], cache=cache, out=models["pruned"], method="channel", amount=prune_amount, overwrite=True
-        )
-        if _keeps(pruned.val_drop, max_drop):
-            source = "pruned"
-        else:
-            lost = _lost("pruning", pruned.val_drop, max_drop)
-            notes.append(f"{lost}: the INT8 model is made of the unpruned one")
-
-    say("quantize: INT8 scales from training images, then the head refitted")
-    quantized = quantize(models[source], cache=cache, out=models["int8"], overwrite=True)
-    notes += quantized.notes
-
-    shipped = "int8"
-    if quantized.val_drop is not None and not _keeps(quantized.val_drop, max_drop):
-        notes.append(f"{_lost('quantization', quantized.val_drop, max_drop)}: the bundle holds the {source} model")
-        shipped = source
-    made = ["float", *(["pruned"] if pruned else []), "int8"]
+    pruned = quantized = searched = None
+    source, shipped = "float", "int8"
+    if budget_minutes is not None:
+        say(f"compress: the smallest model that loses at most {max_drop:.1%} of val, for {budget_minutes:g} minutes")
+        shipped = "small"
+        try:
+            searched = compress(
+                models["float"], cache=cache, out=models["small"], max_drop=max_drop, max_minutes=budget_minutes,
+                overwrite=True, say=say,
+            )  # fmt: skip
+            notes += searched.notes
+        except BudgetError as error:
+            notes.append(f"the float model ships: {error}")
+            shipped = "float"
+    else:
+        if prune_amount > 0:
+            say(f"prune: {prune_amount:.0%} of the multiplications, then the head refitted")
+            pruned = prune(
+                models["float"], cache=cache, out=models["pruned"], method="channel", amount=prune_amount,
+                overwrite=True,
+            )  # fmt: skip
+            if _keeps(pruned.val_drop, max_drop):
+                source = "pruned"
+            else:
+                lost = _lost("pruning", pruned.val_drop, max_drop)
+                notes.append(f"{lost}: the INT8 model is made of the unpruned one")
+        say("quantize: INT8 scales from training images, then the head refitted")
+        quantized = quantize(models[source], cache=cache, out=models["int8"], overwrite=True)
+        notes += quantized.notes
+        if quantized.val_drop is not None and not _keeps(quantized.val_drop, max_drop):
+            notes.append(f"{_lost('quantization', quantized.val_drop, max_drop)}: the bundle holds the {source} model")
+            shipped = source
+    stages = {"float": True, "pruned": pruned, "int8": quantized, "small": searched}
+    made = [name for name, result in stages.items() if result]
     table, exported, bundle = [], {}, place / "bundle"
     for name in [name for name in made if name != shipped]:
         say(f"export: the {name} model, run from image bytes")
@@ -182,10 +202,10 @@ def run(
     try:
         exported[shipped] = export(models[shipped], out=bundle, formats=formats, cache=cache, overwrite=True)
     except VerificationError as error:
-        if shipped != "int8":
+        if shipped not in ("int8", "small"):
             raise
         # Integer kernels round between layers where the reference does not: a network can be too sensitive for that.
-        notes.append(f"int8: {error}: the bundle holds the {source} model")
+        notes.append(f"{shipped}: {error}: the bundle holds the {source} model")
         shipped = source
         say(f"export: the {shipped} model for the bundle")
         exported[shipped] = export(models[shipped], out=bundle, formats=formats, cache=cache, overwrite=True)
@@ -204,15 +224,20 @@ def run(
     with open_cache(cache) as opened:
         described = opened.info()["datasets"]
     shipped_name = f"int8 of {source}" if shipped == "int8" else shipped
+    if shipped == "small" and searched is not None:
+        shipped_name = " + ".join(searched.chosen["steps"])
     document = read_report(place / "bundle" / "report.json")
     steps: dict[str, Any] = {
         "build": built.to_json(),
         "train": trained.to_json(),
         "merge": merged.to_json(),
         "prune": pruned.to_json() if pruned else None,
-        "quantize": quantized.to_json(),
+        "quantize": quantized.to_json() if quantized else None,
+        "compress": searched.to_json() if searched else None,
     }
     document["title"] = report_title(_dataset_name(Path(images)), trained.classes, task=trained.task)
+    if searched is not None:
+        document |= {"candidates": list(searched.tried), "chosen": searched.chosen["name"]}
     document |= {"table": table, "datasets": described, "run": steps, "notes": notes, "shipped": shipped_name}
     write_atomically(report_json, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
     write_report(report_json, report_html, overwrite=True)

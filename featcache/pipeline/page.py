@@ -7,6 +7,7 @@ A report document is JSON with any of these keys; each that is there becomes a s
 - ``run``: ``{build, train, merge, prune, quantize}``, what the verbs print with ``--json``; ``notes``: lines;
 - ``export``: ``{formats: {name: …}}`` as `ExportReport.to_json`; ``evaluation``: as `Evaluation.to_json`, with
   ``mistakes`` ``[{path, label, predicted, probability, thumbnail}]``;
+- ``candidates``: what a search tried, as `Candidate.to_json`, and ``chosen``, the name of one;
 - ``steps``: the lineage, ``[{verb, …}]``.
 
 File names and labels come from strangers: everything is escaped, pictures are only taken as ``data:`` URIs, there is no
@@ -20,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from featcache.pipeline.candidates import candidates_section
 from featcache.pipeline.classes import confusion_section, mistakes_section, per_class_section
 from featcache.pipeline.headline import figures_section, warning_section
 from featcache.pipeline.history import machine_section, notes_section, steps_section, verbs_section
@@ -31,12 +33,13 @@ from featcache.system.files import refuse_existing, write_atomically
 from featcache.system.json import DocumentKind, read_document
 
 FORMAT = "featcache.report"
+VERSION = 1
 _DOCUMENT = DocumentKind(
     "a report",
     make="make one with 'featcache run' or 'featcache export'",
     renew="export again",
     format=FORMAT,
-    versions=(1,),
+    versions=(VERSION,),
 )
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -76,6 +79,7 @@ def render_report(document: Mapping[str, Any]) -> str:
         per_class_section(document),
         confusion_section(document),
         path_section(document),
+        candidates_section(document),
         verbs_section(document),
         steps_section(document),
         notes_section(document),

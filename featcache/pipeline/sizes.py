@@ -21,7 +21,8 @@ from featcache.pipeline.parts import (
     text,
 )
 
-_NAMES = {"float": "float", "pruned": "pruned", "int8": "INT8"}
+_NAMES = {"float": "float", "pruned": "pruned", "int8": "INT8", "small": "compressed"}
+_VERBS = {"float": "merge", "pruned": "prune", "int8": "quantize", "small": "compress"}
 
 
 def models_section(document: Mapping[str, Any]) -> str:
@@ -37,10 +38,11 @@ def models_section(document: Mapping[str, Any]) -> str:
     rows = []
     for entry in models:
         latency, name = median_of(entry.get("latency_ms")), str(entry.get("model", "model"))
-        step = mapping_in(steps, {"float": "merge", "pruned": "prune", "int8": "quantize"}.get(name, name))
+        step = mapping_in(steps, _VERBS.get(name, name))
         macs = step.get("macs")
         if name == "float":
-            macs = (mapping_in(steps, "prune") or mapping_in(steps, "quantize")).get("macs_before")
+            made = (mapping_in(steps, verb) for verb in ("prune", "quantize", "compress"))
+            macs = next((step["macs_before"] for step in made if "macs_before" in step), None)
         rows.append(
             [
                 text(_NAMES.get(name, name)),

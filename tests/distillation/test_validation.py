@@ -106,10 +106,12 @@ def test_loss_is_the_mean_over_all_held_out_images() -> None:
 def test_training_stops_after_so_many_checks_that_are_no_better() -> None:
     validation = Validation(1, Noise(), Answers(), every=1, patience=2)
     assert not validation.stops
-    for step, (loss, stops) in enumerate([(3.0, False), (2.0, False), (2.5, False), (2.2, True)]):
+    for step, (loss, stops) in enumerate([(1.5, False), (3.0, False), (2.0, False), (2.5, False), (2.2, True)]):
         validation.history.append((step, loss))
         assert validation.stops is stops
-    assert (validation.start, validation.best_step, validation.least) == (3.0, 1, 2.0)
+    assert (validation.start, validation.best_step, validation.least) == (1.5, 0, 1.5)
+    validation.history.append((5, 1.4))
+    assert (validation.best_step, validation.least, validation.stops) == (5, 1.4, False)
 
 
 def test_checkpoint_holds_history_and_best_weights() -> None:

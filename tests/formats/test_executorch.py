@@ -12,7 +12,7 @@ import pytest
 from export_models import small_model
 from onnx import numpy_helper
 
-from featcache.compress.quantization import quantized_model
+from featcache.compression.quantization import quantized_model
 from featcache.formats.executorch.integers import keep_integers
 from featcache.formats.interface import ModelFacts
 from featcache.formats.onnx import open_unoptimised

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from export_models import small_model
 
-from featcache.compress.quantization import quantized_model
+from featcache.compression.quantization import quantized_model
 from featcache.errors import FormatError
 from featcache.formats.interface import ModelFacts, Target
 from featcache.formats.mindspore.lite import plan_integers, write_opset, write_pointwise

@@ -1,0 +1,419 @@
+"""`quantize`: 8-bit integers for weights and activations, calibrated or trained, then the head's refit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+
+from featcache.cache import FeatureCache, borrow_cache
+from featcache.compression.folded import FoldedModel, fold_model, with_integers
+from featcache.compression.layerwise import Calibrated, calibrate
+from featcache.compression.measurement import compressed_bytes, integer_share, latencies_ms, zero_share
+from featcache.compression.qat import train_quantized, training_settings
+from featcache.compression.ranges import POWERS
+from featcache.compression.recovering import finish_step, work_of
+from featcache.compression.recovery import Minutes, RecoverySettings
+from featcache.compression.refitting import (
+    Features,
+    Source,
+    compare_accuracy,
+    extract_and_refit,
+    float_features,
+    open_source,
+)
+from featcache.compression.result import CompressResult
+from featcache.compression.rounding import FULL_LIMIT, LIMIT, MomentsSum, channel_scales, round_jointly
+from featcache.engines import open_engine
+from featcache.engines.session import open_session
+from featcache.errors import InputError, MissingError
+from featcache.graph.cost import node_macs
+from featcache.heads import Head, LinearHead
+from featcache.images.batches import first_decoded
+from featcache.model.directory import save_model
+from featcache.model.golden import Golden
+from featcache.model.merged import MergedModel, changed_recipe
+from featcache.model.quantization import Quantization, along_axis
+from featcache.model.reference import load_pixels
+from featcache.system.files import refuse_existing
+from featcache.system.processor import processor_has_int8, processor_name
+
+HeadPrecision = Literal["int8", "float"]
+QuantizeMethod = Literal["ptq", "qat"]
+ProcessorKind = Literal["any", "vnni", "arm"]
+
+CALIBRATION_IMAGES = 64
+_MOST_SMALL = 4  # times as many, of small images
+FLOAT_SHARE = 0.1  # of the multiplications, spent on the first convolutions: they cost most when rounded
+_MOST_FLOAT_CONVOLUTIONS = 0.15  # of all; integer kernels must stay the rule
+_HEAD_WEIGHT = "head.weight"
+MOST_MOVED = 0.05  # of the logits' spread that rounding a head may cost without a word
+_MOMENT_ROWS = 4096  # of features multiplied at a time
+
+
+def quantize(
+    model: MergedModel | str | os.PathLike[str],
+    *,
+    cache: FeatureCache | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    method: QuantizeMethod = "ptq",
+    recover: Minutes | Literal["off"] | None = None,
+    head_precision: HeadPrecision = "int8",
+    processor: ProcessorKind = "any",
+    dataset: str | None = None,
+    calibration_images: int = CALIBRATION_IMAGES,
+    float_share: float = FLOAT_SHARE,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> CompressResult:
+    """Write the INT8 form of a model and return its size, speed and accuracy, before and after.
+
+    Batch norms are folded; then a walk over the graph rounds each layer's weights (per output channel) for the inputs
+    it will really get, takes back the usual error with its bias, and chooses the range of its 8-bit output; of two such
+    walks, which choose ranges differently, the one that ends nearer to the float features counts. ``qat`` then trains
+    with the rounding inside, scales included, toward the cached float features; killed, the same call goes on from
+    ``OUT.work``. Then the backbone is final, and the head is fitted again on its features; a refit that val says is
+    worse is not kept.
+
+    Parameters
+    ----------
+    model
+        A MODEL directory, or the model itself; not quantized yet.
+    cache
+        The one that its head was trained on, with its images where they were.
+    out
+        The MODEL directory to write.
+    method
+        ``ptq``: calibrated, no training. ``qat``: trained from there, which val can refuse: then it is as ``ptq``.
+    recover
+        How long ``qat`` trains: minutes, or ``auto`` (the default) for what the data are worth. ``ptq`` takes ``off``.
+    head_precision
+        ``int8``: a linear head's weights are rounded per class; ``float``: they are not.
+    processor
+        What the file is for. ``any``: weights are integers of -64 to 64, whose sums are exact on every processor, so
+        that one file answers alike everywhere. ``vnni``, ``arm``: of -127 to 127, for processors that add products in
+        32 bits (x86 with VNNI or AMX, ARM); on an x86 processor without VNNI their sums saturate, and the file answers
+        otherwise there.
+    dataset
+        Which one of the cache, where it has several.
+    calibration_images
+        How many training images of 224 pixels the walk sees; as many pixels of smaller or larger ones.
+    float_share
+        The first convolutions, up to this share of the multiplications, stay in floats: they read pixels, have few
+        channels, and their error reaches everything.
+    overwrite
+        Replace what is at `out`.
+    say
+        Called with a line now and then while the network is trained.
+
+    Returns
+    -------
+    CompressResult
+        Size, work, speed and accuracy before and after, and after the refit.
+
+    Raises
+    ------
+    InputError
+        Where model and cache do not belong together, the model is quantized already, or a setting is out of range.
+    MissingError
+        Where the images are gone.
+    ExistsError
+        Where `out` exists and `overwrite` is false.
+
+    Examples
+    --------
+    >>> from featcache import quantize
+    >>> result = quantize("model", cache="cache", out="int8", calibration_images=4)
+    >>> result.bytes_after < 0.4 * result.bytes_before, result.head_precision
+    (True, 'int8')
+    """
+    if head_precision not in ("int8", "float"):
+        raise InputError(f"head_precision must be 'int8' or 'float', got {head_precision!r}")
+    if method not in ("ptq", "qat"):
+        raise InputError(f"--method must be 'ptq' or 'qat', got {method!r}")
+    if calibration_images < 1 or not 0 <= float_share <= 1:
+        raise InputError(
+            "calibration_images must be at least 1 and float_share from 0 to 1, got "
+            f"{calibration_images!r} and {float_share!r}"
+        )
+    training = _training(method, recover)
+    if processor not in get_args(ProcessorKind):
+        raise InputError(f"processor must be 'any', 'vnni' or 'arm', got {processor!r}")
+    refuse_existing(Path(out), overwrite=overwrite)
+    with borrow_cache(cache) as opened:
+        source = open_source(model, opened, dataset=dataset)
+        before = float_features(source)
+        pixels = calibration_pixels(source, calibration_images)
+        folded = fold_model(source.model)
+        found = _calibrated(folded, pixels, float_share, processor)
+        settings: dict[str, Any] = {
+            "method": method, "calibration_images": len(pixels), "float_share": float_share, "processor": processor,
+        }  # fmt: skip
+        notes: tuple[str, ...] = ()
+        if training is not None:
+            found, recovery = train_quantized(
+                folded, found, source, training, limit=weight_limit(processor), work=work_of(Path(out)), say=say
+            )
+            settings["training"] = recovery.to_lineage(training)
+            if not recovery.kept:
+                notes = ("val says that training made the integers no better: they are as calibrated",)
+        compressed = with_integers(folded, found)
+        with tempfile.TemporaryDirectory() as folder:
+            result = _finish(
+                source, before, compressed, Path(folder), out, head_precision, processor, overwrite, settings=settings,
+                notes=notes,
+            )  # fmt: skip
+        if training is not None:
+            finish_step(Path(out))
+        return result
+
+
+def _training(method: QuantizeMethod, recover: Minutes | Literal["off"] | None) -> RecoverySettings | None:
+    """Return how the network is trained, None for not at all; `InputError` where that does not go with the method."""
+    if method == "ptq":
+        if recover not in (None, "off"):
+            raise InputError(f"--recover must be 'off' with --method ptq, got {recover!r}: --method qat trains")
+        return None
+    if recover == "off":
+        raise InputError(
+            "--recover must be 'auto' or minutes with --method qat, got 'off': --method ptq trains nothing"
+        )
+    return training_settings("auto" if recover is None else recover)
+
+
+def _finish(
+    source: Source,
+    before: Features,
+    compressed: MergedModel,
+    folder: Path,
+    out: str | os.PathLike[str],
+    head_precision: str,
+    processor: ProcessorKind,
+    overwrite: bool,
+    *,
+    settings: Mapping[str, Any],
+    notes: tuple[str, ...],
+) -> CompressResult:
+    """Fit the head on the features of the `compressed` backbone, write the model, measure it."""
+    from featcache.graph.write import write_onnx
+
+    integer_graph = write_onnx(compressed, folder / "features.onnx", outputs=("features",))
+    with open_engine(integer_graph, engine="onnxruntime", precision="int8") as engine:
+        recipe = changed_recipe(
+            compressed, outputs=("features",), engine=engine.name, engine_version=engine.version,
+            precision=engine.precision, decoder="pillow", dct_scaling=False,
+        )  # fmt: skip
+        refit = extract_and_refit(source, engine=engine, recipe=recipe)
+    after, head, remarks = refit.features, refit.head, [*notes, *refit.notes]
+    quantization = compressed.quantization
+    assert quantization is not None
+    used_precision = "float"
+    if head_precision == "int8" and isinstance(head, LinearHead):
+        exact = head
+        head, quantization = integer_head(exact, quantization, after)
+        moved = _moved(exact, head, after)
+        if moved > MOST_MOVED:
+            remarks.append(
+                f"rounding the head's weights moved its answers by {moved:.0%} of their spread; --head-precision float "
+                "keeps them"
+            )
+        used_precision = "int8"
+    comparison = compare_accuracy(source.model.fitted_head, head, before=before, after=after)
+    step = {
+        "verb": "quantize",
+        **settings,
+        "head_precision": used_precision,
+        "refit_kept": refit.kept,
+        "accuracy": dataclasses.asdict(comparison),
+    }
+    final = MergedModel(
+        compressed.backbone, head, recipe=recipe, surgery=compressed.surgery, quantization=quantization,
+        lineage=[*source.model.lineage, step],
+    )  # fmt: skip
+    graphs = [
+        write_onnx(source.model, folder / "before.onnx"),
+        write_onnx(final, folder / "after.onnx"),
+    ]
+    times = latencies_ms(graphs)
+    remarks += _speed_notes(*times, processor=processor)
+    integer, convolutions = integer_share(str(graphs[1]))
+    macs = sum(node_macs(onnx.load(str(graphs[0]))).values())
+    path = save_model(final, out, golden=_golden(source.golden, final, graphs[1]), overwrite=overwrite)
+    return CompressResult(
+        model=str(path),
+        method="int8",
+        amount=None,
+        parameters=final.parameter_count(),
+        macs=macs,
+        macs_before=macs,
+        sparsity=zero_share(final),
+        bytes_before=graphs[0].stat().st_size,
+        bytes_after=graphs[1].stat().st_size,
+        compressed_bytes_before=compressed_bytes(graphs[0]),
+        compressed_bytes_after=compressed_bytes(graphs[1]),
+        **dataclasses.asdict(comparison),
+        latency_ms_before=times[0],
+        latency_ms_after=times[1],
+        integer_convolutions=integer,
+        convolutions=convolutions,
+        head_precision=used_precision,
+        weights=recipe.weights,
+        random_weights=recipe.random_weights,
+        settings=settings,
+        refit_kept=refit.kept,
+        notes=tuple(remarks),
+    )
+
+
+def _speed_notes(before: float, after: float, *, processor: ProcessorKind) -> list[str]:
+    """Return what must be said of milliseconds measured here, and of the processor they were measured on."""
+    notes = []
+    if after > before:
+        notes.append(
+            f"INT8 is slower here: {after:.3g} ms against {before:.3g} ms in floats (one image, ONNX Runtime, "
+            f"{processor_name()}); it is smaller, not faster"
+        )
+    if processor == "vnni" and not processor_has_int8():
+        notes.append(
+            f"the model is for processors with VNNI, which {processor_name()} has not: sums saturate here, and "
+            "accuracy and speed are those of this processor; --processor any answers alike everywhere"
+        )
+    return notes
+
+
+def quantized_model(
+    model: MergedModel,
+    pixels: npt.NDArray[np.uint8],
+    *,
+    float_share: float = FLOAT_SHARE,
+    processor: ProcessorKind = "any",
+) -> MergedModel:
+    """Return `model` with its backbone's stored scales, rounded weights and corrected biases; the head is the old one.
+
+    `pixels` (n, height, width, 3) uint8: training images. `float_share`: of the multiplications, left in floats.
+    `processor`: as of `quantize`.
+    """
+    folded = fold_model(model)
+    return with_integers(folded, _calibrated(folded, pixels, float_share, processor))
+
+
+def _calibrated(
+    folded: FoldedModel, pixels: npt.NDArray[np.uint8], float_share: float, processor: ProcessorKind
+) -> Calibrated:
+    nodes = integer_nodes(folded.graph, float_share=float_share)
+    walks = [
+        calibrate(
+            folded.graph, pixels, nodes=nodes, adjustable=folded.adjustable, limit=weight_limit(processor), power=power
+        )
+        for power in POWERS
+    ]
+    return min(walks, key=lambda walk: walk.error)  # which power is better differs from network to network
+
+
+def weight_limit(processor: ProcessorKind) -> int:
+    """Return the largest integer of a weight for `processor`."""
+    return LIMIT if processor == "any" else FULL_LIMIT
+
+
+def integer_nodes(graph: onnx.ModelProto, *, float_share: float) -> list[str]:
+    """Return the names of the nodes to compute in integers: convolutions, products with weights, sums of such results.
+
+    The leading convolutions are left out while all of them together take at most `float_share` of the multiplications.
+    Raises `InputError` where nothing is left.
+    """
+    macs = node_macs(graph)
+    budget = float_share * sum(macs.values())
+    weights = {tensor.name for tensor in graph.graph.initializer}
+    heavy = [n for n in graph.graph.node if n.op_type in ("Conv", "MatMul") and n.input[1] in weights]
+    convolutions = [node for node in heavy if node.op_type == "Conv"]
+    kept: set[str] = set()
+    for node in convolutions[: int(_MOST_FLOAT_CONVOLUTIONS * len(convolutions))]:
+        budget -= macs[node.name]
+        if budget < 0:
+            break
+        kept.add(node.name)
+    chosen: list[str] = []
+    from_integers: set[str] = set()
+    for node in graph.graph.node:
+        if node in heavy and node.name not in kept:
+            chosen.append(node.name)
+            if node.op_type == "Conv":
+                from_integers.add(node.output[0])
+        elif node.op_type in ("Relu", "Clip") and node.input[0] in from_integers:
+            from_integers.add(node.output[0])
+        elif node.op_type == "Add" and all(name in from_integers for name in node.input):
+            chosen.append(node.name)
+            from_integers.add(node.output[0])
+    if not chosen:
+        raise InputError("the network must have convolutions or linear layers to quantize, it has none left")
+    return chosen
+
+
+def calibration_pixels(source: Source, count: int) -> npt.NDArray[np.uint8]:
+    """Return training images as the network's input, drawn by their digest: the same ones every time.
+
+    As many as `count` images of 224 pixels hold, up to four times that: small images say little each, and of large ones
+    all are held at once, layer by layer.
+
+    Raises `MissingError` where none can be read any more.
+    """
+    samples = source.cache.samples(source.dataset)
+    chosen = source.cache.select(split="train", dataset=source.dataset, labelled=False).indices
+    size = source.model.preprocessing
+    largest = min(max(1, count * 224 * 224 // (size.height * size.width)), _MOST_SMALL * count)
+    drawn = [index for _, index in sorted((samples.digests[index].tobytes(), int(index)) for index in chosen)]
+    # the refit, which needs every image, says which ones are gone or have changed
+    pixels = first_decoded(samples.sources(drawn), size, count=largest).pixels
+    if not len(pixels):
+        raise MissingError(
+            f"training images must be read from {samples.root!r} to calibrate, none is there unchanged any more"
+        )
+    return pixels
+
+
+def integer_head(head: LinearHead, quantization: Quantization, features: Features) -> tuple[LinearHead, Quantization]:
+    """Return `head` with each class's weights on their 8-bit grid, and `quantization` with their scales.
+
+    Rounded for the training features, like a layer of the backbone for its inputs, and with a bias that takes back
+    what is left of their mean: features are not centred, and where their mean outweighs their spread (random weights
+    do that) rounding to nearest would decide every answer.
+    """
+    weight = torch.from_numpy(head.weight)
+    scales = channel_scales(weight)
+    moments = MomentsSum()
+    rows = features["train"].features
+    for start in range(0, len(rows), _MOMENT_ROWS):
+        moments.add(torch.from_numpy(rows[start : start + _MOMENT_ROWS].T[None]))
+    of_features = moments.result()
+    rounded = round_jointly(weight, scales, of_features).numpy()
+    lost = (head.weight.astype(np.float64) - rounded) @ of_features.mean[0].numpy()
+    bias = (head.bias + lost).astype(head.bias.dtype)
+    weights = {**quantization.weights, _HEAD_WEIGHT: along_axis(scales.tolist(), axis=0)}
+    rounded_head = dataclasses.replace(head, weight=rounded, bias=bias)
+    return rounded_head, dataclasses.replace(quantization, weights=weights)
+
+
+def _moved(exact: Head, rounded: Head, features: Features) -> float:
+    """Return the root mean square change of the logits of training rows, as a share of their standard deviation."""
+    rows = features["train"].features
+    before = exact.predict_logits(rows).astype(np.float64)
+    change = np.sqrt(np.square(rounded.predict_logits(rows) - before).mean())
+    return float(change / max(before.std(axis=0).mean(), np.finfo(np.float64).tiny))
+
+
+def _golden(golden: Golden | None, model: MergedModel, graph: Path) -> Golden | None:
+    """Return the golden images with the logits of the stored scales, computed in floats on any machine alike."""
+    if golden is None:
+        return None
+    session = open_session(graph, optimise=False)
+    pixels = load_pixels(golden.images, model.preprocessing)
+    logits = np.concatenate([session.run(["logits"], {"image": image[None]})[0] for image in pixels])
+    return Golden(golden.kind, "the stored scales in float32", golden.images, logits)

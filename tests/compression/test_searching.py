@@ -1,0 +1,130 @@
+"""A budget of accuracy: what is tried for it, what is chosen, and that it can say no."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_photo
+
+from featcache.compression.candidates import Candidate, paired_drop, pareto_front
+from featcache.compression.searching import search
+from featcache.errors import BudgetError, ExistsError, InputError
+from featcache.extract.build import build_cache
+from featcache.model.directory import load_model
+from featcache.model.merging import merge
+from featcache.train.fit import train_head
+from featcache.train.options import LinearOptions
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos of two colours that are easily told apart, a cache and a float model of them."""
+    folder = tmp_path_factory.mktemp("search")
+    for split, count in (("train", 12), ("val", 10), ("test", 6)):
+        for hue, name in enumerate(["cat", "dog"]):
+            for i in range(count):
+                seed = 1000 * hue + 100 * len(split) + i
+                write_photo(folder / "photos" / split / name / f"{i:02}.jpg", seed=seed, hue=hue, size=(90, 80))
+    build_cache(folder / "photos", folder / "cache", backbone="test_efficientnet", weights="random:3", precision="fp32")
+    train_head(folder / "cache", head=LinearOptions(l2=0.1)).save(folder / "head")
+    merge(folder / "head", folder / "cache", out=folder / "model")
+    return folder
+
+
+def candidate(name: str, *, accuracy: float, size: int) -> Candidate:
+    return Candidate(name, (name,), "", accuracy, 0, 0, 0, 0, 0, True, size, 1, 1, 1.0, 1.0)
+
+
+def test_a_smaller_model_within_the_budget_is_written_with_all_that_was_tried(place: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    found = search(
+        place / "model", cache=place / "cache", out=tmp_path / "small", max_drop=0.4, max_minutes=0.2, say=lines.append
+    )
+    assert found.bytes_after < 0.5 * found.bytes_before
+    assert found.split == "test" and found.n == 12
+    model = load_model(tmp_path / "small")
+    assert model.lineage[-1]["verb"] == "compress"
+    assert model.lineage[-1]["steps"] == found.chosen["steps"]
+    with open(found.candidates_csv, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == found.candidates == len(lines) >= 2
+    assert rows[0]["name"] == "float" and float(rows[0]["drop"]) == 0
+    assert min(float(row["bytes"]) for row in rows if row["meets"] == "True") == found.bytes_after
+    assert not (tmp_path / "small.work").exists()
+    with pytest.raises(ExistsError):
+        search(place / "model", cache=place / "cache", out=tmp_path / "small", max_drop=0.4)
+
+
+def test_a_search_that_was_killed_goes_on(place: Path, tmp_path: Path) -> None:
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(place / "model", cache=place / "cache", out=tmp_path / "s", max_drop=0.4, say=stop)
+    done = (tmp_path / "s.work" / "float.json").read_bytes()
+    assert not (tmp_path / "s").exists()
+    seen: list[bytes] = []
+
+    def look(line: str) -> None:
+        seen.append((tmp_path / "s.work" / "float.json").read_bytes())
+
+    search(place / "model", cache=place / "cache", out=tmp_path / "s", max_drop=0.4, max_minutes=0.01, say=look)
+    assert set(seen) == {done}  # seconds and all: it was not made again
+
+
+def test_a_search_of_another_budget_does_not_go_on_with_the_work_left(place: Path, tmp_path: Path) -> None:
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(place / "model", cache=place / "cache", out=tmp_path / "s", max_drop=0.4, say=stop)
+    with pytest.raises(InputError, match="another call"):
+        search(place / "model", cache=place / "cache", out=tmp_path / "s", max_drop=0.3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target": "watts"}, "--target"),
+        ({"max_drop": -0.1}, "--max-drop"),
+        ({"max_drop": 1.0}, "--max-drop"),
+        ({"max_minutes": 0}, "--max-minutes"),
+        ({"max_drop": 0.01}, "at least 100 labelled images"),
+    ],
+)
+def test_bad_input_is_one_line(place: Path, tmp_path: Path, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        search(place / "model", cache=place / "cache", out=tmp_path / "s", **settings)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_error_of_a_budget_names_the_best(place: Path) -> None:
+    from featcache.compression.searching import _choose
+
+    whole = candidate("float", accuracy=0.9, size=100)
+    lossy = Candidate("int8", ("int8",), "", 0.5, 0.4, 0.3, 0.5, 0, 40, False, 30, 1, 1, 1.0, 1.0)
+    with pytest.raises(BudgetError, match=r"best: int8, 40\.00% lost") as caught:
+        _choose([whole, lossy], "bytes")
+    assert caught.value.best is not None and caught.value.best["name"] == "int8"
+
+
+def test_flips_decide_the_interval_not_the_accuracies() -> None:
+    """Two models of equal accuracy that differ on many images are less surely equal than two that differ on none."""
+    rng = np.random.default_rng(0)
+    before = rng.random(200) < 0.8
+    same = paired_drop(before, before)
+    swapped = paired_drop(before, np.roll(before, 1))
+    assert same[0] == swapped[0] == 0
+    assert same[1] < 0 < same[2] < swapped[2]
+
+
+def test_the_frontier_holds_what_none_beats() -> None:
+    ones = [
+        candidate("a", accuracy=0.9, size=100), candidate("b", accuracy=0.8, size=50),
+        candidate("c", accuracy=0.7, size=60), candidate("d", accuracy=0.8, size=40),
+    ]  # fmt: skip
+    assert [one.name for one in pareto_front(ones, cost="bytes")] == ["d", "a"]
