@@ -187,10 +187,8 @@ class FakeQuantized(nn.Module):
         if node.kind in _LIMITS and isinstance(inputs[0], Products | Sum):
             low, high = (0.0, None) if node.kind == "Relu" else node.limits()
             return inputs[0].clipped(-math.inf if low is None else low, math.inf if high is None else high)
-        reals = [_real(value) for value in inputs]
-        if node.kind == "Conv":  # left in floats: no two programs add its products up alike
-            return tuple(run_node(node.proto, [value.contiguous() for value in reals], opset=self._opset))
-        return OPERATIONS[node.kind](reals, node)
+        # no two programs compute floats alike: here a last bit would decide roundings further on
+        return tuple(run_node(node.proto, [_array(_real(value)) for value in inputs], opset=self._opset))
 
     def _value(self, name: str, known: Mapping[str, Any]) -> Any:
         if not name:
@@ -236,6 +234,15 @@ class FakeQuantized(nn.Module):
 def _real(value: Any) -> Any:
     """Return what a value of integers stands for, and any other as it is."""
     return value.real() if isinstance(value, Integers | Products | Sum) else value
+
+
+def _array(value: Any) -> Tensor | None:
+    """Return what one node reads as ONNX Runtime takes it."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        return value.contiguous()
+    return torch.from_numpy(np.array(value, dtype=np.float32 if isinstance(value, float) else None))
 
 
 def _convolve(inputs: list[Any], node: Node) -> Tensor:

@@ -20,7 +20,9 @@ from featcache.compression.recovery import Minutes, Recovery, RecoverySettings, 
 from featcache.compression.refitting import Source
 from featcache.model.quantization import QuantParams
 
-LEARNING_RATE = 1e-4
+# `featcache_nano` on tinyimagenet200, features calibrated to an error of 0.0211: 0.0199 after 82 steps of 64 images.
+# At 1e-4 the error first rose to 0.0237, which early stopping may not wait for, and was 0.0199 after 136.
+LEARNING_RATE = 3e-5
 _REACH = np.float32(0.49)  # of a step: what rounds to the same integer
 
 
