@@ -43,29 +43,39 @@ def allocate(
     cost: Callable[[Mapping[str, int]], float],
     *,
     target: float,
+    least: float = 0.0,
 ) -> dict[str, int]:
     """Return a width for each group with `cost` at most `target`, or the least there is: the cheapest loss each time.
 
-    `choices`: the widths of each group, falling; `errors`: what each costs in error, convex.
+    `choices`: the widths of each group, falling; `errors`: what each costs in error, convex. `least`: a cost not to
+    go below while there is another way.
     """
     place = dict.fromkeys(choices, 0)
     widths = {name: options[0] for name, options in choices.items()}
+
+    def move(name: str, step: int) -> tuple[float, float]:
+        """Return the error and the cost with one group a step narrower (1) or wider (-1)."""
+        at = place[name] + step
+        return errors[name][at] - errors[name][at - step], cost({**widths, name: choices[name][at]})
+
+    def take(name: str, step: int) -> None:
+        place[name] += step
+        widths[name] = choices[name][place[name]]
+
     now = cost(widths)
     while now > target:
-        best: tuple[float, str, float] | None = None
-        for name, options in choices.items():
-            at = place[name] + 1
-            if at == len(options):
-                continue
-            then = cost({**widths, name: options[at]})
-            if then >= now:
-                continue
-            price = (errors[name][at] - errors[name][at - 1]) / (now - then)
-            if best is None or price < best[0]:
-                best = (price, name, then)
-        if best is None:
+        moves = {name: move(name, 1) for name, options in choices.items() if place[name] + 1 < len(options)}
+        prices = {name: lost / (now - then) for name, (lost, then) in moves.items() if then < now}
+        # a whole attention head can be more than what is still to go
+        prices = {name: price for name, price in prices.items() if moves[name][1] >= least} or prices
+        if not prices:
             return widths
-        _, name, now = best
-        place[name] += 1
-        widths[name] = choices[name][place[name]]
-    return widths
+        cheapest = min(prices, key=lambda name: prices[name])
+        take(cheapest, 1)
+        now = moves[cheapest][1]
+    while True:  # a large last step leaves room: what wins most comes back
+        moves = {name: move(name, -1) for name in choices if place[name] > 0}
+        wins = {name: -change for name, (change, then) in moves.items() if then <= target}
+        if not wins:
+            return widths
+        take(max(wins, key=lambda name: wins[name]), -1)

@@ -64,6 +64,7 @@ _HELD_IMAGES = 64
 TOLERANCE = 0.02  # of what shall be left
 _TIME_TOLERANCE = 0.05  # of the whole time: what two measurements of the same network may differ by
 _TIMED_TRIES = 4
+_LEAST_TIME = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,21 +121,22 @@ def _widths_in_time(work: _Work, cost: NetworkCost, wanted: float) -> dict[str, 
     Layers take longer or shorter beside each other than they were timed, so the network is timed as a whole, and the
     sum to reach is moved by what it is off. Raises `InputError` where all that can go is not enough.
     """
-    aim, tried = wanted, []
+    aim = wanted
+    tried: list[tuple[float, dict[str, int]]] = []
     for _ in range(_TIMED_TRIES):
         _, widths = work.allocate(cost, aim, _MULTIPLES[0])
         left = share_of_time(work.model, work.without_solving(widths))
-        tried.append((abs(left - wanted), left, widths))
+        tried.append((left, widths))
         if abs(left - wanted) <= TOLERANCE * wanted:
             break
-        aim = max(aim + wanted - left, 0.01)
-    _, left, widths = min(tried, key=lambda one: one[0])
-    if left > wanted + _TIME_TOLERANCE:
+        aim = min(max(aim + wanted - left, _LEAST_TIME), (1 + wanted) / 2)
+    fast = [one for one in tried if one[0] <= wanted + _TIME_TOLERANCE]
+    if not fast:
         raise InputError(
-            f"--amount must be at most {1 - left:.2f} of this network's latency here, got {1 - wanted:.2f}: layers "
-            "that keep their widths take the rest"
+            f"--amount must be at most {1 - min(left for left, _ in tried):.2f} of this network's latency here, got "
+            f"{1 - wanted:.2f}: layers that keep their widths take the rest"
         )
-    return widths
+    return max(fast, key=lambda one: one[0])[1]
 
 
 class _Work:
@@ -172,7 +174,8 @@ class _Work:
         choices = {group.name: widths_of(group.width, group.unit, multiple) for group in self.groups}
         errors = {name: convex_errors(kept, self.errors[name]) for name, kept in choices.items()}
         whole = cost({group.name: group.width for group in self.groups})
-        widths = allocate(choices, errors, cost, target=wanted * whole)
+        share = wanted * whole
+        widths = allocate(choices, errors, cost, target=share, least=(1 - TOLERANCE) * share)
         return cost(widths) / whole, widths
 
     def without_solving(self, widths: Mapping[str, int]) -> nn.Module:

@@ -83,7 +83,7 @@ def test_a_transformer_loses_channels_and_the_limit_is_named(photos: Path, tmp_p
 
 def test_a_residual_network_is_pruned_and_then_quantized(photos: Path, tmp_path: Path) -> None:
     """Its few wide groups need finer steps than eight channels, and folding must not lose the batch norms' widths."""
-    place = made(photos, "resnet10t")
+    place = made(photos, "test_resnet")
     result = prune(place / "model", cache=place / "cache", out=tmp_path / "p", method="channel", amount=0.1)
     assert result.macs / result.macs_before == pytest.approx(0.9, abs=0.018)
     quantize(tmp_path / "p", cache=place / "cache", out=tmp_path / "q", calibration_images=2)
