@@ -114,52 +114,11 @@ def search(
 ) -> CompressSearch:
     """Write the model that is smallest, or fastest here, among those that lose at most `max_drop` on val.
 
-    Killed at any instant, the same call takes the candidates that were done from ``OUT.work`` and goes on.
-
-    Parameters
-    ----------
-    model
-        A MODEL directory, or the model itself; not quantized.
-    cache
-        The one that its head was trained on, with its images where they were.
-    out
-        The MODEL directory to write; what was tried lies in its folder ``compression``.
-    max_drop
-        Share of the val images by which fewer may be right, at least 0 and below 1.
-    target
-        ``size``: bytes of the ONNX file. ``latency``: time of one image in ONNX Runtime on this machine.
-    max_minutes
-        No candidate is begun after that; training takes its share of what is left.
-    dataset
-        Which one of the cache, where it has several.
-    overwrite
-        Replace what is at `out`.
-    say
-        Called with a line for each candidate.
-
-    Returns
-    -------
-    CompressSearch
-        The model chosen, measured on test, and what was tried.
-
-    Raises
-    ------
-    BudgetError
-        Where no smaller (faster) model stays within the budget; it names the best one found.
-    InputError
-        Where a setting is out of range, there is no val split that can tell `max_drop`, or model and cache do not
-        belong together.
-    MissingError
-        Where images are gone.
-    ExistsError
-        Where `out` exists and `overwrite` is false.
-
-    Examples
-    --------
-    >>> from featcache.compression.searching import search
-    >>> found = search("model", cache="cache", out="small", max_drop=0.9, max_minutes=0.001)
-    >>> found.bytes_after < found.bytes_before, found.candidates
-    (True, 2)
+    The arguments are those of `featcache.pipeline.compressing.compress`, which makes a page of what is returned. Killed
+    at any instant, the same call takes the candidates that were done from ``OUT.work`` and goes on. Raises
+    `BudgetError` where no smaller (faster) model stays within the budget, `InputError` where a setting is out of range,
+    no val split can tell `max_drop`, or model and cache do not belong together, `MissingError` where images are gone,
+    `ExistsError` where `out` exists and `overwrite` is false.
     """
     if target not in COSTS:
         raise InputError(f"--target must be 'size' or 'latency', got {target!r}")
