@@ -52,7 +52,7 @@ from featcache.model.merged import MergedModel, wrap_network
 
 Target = Literal["macs", "parameters", "latency"]
 
-COMPENSATION_IMAGES = 768
+COMPENSATION_IMAGES = 1536
 _PIXELS = 224 * 224  # of an image; larger ones are fewer, all go through the network at once
 # of channels that stay: runtimes compute channels in blocks of eight, and others are slower than none removed; finer
 # ones only where a network's few wide groups allow nothing near enough to what is asked for
@@ -230,10 +230,13 @@ class _Work:
                 removed[group.name] = order[: group.width - widths[group.name]]
             kept = torch.ones(group.width, dtype=torch.bool)
             kept[removed[group.name]] = False
-            return solve_kept(weight, moments, kept.repeat_interleave(weight.shape[1] // group.width))
+            inputs = kept.repeat_interleave(weight.shape[1] // group.width)
+            # pulled toward what the whole network's own inputs make best, as far as held images say
+            return solve_kept(solve_kept(weight, moments_of(self.answers[name]), inputs), moments, inputs)
 
         narrow = [group for group in self.groups if widths[group.name] < group.width]
-        answers = [self.answers[name] for group in narrow for name in group.readers]
+        readers = {name for group in narrow for name in group.readers}
+        answers = [answer for name, answer in self.answers.items() if name in readers]  # in the order in which they run
         compensate(network, run, self.images, answers, solve=solve)
         small = narrowed(self.model, network, removed, self.groups)
         exact = _features(features_of(self.model, self.network), self.held)

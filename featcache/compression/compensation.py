@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,12 @@ from tqdm import tqdm
 
 POSITIONS = 64  # of a feature map, per image
 _MOST_ROWS = 40_000  # of a layer, over all images
+# images that a layer is solved for: those that say something about each of its inputs, or positions of few images alone
+# would decide; early layers have few inputs and large maps, of which fewer are held at once
+_LEAST_IMAGES, _IMAGES_PER_INPUT = 256, 4
 RIDGE = 1e-4  # pull toward the old weights, as a share of the inputs' mean square
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried where there are images to try them on
+_HELD_SHARE = 8  # one batch in so many, for that
 _BATCH = 32
 
 Layer = nn.Conv2d | nn.Linear
@@ -36,12 +41,14 @@ class Answers:
     """What one layer of the whole network gives for n images, at p sampled positions of each.
 
     `outputs`: (n·p, o) float32. `shape`: height and width of a feature map, (1, tokens) of a linear layer. `norm`: the
-    name of the batch norm that reads the output, or None. `moments`: of inputs and outputs, where they were asked for.
+    name of the batch norm that reads the output, or None. `count`: n, of all images the first. `moments`: of inputs and
+    outputs, where they were asked for.
     """
 
     name: str
     shape: tuple[int, int] = (1, 1)
     norm: str | None = None
+    count: int = 0
     outputs: Tensor = field(default_factory=lambda: torch.empty(0))
     moments: Moments | None = None
 
@@ -59,7 +66,11 @@ def record_answers(
     `run` calls the network with a batch of the images as they are given here, whatever their form.
     """
     modules: dict[str, Any] = dict(network.named_modules())
-    answers = {name: Answers(name) for name in names}
+    answers = {name: Answers(name) for name in _in_order(modules, run, images[:1], names)}
+    most = 0
+    for name, answer in answers.items():
+        wanted = max(_LEAST_IMAGES, _IMAGES_PER_INPUT * modules[name].weight[0].numel())
+        most = answer.count = min(len(images), max(most, -(-wanted // _BATCH) * _BATCH))
     outputs: dict[str, list[Tensor]] = {name: [] for name in names}
     sums = {name: _MomentsSum() for name in names}
     made: dict[int, tuple[Tensor, str]] = {}  # the tensors are held, or their ids would be given again
@@ -67,8 +78,10 @@ def record_answers(
 
     def after(name: str) -> Callable[..., None]:
         def hook(layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if first >= answers[name].count:
+                return
             answers[name].shape = _map_shape(layer, output)
-            picked = _positions(name, answers[name].shape, range(first, first + len(output)), len(images))
+            picked = _positions(answers[name], range(first, first + len(output)))
             values = _values_at(layer, output, picked)
             outputs[name].append(values)
             if moments:
@@ -90,8 +103,8 @@ def record_answers(
         for name, module in modules.items():
             if isinstance(module, nn.BatchNorm2d):
                 stack.callback(module.register_forward_pre_hook(before_norm(name)).remove)
-        for first in tqdm(range(0, len(images), _BATCH), desc="record", unit="batch", disable=None):
-            run(images[first : first + _BATCH])
+        for first in tqdm(range(0, most, _BATCH), desc="record", unit="batch", disable=None):
+            run(images[first : min(first + _BATCH, most)])
             made.clear()
     for name, answer in answers.items():
         answer.outputs = torch.cat(outputs[name])
@@ -116,23 +129,34 @@ def compensate(
     """
     modules: dict[str, Any] = dict(network.named_modules())
     choose = solve or (lambda name, weight, moments: solve_all(weight, moments, ridge=ridge))
-    starts = range(0, len(images), _BATCH)
-    gate = _Gate(len(starts))
+    starts = range(0, max(answer.count for answer in answers), _BATCH)
+    gate = _Gate([-(-answer.count // _BATCH) for answer in answers])
 
     def before(answer: Answers) -> Callable[..., None]:
-        sums = _MomentsSum()
-        rows = _rows_per_image(answer.shape, len(images))
+        rows = _rows_per_image(answer)
 
         def take_in(layer: Any, arrived: Sequence[Tensor]) -> None:
-            for start, inputs in zip(starts, arrived, strict=True):
-                sums.add(inputs, answer.outputs[start * rows : start * rows + len(inputs)])
-            moments = sums.result(centred=layer.bias is not None or answer.norm is not None)
+            centred = layer.bias is not None or answer.norm is not None
+            fit, held, means = _MomentsSum(), _MomentsSum(), _MomentsSum()
+            for number, inputs in enumerate(arrived):
+                outputs = answer.outputs[starts[number] * rows : starts[number] * rows + len(inputs)]
+                if number % _HELD_SHARE == _HELD_SHARE - 1:
+                    held.add(inputs, outputs)
+                    means.add(_image_means(inputs, rows), _image_means(outputs, rows))
+                else:
+                    fit.add(inputs, outputs)
+            moments = fit.result(centred=centred)
+            if held.count:
+                check = Check(moments, (held.result(centred=centred), means.result(centred=centred)))
+                moments = replace(fit.merged(held).result(centred=centred), check=check)
             weight = choose(answer.name, layer.weight.detach().flatten(1), moments)
             write_weight(modules, answer, weight, moments)
 
         def hook(layer: Any, args: tuple[Tensor, ...]) -> None:
             start = starts[gate.number]
-            picked = _positions(answer.name, answer.shape, range(start, start + len(args[0])), len(images))
+            if start >= answer.count:
+                return
+            picked = _positions(answer, range(start, start + len(args[0])))
             inputs = inputs_at(layer, args[0], picked, answer.shape)
             gate.arrive(inputs, lambda arrived: take_in(layer, arrived))
 
@@ -141,7 +165,22 @@ def compensate(
     with ExitStack() as stack:
         for answer in answers:
             stack.callback(modules[answer.name].register_forward_pre_hook(before(answer)).remove)
-        gate.run([partial(run, images[start : start + _BATCH]) for start in starts], steps=len(answers))
+        gate.run([partial(run, images[start : start + _BATCH]) for start in starts])
+
+
+def _in_order(modules: Mapping[str, Any], run: Run, image: Tensor, names: Sequence[str]) -> list[str]:
+    """Return `names` in the order in which the layers run."""
+    order: list[str] = []
+    with ExitStack() as stack, torch.inference_mode():
+        for name in names:
+            stack.callback(modules[name].register_forward_pre_hook(lambda *_, name=name: order.append(name)).remove)
+        run(image)
+    return list(dict.fromkeys(order))
+
+
+def _image_means(rows: Tensor, each: int) -> Tensor:
+    """Return (n, d), the means over an image's `each` positions, of (n · each, d)."""
+    return rows.view(-1, each, rows.shape[1]).mean(dim=1)
 
 
 def write_weight(modules: Mapping[str, Any], answer: Answers, weight: Tensor, moments: Moments) -> Callable[[], None]:
@@ -175,8 +214,9 @@ class _Gate:
     Only what a batch holds while it waits is in memory, and one of them computes at a time.
     """
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self, counts: Sequence[int]) -> None:
+        """`counts`: for each gate, how many batches come to it, the first ones; never fewer than to the gate before."""
+        self._counts = counts
         self._condition = threading.Condition()
         self._arrived: dict[int, Tensor] = {}
         self._opened = 0
@@ -188,19 +228,21 @@ class _Gate:
         """Which batch the calling thread is."""
         return int(self._local.number)
 
-    def run(self, batches: Sequence[Callable[[], object]], *, steps: int) -> None:
-        """Run all batches, with `steps` gates on their way."""
+    def run(self, batches: Sequence[Callable[[], object]]) -> None:
+        """Run all batches through the gates."""
         with (
-            tqdm(total=steps, desc="solve", unit="layer", disable=None) as self._bar,
-            ThreadPoolExecutor(self._count) as pool,
+            tqdm(total=len(self._counts), desc="solve", unit="layer", disable=None) as self._bar,
+            ThreadPoolExecutor(len(batches)) as pool,
         ):
             for done in [pool.submit(self._one, number, batch) for number, batch in enumerate(batches)]:
                 done.result()
 
     def _one(self, number: int, batch: Callable[[], object]) -> None:
         self._local.number = number
+        first = next(index for index, count in enumerate(self._counts) if number < count)
         with self._condition, torch.no_grad():
             try:
+                self._wait(first)  # until the layers that are solved without it are
                 batch()
             except BaseException:
                 self._failed = True  # nobody waits for who does not come
@@ -209,18 +251,34 @@ class _Gate:
 
     def arrive(self, inputs: Tensor, take_in: Callable[[Sequence[Tensor]], None]) -> None:
         """Wait until all batches are here; the last one to come calls `take_in` with what each brought, in order."""
+        count = self._counts[self._opened]
         self._arrived[self.number] = inputs
-        if len(self._arrived) == self._count:
-            arrived, self._arrived = self._arrived, {}
-            take_in([arrived[number] for number in range(self._count)])
-            self._opened += 1
-            self._bar.update(1)
-            self._condition.notify_all()
-        else:
-            here = self._opened
-            self._condition.wait_for(lambda: self._opened > here or self._failed)
-            if self._opened == here:
-                raise RuntimeError("a batch must come to every layer that is solved, another one failed before")
+        if len(self._arrived) < count:
+            self._wait(self._opened + 1)
+            return
+        arrived, self._arrived = self._arrived, {}
+        take_in([arrived[number] for number in range(count)])
+        self._opened += 1
+        self._bar.update(1)
+        self._condition.notify_all()
+
+    def _wait(self, opened: int) -> None:
+        """Wait until so many gates have opened."""
+        self._condition.wait_for(lambda: self._opened >= opened or self._failed)
+        if self._opened < opened:
+            raise RuntimeError("a batch must come to every layer that is solved, another one failed before")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a pull toward the old weights is chosen by: `fit`, moments of some images, and those `held` back.
+
+    `held`: of each position, and of the means over an image's positions: what differs from image to image alone is seen
+    in as many samples as there are images, and is what pooled features are made of.
+    """
+
+    fit: Moments
+    held: tuple[Moments, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +287,7 @@ class Moments:
 
     `gram` (d, d), `cross` (d, o), `power` (o,): means of products of inputs, of inputs and outputs, of squared outputs;
     without the means `input_mean` (d,) and `output_mean` (o,), which are zero where a layer cannot shift its output.
+    `check`: what there is to choose a pull by.
     """
 
     gram: Tensor
@@ -236,6 +295,7 @@ class Moments:
     power: Tensor
     input_mean: Tensor
     output_mean: Tensor
+    check: Check | None = None
 
     @staticmethod
     def of(inputs: Tensor, outputs: Tensor, *, centred: bool) -> Moments:
@@ -243,6 +303,14 @@ class Moments:
         sums = _MomentsSum()
         sums.add(inputs, outputs)
         return sums.result(centred=centred)
+
+    def of_inputs(self, kept: Tensor) -> Moments:
+        """Return the moments of the inputs `kept` (d,) bool alone."""
+        check = self.check
+        if check is not None:
+            check = Check(check.fit.of_inputs(kept), tuple(one.of_inputs(kept) for one in check.held))
+        gram, cross = self.gram[kept][:, kept], self.cross[kept]
+        return Moments(gram, cross, self.power, self.input_mean[kept], self.output_mean, check)
 
     def error(self, weight: Tensor) -> float:
         """Return the share of the outputs' power that `weight` (o, d) misses."""
@@ -255,7 +323,7 @@ class _MomentsSum:
     """Adds up `Moments` over batches: products in float32 around the first batch's mean, sums in float64."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
         self._origin: tuple[Tensor, Tensor] | None = None
         self._sums: list[Tensor] = []
 
@@ -267,13 +335,32 @@ class _MomentsSum:
         parts = [inputs.T @ inputs, inputs.T @ outputs, outputs.square().sum(dim=0), inputs.sum(0), outputs.sum(0)]
         added = [part.double() for part in parts]
         self._sums = added if not self._sums else [a.add_(b) for a, b in zip(self._sums, added, strict=True)]
-        self._count += len(inputs)
+        self.count += len(inputs)
+
+    def merged(self, other: _MomentsSum) -> _MomentsSum:
+        """Return the sums of both."""
+        assert self._origin is not None
+        assert other._origin is not None
+        both = _MomentsSum()
+        both.count, both._origin = self.count + other.count, self._origin
+        n = other.count
+        gram, cross, power, dx, dy = other._sums
+        x, y = ((theirs - ours).double() for theirs, ours in zip(other._origin, self._origin, strict=True))
+        moved = [
+            gram + torch.outer(dx, x) + torch.outer(x, dx) + n * torch.outer(x, x),
+            cross + torch.outer(dx, y) + torch.outer(x, dy) + n * torch.outer(x, y),
+            power + 2 * y * dy + n * y.square(),
+            dx + n * x,
+            dy + n * y,
+        ]
+        both._sums = [a + b for a, b in zip(self._sums, moved, strict=True)]
+        return both
 
     def result(self, *, centred: bool) -> Moments:
         """Return the moments of everything added; `centred`: without the means."""
         assert self._origin is not None
         x, y = (origin.double() for origin in self._origin)
-        gram, cross, power, dx, dy = (total / self._count for total in self._sums)
+        gram, cross, power, dx, dy = (total / self.count for total in self._sums)
         gram, cross, power = gram - torch.outer(dx, dx), cross - torch.outer(dx, dy), power - dy.square()
         x, y = x + dx, y + dy
         if centred:
@@ -291,7 +378,18 @@ def moments_of(answer: Answers) -> Moments:
 
 
 def solve_all(weight: Tensor, moments: Moments, *, ridge: float = RIDGE) -> Tensor:
-    """Return the (o, d) weight that gives the outputs best in the mean square, `ridge` pulling it toward `weight`."""
+    """Return the (o, d) weight that gives the outputs best in the mean square, pulled toward `weight`.
+
+    By `ridge`, or, where the moments have something to choose by, by the one of `RIDGES` that errs least there.
+    """
+    if moments.check is not None:
+        fit, held = moments.check.fit, moments.check.held
+        tried = {one: _solved(weight, fit, one) for one in RIDGES}
+        ridge = min(tried, key=lambda one: sum(part.error(tried[one]) for part in held))
+    return _solved(weight, moments, ridge)
+
+
+def _solved(weight: Tensor, moments: Moments, ridge: float) -> Tensor:
     pull = ridge * moments.gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
     left = moments.gram + pull * torch.eye(len(moments.gram), dtype=torch.float64)
     right = moments.cross + pull * weight.double().T
@@ -299,12 +397,9 @@ def solve_all(weight: Tensor, moments: Moments, *, ridge: float = RIDGE) -> Tens
 
 
 def solve_kept(weight: Tensor, moments: Moments, kept: Tensor, *, ridge: float = RIDGE) -> Tensor:
-    """Return the (o, d) weight that is zero but for the inputs `kept` (d,) bool, and solved for those."""
+    """Return the (o, d) weight that is zero but for the inputs `kept` (d,) bool, solved for those as by `solve_all`."""
     solved = torch.zeros_like(weight)
-    some = Moments(
-        moments.gram[kept][:, kept], moments.cross[kept], moments.power, moments.input_mean[kept], moments.output_mean
-    )
-    solved[:, kept] = solve_all(weight[:, kept], some, ridge=ridge)
+    solved[:, kept] = solve_all(weight[:, kept], moments.of_inputs(kept), ridge=ridge)
     return solved
 
 
@@ -340,19 +435,19 @@ def _map_shape(layer: Layer, output: Tensor) -> tuple[int, int]:
     return (output.shape[2], output.shape[3])
 
 
-def _rows_per_image(shape: tuple[int, int], n: int) -> int:
-    """Return how many positions of maps of `shape` are taken from each of n images."""
-    return min(shape[0] * shape[1], POSITIONS, max(1, _MOST_ROWS // n))
+def _rows_per_image(answer: Answers) -> int:
+    """Return how many positions of a layer's maps are taken from each image."""
+    return min(answer.shape[0] * answer.shape[1], POSITIONS, max(1, _MOST_ROWS // answer.count))
 
 
-def _positions(name: str, shape: tuple[int, int], images: Sequence[int], n: int) -> Tensor:
-    """Return (len(images), p) flat positions of maps of `shape` for these of n images; the same every time."""
-    places, count = shape[0] * shape[1], _rows_per_image(shape, n)
+def _positions(answer: Answers, images: Sequence[int]) -> Tensor:
+    """Return (len(images), p) flat positions of a layer's maps for these images; the same every time."""
+    places, count = answer.shape[0] * answer.shape[1], _rows_per_image(answer)
     if places == count:
         return torch.arange(places).expand(len(images), places)
     rows = []
     for image in images:
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{name}:{image}".encode()))
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{answer.name}:{image}".encode()))
         rows.append(torch.randperm(places, generator=generator)[:count])
     return torch.stack(rows)
 

@@ -29,7 +29,7 @@ from featcache.errors import InputError
 Pattern = Literal["global", "layer", "2:4"]
 PATTERNS: tuple[Pattern, ...] = ("global", "layer", "2:4")
 
-IMAGES = 192  # training images that the weights are solved for
+IMAGES = 512  # training images that the weights are solved for
 _GROUP = 4
 
 
