@@ -86,11 +86,13 @@ def measured(place: Path, name: str, cache: Path, *, method: str, left: float, m
     from featcache.errors import InputError
     from featcache.model.directory import load_model
 
-    remove = channels.remove_channels if method == "ours" else prune_torch_pruning.remove_channels
-    if minutes and (place / f"{method}-{left:g}").exists():  # the same network, not chosen again
-        network = load_model(place / f"{method}-{left:g}").backbone.network
-        remove = lambda *_, **__: Narrowing(network, {}, float("nan"))  # noqa: E731
     started, seconds = time.perf_counter(), [0.0]
+    remove = channels.remove_channels if method == "ours" else prune_torch_pruning.remove_channels
+    untrained = place.parent / f"{place.name}-{method}-{left:g}.json"
+    if minutes and untrained.exists() and "error" not in (first := json.loads(untrained.read_text())):
+        network = load_model(first["model"]).backbone.network  # the same network, not chosen again
+        seconds = [first["prune_seconds"]]
+        remove = lambda *_, **__: Narrowing(network, {}, float("nan"))  # noqa: E731
     try:
         with mock.patch(_REMOVE, timed(remove, seconds)):
             result = prune(
