@@ -39,7 +39,7 @@ DATASETS = ("digits", "tinyimagenet200", "clothing10")
 SEEDS = 10
 QUICK_SEEDS = 2
 QUICK_PER_CLASS = 10
-_SECONDS = 2.0  # of latency, for each file
+TIMED_SECONDS = 2.0  # of latency, for each file
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def in_turns(runs: list[Any], shape: tuple[int, ...]) -> list[float]:
     """Return the median ms of each of `runs` on one image, called in turns."""
     image = np.random.default_rng(0).integers(0, 256, size=shape, dtype=np.uint8)
     times: list[list[float]] = [[] for _ in runs]
-    end = time.perf_counter() + _SECONDS * len(runs)
+    end = time.perf_counter() + TIMED_SECONDS * len(runs)
     while time.perf_counter() < end or len(times[0]) < 20:
         for run, taken in zip(runs, times, strict=True):
             before = time.perf_counter()
