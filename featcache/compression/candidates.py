@@ -76,7 +76,7 @@ def paired_drop(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> 
     >>> import numpy as np
     >>> drop, low, high = paired_drop(np.array([True] * 100), np.array([True] * 98 + [False] * 2))
     >>> round(drop, 3), round(low, 3), round(high, 3)
-    (0.02, -0.014, 0.053)
+    (0.02, -0.013, 0.053)
     """
     n = len(before)
     lost, gained = int((before & ~after).sum()), int((after & ~before).sum())

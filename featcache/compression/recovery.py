@@ -50,7 +50,7 @@ from featcache.train.fit import refit_head
 RecoverTargets = Literal["features", "logits", "labels"]
 Minutes = float | Literal["auto"]
 
-LEARNING_RATE = 5e-4
+LEARNING_RATE = 1e-4
 BATCH_SIZE = 32
 WARMUP_STEPS = 10
 LONGEST_AUTO = 10.0  # minutes
