@@ -67,9 +67,9 @@ def run(
         overwrite=overwrite,
         say=say,
     )
-    for note in report.notes:
-        say(f"note: {note}")
     if as_json:
+        for note in report.notes:
+            say(f"note: {note}")
         show(report.to_json(), as_json)
         return
     print(f"{'model':<8} {'accuracy':>9} {'bytes':>12} {'latency':>10}")
@@ -78,5 +78,8 @@ def run(
         latency = "-" if row["latency_ms"] is None else f"{row['latency_ms']:.2f} ms"
         size = "-" if row["bytes"] is None else f"{row['bytes']:,}"
         print(f"{row['model']:<8} {accuracy:>9} {size:>12} {latency:>10}")
+    print(f"{'shipped':<8} {report.shipped}")
+    for note in report.notes:
+        say(f"note: {note}")
     for label, path in (("bundle", report.bundle), ("report", report.report_html), ("figures", report.report_json)):
         print(f"{label:<8} {path}")

@@ -44,7 +44,7 @@ from featcache.model.folding import find_batchnorms
 from featcache.model.merged import MergedModel
 from featcache.recipe import Preprocessing
 from featcache.system.files import write_atomically
-from featcache.system.json import DocumentKind, read_document
+from featcache.system.json import DocumentKind, parse_json, read_document
 from featcache.train.fit import refit_head
 
 RecoverTargets = Literal["features", "logits", "labels"]
@@ -393,7 +393,7 @@ def _plan(
     """
     batch = min(settings.batch_size, len(train))
     per_epoch = len(train) // batch
-    wanted = json.loads(json.dumps(identity))
+    wanted = parse_json(json.dumps(identity).encode())
     if place.exists():
         stored = read_document(place, _PLAN)
         if stored["identity"] == wanted:

@@ -39,7 +39,7 @@ from featcache.compression.pruning import prune
 from featcache.compression.quantization import quantize
 from featcache.compression.recovering import recover
 from featcache.compression.refitting import SPLITS, Source, open_source
-from featcache.errors import BudgetError, InputError
+from featcache.errors import BudgetError, CorruptError, InputError
 from featcache.model.directory import load_model, save_model
 from featcache.model.golden import Golden
 from featcache.model.merged import MergedModel
@@ -131,7 +131,11 @@ def search(
     refuse_existing(place, overwrite=overwrite)
     with borrow_cache(cache) as opened:
         source = open_source(model, opened, dataset=dataset)
-        _check_val(source, max_drop)
+        reason = reason_not_to_search(
+            opened, dataset=source.dataset, task=source.model.fitted_head.task, max_drop=max_drop
+        )
+        if reason is not None:
+            raise InputError(reason)
         tried = _Search(source, _work_of(place, source, max_drop), max_drop, target, 60 * max_minutes, say)
         tried.run()
         candidates = tried.timed()
@@ -150,6 +154,11 @@ def search(
         (place / FOLDER).mkdir()
         write_candidates(candidates, place / FOLDER / "candidates.csv")
         notes = list(tried.notes)
+        if chosen.latency_ms > whole.latency_ms:
+            notes.append(
+                f"the model is smaller, not faster here: {chosen.latency_ms:.3g} ms against {whole.latency_ms:.3g} ms "
+                "in floats; --target latency takes the fastest"
+            )
         if chosen.drop_high > max_drop:
             notes.append(
                 f"val cannot rule out a larger loss: {chosen.drop:.2%} of its images, {chosen.drop_low:.2%} to "
@@ -191,20 +200,18 @@ def search(
     )
 
 
-def _check_val(source: Source, max_drop: float) -> None:
-    """Raise `InputError` where val cannot tell a loss of `max_drop`."""
-    if source.model.fitted_head.task != "classification":
-        raise InputError(
-            f"compress decides by right and wrong answers, the head's task is {source.model.fitted_head.task!r}: use "
-            "prune and quantize"
+def reason_not_to_search(cache: FeatureCache, *, dataset: str | None, task: str, max_drop: float) -> str | None:
+    """Return why val cannot tell a loss of `max_drop`, None where it can."""
+    if task != "classification":
+        return f"compress decides by right and wrong answers, the head's task is {task!r}: use prune and quantize"
+    n = len(cache.select(split="val", dataset=dataset).indices)
+    least = max(2, 1 if max_drop == 0 else int(np.ceil(1 / max_drop)))
+    if n < least:
+        return (
+            f"the val split must have at least {least} labelled images to tell a loss of {max_drop:.2%}, it has {n}: "
+            "allow more with --max-drop, or build the cache with a larger val split"
         )
-    n = len(source.cache.select(split="val", dataset=source.dataset).indices)
-    least = 1 if max_drop == 0 else int(np.ceil(1 / max_drop))
-    if n < max(least, 2):
-        raise InputError(
-            f"the val split must have at least {max(least, 2)} labelled images to tell a loss of {max_drop:.2%}, it "
-            f"has {n}: allow more with --max-drop, or build the cache with a larger val split"
-        )
+    return None
 
 
 def _work_of(place: Path, source: Source, max_drop: float) -> Path:
@@ -346,7 +353,10 @@ class _Search:
 
         place, note = self.work / name, self.work / f"{name}.json"
         if note.exists():
-            candidate = Candidate.from_json(parse_json(note.read_bytes()))
+            try:
+                candidate = Candidate.from_json(parse_json(note.read_bytes()))
+            except (ValueError, TypeError, KeyError) as error:
+                raise CorruptError(f"{str(note)!r} must describe a candidate, got {error!r}: delete it") from error
             if name == "float":
                 self._right = self._answers(candidate)
         else:

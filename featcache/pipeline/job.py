@@ -88,7 +88,8 @@ def run(
         Largest loss of accuracy on val that a compression may cost, in [0, 1].
     budget_minutes
         Search for the smallest model within `max_drop` for so long (`compress`), instead of pruning by `prune_amount`
-        and quantizing once; where none is smaller within it, the float model ships and a note says so.
+        and quantizing once; where none is smaller within it, the float model ships, and where val is too small to
+        decide on, it is pruned and quantized once: a note says so.
     formats
         Names of device formats, as in `export`.
     overwrite
@@ -121,6 +122,7 @@ def run(
     from featcache.bundle.exporting import export
     from featcache.bundle.title import report_title
     from featcache.compression import prune, quantize
+    from featcache.compression.searching import reason_not_to_search
     from featcache.model.merging import merge
     from featcache.pipeline.compressing import compress
     from featcache.pipeline.page import read_report, write_report
@@ -155,6 +157,12 @@ def run(
     models = {name: place / "models" / name for name in VARIANTS}
     merged = merge(place / "head", cache, out=models["float"], overwrite=True)
 
+    if budget_minutes is not None:
+        with open_cache(cache) as opened:
+            hindrance = reason_not_to_search(opened, dataset="images", task=trained.task, max_drop=max_drop)
+        if hindrance is not None:
+            notes.append(f"nothing was searched, only pruned and quantized once: {hindrance}")
+            budget_minutes = None
     pruned = quantized = searched = None
     source, shipped = "float", "int8"
     if budget_minutes is not None:
@@ -166,6 +174,11 @@ def run(
                 overwrite=True, say=say,
             )  # fmt: skip
             notes += searched.notes
+            if searched.lost > searched.gained:
+                notes.append(
+                    f"of {searched.n} images of {searched.split} the float model alone gets {searched.lost} right, the "
+                    f"one that ships {searched.gained}"
+                )
         except BudgetError as error:
             notes.append(f"the float model ships: {error}")
             shipped = "float"

@@ -237,7 +237,7 @@ def test_another_or_damaged_checkpoint_is_refused(place: Path, tmp_path: Path, s
             recover_network(copy.deepcopy(source.model.backbone), source, settings, work=tmp_path)
 
         again()
-        with pytest.raises(InputError, match=r"learning_rate: 0\.0005 there, 0\.01 here") as caught:
+        with pytest.raises(InputError, match=r"learning_rate: 0\.0001 there, 0\.01 here") as caught:
             again(learning_rate=0.01)
         assert "\n" not in str(caught.value)
         state = next(tmp_path.glob("state-*.safetensors"))

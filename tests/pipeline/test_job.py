@@ -12,22 +12,27 @@ import pytest
 from PIL import Image
 
 import featcache
-from featcache.errors import VerificationError
+from featcache.errors import BudgetError, InputError, VerificationError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def draw_shades(folder: Path) -> None:
+    """Write two classes that are easily told apart, 12 images of each to train on, 6 for val, 6 for test."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 6), ("test", 6)):
+        for label, shade in (("dark", 40), ("light", 200)):
+            place = folder / split / label
+            place.mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(generator.normal(shade, 20, (40, 40, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(place / f"{number}.png")
 
 
 def test_an_int8_file_that_answers_otherwise_here_leaves_the_model_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 6), ("test", 6)):
-        for label, shade in (("dark", 40), ("light", 200)):
-            place = tmp_path / "images" / split / label
-            place.mkdir(parents=True)
-            for number in range(count):
-                pixels = np.clip(generator.normal(shade, 20, (40, 40, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(place / f"{number}.png")
+    draw_shades(tmp_path / "images")
     formats = importlib.import_module("featcache.bundle.exporting")
     usual = formats.export
 
@@ -45,6 +50,50 @@ def test_an_int8_file_that_answers_otherwise_here_leaves_the_model_before_it(
     assert [row["bytes"] is None for row in report.table] == [False, True]
     assert any(note.startswith("int8: ") and note.endswith("the bundle holds the float model") for note in report.notes)
     assert featcache.evaluate(report.bundle, tmp_path / "images").n == 12
+
+
+def test_a_run_with_minutes_ships_the_smallest_that_keeps_up(tmp_path: Path) -> None:
+    draw_shades(tmp_path / "images")
+    report = featcache.run(
+        tmp_path / "images", out=tmp_path / "out", backbone="test_efficientnet", weights="random:0", max_drop=0.3,
+        budget_minutes=0.001,
+    )  # fmt: skip
+    assert [row["model"] for row in report.table] == ["float", "small"]
+    assert report.compress is not None and report.prune is None and report.quantize is None
+    assert report.shipped == "int8"
+    whole, small = (row["bytes"] for row in report.table)
+    assert small < 0.6 * whole
+    assert "What was tried" in Path(report.report_html).read_text(encoding="utf-8")
+    assert featcache.evaluate(report.bundle, tmp_path / "images").n == 12
+
+
+def test_a_val_split_too_small_to_search_by_is_said_and_the_run_goes_on(tmp_path: Path) -> None:
+    draw_shades(tmp_path / "images")
+    report = featcache.run(
+        tmp_path / "images", out=tmp_path / "out", backbone="test_efficientnet", weights="random:0", prune_amount=0.0,
+        max_drop=0.01, budget_minutes=1,
+    )  # fmt: skip
+    assert report.compress is None and report.quantize is not None
+    assert any("at least 100 labelled images" in note for note in report.notes)
+
+
+def test_a_budget_that_nothing_meets_ships_the_float_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BudgetError("no model stays within --max-drop", best={"name": "int8"})
+
+    monkeypatch.setattr("featcache.pipeline.compressing.compress", refuse)
+    draw_shades(tmp_path / "images")
+    report = featcache.run(
+        tmp_path / "images", out=tmp_path / "out", backbone="test_efficientnet", weights="random:0", max_drop=0.3,
+        budget_minutes=1,
+    )  # fmt: skip
+    assert report.shipped == "float" and [row["model"] for row in report.table] == ["float"]
+    assert "the float model ships: no model stays within --max-drop" in report.notes
+
+
+def test_minutes_must_be_above_zero(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--budget-minutes must be above 0, got 0"):
+        featcache.run(tmp_path / "images", out=tmp_path / "out", budget_minutes=0)
 
 
 @pytest.mark.slow
