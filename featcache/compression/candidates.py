@@ -61,6 +61,10 @@ class Candidate:
         """Return the fields as JSON values."""
         return {**dataclasses.asdict(self), "steps": list(self.steps)}
 
+    def described(self) -> dict[str, Any]:
+        """Return the fields as JSON values, but for where the model lay while it was tried."""
+        return {name: value for name, value in self.to_json().items() if name != "model"}
+
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Candidate:
         """Return the candidate that `to_json` wrote."""

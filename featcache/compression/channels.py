@@ -59,7 +59,7 @@ _PIXELS = 224 * 224  # of an image; larger ones are fewer, all go through the ne
 _MULTIPLES = (8, 4, 2, 1)
 _PROBED_SHARES = (0.7, 0.4)  # of a group, kept while the others are whole
 _PROBE_IMAGES = 48
-_HELD_IMAGES = 64
+_HELD_IMAGES, _LEAST_STEP = 64, 8  # one in eight where there are few
 
 TOLERANCE = 0.02  # of what shall be left
 _TIME_TOLERANCE = 0.05  # of the whole time: what two measurements of the same network may differ by
@@ -144,8 +144,10 @@ class _Work:
 
     def __init__(self, model: MergedModel, groups: Sequence[ChannelGroup], images: Tensor) -> None:
         self.model, self.groups = model, groups
-        held = min(_HELD_IMAGES, len(images) // 8)  # errors are measured on images that nothing is solved for
-        self.images, self.held = images[: len(images) - held], images[len(images) - held :]
+        # errors are measured on images that nothing is solved for, spread over all: the last ones are of few classes
+        step = max(_LEAST_STEP, len(images) // _HELD_IMAGES)
+        chosen = torch.arange(len(images)) % step == step - 1
+        self.images, self.held = (images[~chosen], images[chosen]) if chosen.any() else (images, images)
         self.network = copy.deepcopy(model.backbone.network).requires_grad_(False)
         self.shapes = layer_shapes(self.network, ProbedBackbone(self.network, model).eval(), example_images(model))
         self.macs = count_macs(self.network, self.shapes)
@@ -274,11 +276,10 @@ def training_images(source: Source, count: int) -> Tensor:
     samples = cache.samples(source.dataset)
     selection = cache.select(split="train", dataset=source.dataset, labelled=False)
     labels = samples.labels[selection.indices]
-    single = np.asarray(labels).ndim == 1
     rank: dict[int, int] = {}
     order = []
     for position in np.argsort([samples.digests[index].tobytes() for index in selection.indices], kind="stable"):
-        label = int(labels[position]) if single and samples.task == "classification" else 0
+        label = int(labels[position]) if samples.task == "classification" else 0
         rank[label] = rank.get(label, -1) + 1
         order.append((rank[label], label, int(position)))
     positions = np.array([position for _, _, position in sorted(order)], dtype=np.int64)

@@ -140,7 +140,7 @@ def search(
         tried.run()
         candidates = tried.timed()
         chosen = _choose(candidates, COSTS[target])
-        front = [one.to_json() for one in pareto_front(candidates, cost=COSTS[target])]
+        front = [one.described() for one in pareto_front(candidates, cost=COSTS[target])]
         split, before, after = tried.tested(chosen)
         final, whole = load_model(chosen.model), candidates[0]
         golden_folder = Path(chosen.model) / "golden"
@@ -179,7 +179,7 @@ def search(
         candidates=len(candidates),
         candidates_csv=str(place / FOLDER / "candidates.csv"),
         frontier=tuple(front),
-        tried=tuple(one.to_json() for one in candidates),
+        tried=tuple(one.described() for one in candidates),
         parameters=chosen.parameters,
         macs=chosen.macs,
         macs_before=whole.macs,
@@ -240,7 +240,7 @@ def _choose(candidates: list[Candidate], cost: str) -> Candidate:
         f"no model with less {cost.replace('_', ' ')} stays within --max-drop, of {len(candidates) - 1} tried; best: "
         f"{' + '.join(best.steps) or 'the float model'}, {best.drop:.2%} lost ({best.drop_low:.2%} to "
         f"{best.drop_high:.2%}), {best.bytes:,} bytes, {best.latency_ms:.2f} ms: allow more, or give it more minutes",
-        best=best.to_json(),
+        best=best.described(),
     )
 
 
