@@ -23,15 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from featcache.compression.allocation import allocate, convex_errors, widths_of
-from featcache.compression.compensation import (
-    Moments,
-    Run,
-    compensate,
-    moments_of,
-    record_answers,
-    solve_kept,
-    write_weight,
-)
+from featcache.compression.compensation import compensate, moments_of, record_answers, write_weight
 from featcache.compression.costs import LayerCost, NetworkCost, count_macs, count_parameters, groups_of_layers
 from featcache.compression.groups import (
     ChannelGroup,
@@ -41,6 +33,8 @@ from featcache.compression.groups import (
     flat_features,
     layer_shapes,
 )
+from featcache.compression.layers import Run
+from featcache.compression.moments import Moments, solve_kept
 from featcache.compression.narrowing import narrowed
 from featcache.compression.probing import FeatureProbe
 from featcache.compression.refitting import Source
@@ -49,14 +43,15 @@ from featcache.compression.timing import layer_times, share_of_time
 from featcache.errors import InputError, MissingError
 from featcache.images.batches import first_decoded
 from featcache.model.merged import MergedModel, wrap_network
+from featcache.system.memory import keep_freed_memory
 
 Target = Literal["macs", "parameters", "latency"]
 
 COMPENSATION_IMAGES = 1536
 _PIXELS = 224 * 224  # of an image; larger ones are fewer, all go through the network at once
-# of channels that stay: runtimes compute channels in blocks of eight, and others are slower than none removed; finer
-# ones only where a network's few wide groups allow nothing near enough to what is asked for
-_MULTIPLES = (8, 4, 2, 1)
+# of channels that stay: runtimes compute channels in blocks of sixteen or eight, and others are slower than none
+# removed; finer ones only where a network's few wide groups allow nothing near enough to what is asked for
+_MULTIPLES = (16, 8, 4, 2, 1)
 _PROBED_SHARES = (0.7, 0.4)  # of a group, kept while the others are whole
 _PROBE_IMAGES = 48
 _HELD_IMAGES, _LEAST_STEP = 64, 8  # one in eight where there are few
@@ -89,6 +84,7 @@ def remove_channels(source: Source, *, amount: float, target: Target, macs: int)
     groups = find_groups(model)
     if not groups:
         raise InputError(f"channel pruning needs channels to remove, {model.recipe.model!r} has none that can go")
+    keep_freed_memory()
     work = _Work(model, groups, training_images(source, COMPENSATION_IMAGES))
     cost = work.cost(target, macs)
     wanted = 1 - amount
@@ -236,9 +232,9 @@ class _Work:
             # pulled toward what the whole network's own inputs make best, as far as held images say
             return solve_kept(solve_kept(weight, moments_of(self.answers[name]), inputs), moments, inputs)
 
-        narrow = [group for group in self.groups if widths[group.name] < group.width]
-        readers = {name for group in narrow for name in group.readers}
-        answers = [answer for name, answer in self.answers.items() if name in readers]  # in the order in which they run
+        narrow = {name for name, group in group_of.items() if widths[group.name] < group.width}
+        names = list(self.answers)  # in the order in which they run; before the first of `narrow` nothing changed
+        answers = [self.answers[name] for name in names[min(map(names.index, narrow), default=len(names)) :]]
         compensate(network, run, self.images, answers, solve=solve)
         small = narrowed(self.model, network, removed, self.groups)
         exact = _features(features_of(self.model, self.network), self.held)

@@ -19,21 +19,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from tqdm import tqdm
+
+from featcache.compression.layers import Run, inputs_at, map_shape, values_at
+from featcache.compression.moments import RIDGE, Check, Moments, MomentsSum, solve_all
+from featcache.compression.shortcuts import Shortcut, find_shortcuts
 
 POSITIONS = 64  # of a feature map, per image
 _MOST_ROWS = 40_000  # of a layer, over all images
 # images that a layer is solved for: those that say something about each of its inputs, or positions of few images alone
 # would decide; early layers have few inputs and large maps, of which fewer are held at once
 _LEAST_IMAGES, _IMAGES_PER_INPUT = 256, 4
-RIDGE = 1e-4  # pull toward the old weights, as a share of the inputs' mean square
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried where there are images to try them on
 _HELD_SHARE = 8  # one batch in so many, for that
 _BATCH = 32
-
-Layer = nn.Conv2d | nn.Linear
-Run = Callable[[Tensor], Any]
 
 
 @dataclass(slots=True)
@@ -41,8 +39,9 @@ class Answers:
     """What one layer of the whole network gives for n images, at p sampled positions of each.
 
     `outputs`: (n·p, o) float32. `shape`: height and width of a feature map, (1, tokens) of a linear layer. `norm`: the
-    name of the batch norm that reads the output, or None. `count`: n, of all images the first. `moments`: of inputs and
-    outputs, where they were asked for.
+    name of the batch norm that reads the output, or None. `count`: n, of all images the first. `shortcut`: what the
+    output is added to, or None, and `shortcuts` (n·p, o) what that was. `moments`: of inputs and outputs, where they
+    were asked for.
     """
 
     name: str
@@ -50,12 +49,9 @@ class Answers:
     norm: str | None = None
     count: int = 0
     outputs: Tensor = field(default_factory=lambda: torch.empty(0))
+    shortcut: Shortcut | None = None
+    shortcuts: Tensor = field(default_factory=lambda: torch.empty(0))
     moments: Moments | None = None
-
-
-def is_product(module: nn.Module) -> bool:
-    """Return whether `module` multiplies all its inputs with one matrix: a linear layer, a convolution of one group."""
-    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
 def record_answers(
@@ -71,8 +67,12 @@ def record_answers(
     for name, answer in answers.items():
         wanted = max(_LEAST_IMAGES, _IMAGES_PER_INPUT * modules[name].weight[0].numel())
         most = answer.count = min(len(images), max(most, -(-wanted // _BATCH) * _BATCH))
+    for name, shortcut in find_shortcuts(network, run, images[:2], names).items():
+        answers[name].shortcut = shortcut
     outputs: dict[str, list[Tensor]] = {name: [] for name in names}
-    sums = {name: _MomentsSum() for name in names}
+    shortcuts: dict[str, list[Tensor]] = {name: [] for name in names}
+    passed: dict[str, Tensor] = {}
+    sums = {name: MomentsSum() for name in names}
     made: dict[int, tuple[Tensor, str]] = {}  # the tensors are held, or their ids would be given again
     first = 0
 
@@ -80,10 +80,12 @@ def record_answers(
         def hook(layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
             if first >= answers[name].count:
                 return
-            answers[name].shape = _map_shape(layer, output)
+            answers[name].shape = map_shape(layer, output)
             picked = _positions(answers[name], range(first, first + len(output)))
-            values = _values_at(layer, output, picked)
+            values = values_at(layer, output, picked)
             outputs[name].append(values)
+            if (shortcut := answers[name].shortcut) is not None:
+                shortcuts[name].append(values_at(layer, passed[shortcut.reader], picked))
             if moments:
                 sums[name].add(inputs_at(layer, args[0], picked, answers[name].shape), values)
             made[id(output)] = (output, name)
@@ -97,7 +99,15 @@ def record_answers(
 
         return hook
 
+    def before_shortcut(reader: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            passed[reader] = args[0]
+
+        return hook
+
     with ExitStack() as stack, torch.inference_mode():
+        for reader in {answer.shortcut.reader for answer in answers.values() if answer.shortcut is not None}:
+            stack.callback(modules[reader].register_forward_pre_hook(before_shortcut(reader)).remove)
         for name in names:
             stack.callback(modules[name].register_forward_hook(after(name)).remove)
         for name, module in modules.items():
@@ -106,8 +116,11 @@ def record_answers(
         for first in tqdm(range(0, most, _BATCH), desc="record", unit="batch", disable=None):
             run(images[first : min(first + _BATCH, most)])
             made.clear()
+            passed.clear()
     for name, answer in answers.items():
         answer.outputs = torch.cat(outputs[name])
+        if answer.shortcut is not None:
+            answer.shortcuts = torch.cat(shortcuts[name])
         if moments:
             answer.moments = sums[name].result(centred=modules[name].bias is not None or answer.norm is not None)
     return answers
@@ -131,15 +144,26 @@ def compensate(
     choose = solve or (lambda name, weight, moments: solve_all(weight, moments, ridge=ridge))
     starts = range(0, max(answer.count for answer in answers), _BATCH)
     gate = _Gate([-(-answer.count // _BATCH) for answer in answers])
+    passed: dict[tuple[int, str], Tensor] = {}
+    last = {answer.shortcut.reader: answer.name for answer in answers if answer.shortcut is not None}
+
+    def before_shortcut(reader: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            passed[gate.number, reader] = args[0]
+
+        return hook
 
     def before(answer: Answers) -> Callable[..., None]:
         rows = _rows_per_image(answer)
 
-        def take_in(layer: Any, arrived: Sequence[Tensor]) -> None:
+        def take_in(layer: Any, arrived: Sequence[tuple[Tensor, Tensor | None]]) -> None:
             centred = layer.bias is not None or answer.norm is not None
-            fit, held, means = _MomentsSum(), _MomentsSum(), _MomentsSum()
-            for number, inputs in enumerate(arrived):
-                outputs = answer.outputs[starts[number] * rows : starts[number] * rows + len(inputs)]
+            fit, held, means = MomentsSum(), MomentsSum(), MomentsSum()
+            for number, (inputs, shortcut) in enumerate(arrived):
+                taken = slice(starts[number] * rows, starts[number] * rows + len(inputs))
+                outputs = answer.outputs[taken]
+                if answer.shortcut is not None and shortcut is not None:
+                    outputs = outputs + answer.shortcut.correction(answer.shortcuts[taken], shortcut)
                 if number % _HELD_SHARE == _HELD_SHARE - 1:
                     held.add(inputs, outputs)
                     means.add(_image_means(inputs, rows), _image_means(outputs, rows))
@@ -158,11 +182,17 @@ def compensate(
                 return
             picked = _positions(answer, range(start, start + len(args[0])))
             inputs = inputs_at(layer, args[0], picked, answer.shape)
-            gate.arrive(inputs, lambda arrived: take_in(layer, arrived))
+            shortcut = None
+            if answer.shortcut is not None:
+                take = passed.pop if last[answer.shortcut.reader] == answer.name else passed.__getitem__
+                shortcut = values_at(layer, take((gate.number, answer.shortcut.reader)), picked)
+            gate.arrive((inputs, shortcut), lambda arrived: take_in(layer, arrived))
 
         return hook
 
     with ExitStack() as stack:
+        for reader in last:
+            stack.callback(modules[reader].register_forward_pre_hook(before_shortcut(reader)).remove)
         for answer in answers:
             stack.callback(modules[answer.name].register_forward_pre_hook(before(answer)).remove)
         gate.run([partial(run, images[start : start + _BATCH]) for start in starts])
@@ -218,7 +248,7 @@ class _Gate:
         """`counts`: for each gate, how many batches come to it, the first ones; never fewer than to the gate before."""
         self._counts = counts
         self._condition = threading.Condition()
-        self._arrived: dict[int, Tensor] = {}
+        self._arrived: dict[int, Any] = {}
         self._opened = 0
         self._failed = False
         self._local = threading.local()
@@ -249,10 +279,10 @@ class _Gate:
                 self._condition.notify_all()
                 raise
 
-    def arrive(self, inputs: Tensor, take_in: Callable[[Sequence[Tensor]], None]) -> None:
+    def arrive(self, brought: Any, take_in: Callable[[Sequence[Any]], None]) -> None:
         """Wait until all batches are here; the last one to come calls `take_in` with what each brought, in order."""
         count = self._counts[self._opened]
-        self._arrived[self.number] = inputs
+        self._arrived[self.number] = brought
         if len(self._arrived) < count:
             self._wait(self._opened + 1)
             return
@@ -269,170 +299,10 @@ class _Gate:
             raise RuntimeError("a batch must come to every layer that is solved, another one failed before")
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """What a pull toward the old weights is chosen by: `fit`, moments of some images, and those `held` back.
-
-    `held`: of each position, and of the means over an image's positions: what differs from image to image alone is seen
-    in as many samples as there are images, and is what pooled features are made of.
-    """
-
-    fit: Moments
-    held: tuple[Moments, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Moments of a layer's inputs (d values at each position) and outputs (o values), all float64.
-
-    `gram` (d, d), `cross` (d, o), `power` (o,): means of products of inputs, of inputs and outputs, of squared outputs;
-    without the means `input_mean` (d,) and `output_mean` (o,), which are zero where a layer cannot shift its output.
-    `check`: what there is to choose a pull by.
-    """
-
-    gram: Tensor
-    cross: Tensor
-    power: Tensor
-    input_mean: Tensor
-    output_mean: Tensor
-    check: Check | None = None
-
-    @staticmethod
-    def of(inputs: Tensor, outputs: Tensor, *, centred: bool) -> Moments:
-        """Return the moments of `inputs` (n, d) and `outputs` (n, o)."""
-        sums = _MomentsSum()
-        sums.add(inputs, outputs)
-        return sums.result(centred=centred)
-
-    def of_inputs(self, kept: Tensor) -> Moments:
-        """Return the moments of the inputs `kept` (d,) bool alone."""
-        check = self.check
-        if check is not None:
-            check = Check(check.fit.of_inputs(kept), tuple(one.of_inputs(kept) for one in check.held))
-        gram, cross = self.gram[kept][:, kept], self.cross[kept]
-        return Moments(gram, cross, self.power, self.input_mean[kept], self.output_mean, check)
-
-    def error(self, weight: Tensor) -> float:
-        """Return the share of the outputs' power that `weight` (o, d) misses."""
-        weight = weight.double()
-        missed = self.power.sum() - 2 * (weight.T * self.cross).sum() + ((weight @ self.gram) * weight).sum()
-        return float(missed.clamp(min=0) / self.power.sum().clamp(min=torch.finfo(torch.float64).tiny))
-
-
-class _MomentsSum:
-    """Adds up `Moments` over batches: products in float32 around the first batch's mean, sums in float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._origin: tuple[Tensor, Tensor] | None = None
-        self._sums: list[Tensor] = []
-
-    def add(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Take `inputs` (n, d) and `outputs` (n, o), float32."""
-        if self._origin is None:
-            self._origin = (inputs.mean(dim=0), outputs.mean(dim=0))
-        inputs, outputs = inputs - self._origin[0], outputs - self._origin[1]
-        parts = [inputs.T @ inputs, inputs.T @ outputs, outputs.square().sum(dim=0), inputs.sum(0), outputs.sum(0)]
-        added = [part.double() for part in parts]
-        self._sums = added if not self._sums else [a.add_(b) for a, b in zip(self._sums, added, strict=True)]
-        self.count += len(inputs)
-
-    def merged(self, other: _MomentsSum) -> _MomentsSum:
-        """Return the sums of both."""
-        assert self._origin is not None
-        assert other._origin is not None
-        both = _MomentsSum()
-        both.count, both._origin = self.count + other.count, self._origin
-        n = other.count
-        gram, cross, power, dx, dy = other._sums
-        x, y = ((theirs - ours).double() for theirs, ours in zip(other._origin, self._origin, strict=True))
-        moved = [
-            gram + torch.outer(dx, x) + torch.outer(x, dx) + n * torch.outer(x, x),
-            cross + torch.outer(dx, y) + torch.outer(x, dy) + n * torch.outer(x, y),
-            power + 2 * y * dy + n * y.square(),
-            dx + n * x,
-            dy + n * y,
-        ]
-        both._sums = [a + b for a, b in zip(self._sums, moved, strict=True)]
-        return both
-
-    def result(self, *, centred: bool) -> Moments:
-        """Return the moments of everything added; `centred`: without the means."""
-        assert self._origin is not None
-        x, y = (origin.double() for origin in self._origin)
-        gram, cross, power, dx, dy = (total / self.count for total in self._sums)
-        gram, cross, power = gram - torch.outer(dx, dx), cross - torch.outer(dx, dy), power - dy.square()
-        x, y = x + dx, y + dy
-        if centred:
-            return Moments(gram, cross, power, x, y)
-        return Moments(
-            gram + torch.outer(x, x), cross + torch.outer(x, y), power + y.square(), x.new_zeros(len(x)),
-            y.new_zeros(len(y)),
-        )  # fmt: skip
-
-
 def moments_of(answer: Answers) -> Moments:
     """Return the moments that were recorded with `answer`."""
     assert answer.moments is not None, "record_answers(…, moments=True) records them"
     return answer.moments
-
-
-def solve_all(weight: Tensor, moments: Moments, *, ridge: float = RIDGE) -> Tensor:
-    """Return the (o, d) weight that gives the outputs best in the mean square, pulled toward `weight`.
-
-    By `ridge`, or, where the moments have something to choose by, by the one of `RIDGES` that errs least there.
-    """
-    if moments.check is not None:
-        fit, held = moments.check.fit, moments.check.held
-        tried = {one: _solved(weight, fit, one) for one in RIDGES}
-        ridge = min(tried, key=lambda one: sum(part.error(tried[one]) for part in held))
-    return _solved(weight, moments, ridge)
-
-
-def _solved(weight: Tensor, moments: Moments, ridge: float) -> Tensor:
-    pull = ridge * moments.gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    left = moments.gram + pull * torch.eye(len(moments.gram), dtype=torch.float64)
-    right = moments.cross + pull * weight.double().T
-    return torch.cholesky_solve(right, torch.linalg.cholesky(left)).T.float()
-
-
-def solve_kept(weight: Tensor, moments: Moments, kept: Tensor, *, ridge: float = RIDGE) -> Tensor:
-    """Return the (o, d) weight that is zero but for the inputs `kept` (d,) bool, solved for those as by `solve_all`."""
-    solved = torch.zeros_like(weight)
-    solved[:, kept] = solve_all(weight[:, kept], moments.of_inputs(kept), ridge=ridge)
-    return solved
-
-
-def inputs_at(layer: Layer, arriving: Tensor, picked: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Return (n·p, d): what `layer` multiplies for the positions `picked` (n, p) of its output of `shape`.
-
-    For a convolution d runs over channels, rows and columns of the kernel, in the order of its weight.
-    """
-    if isinstance(layer, nn.Linear):
-        return _values_at(layer, arriving, picked)
-    reach = [step * (size - 1) + 1 for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]
-    if isinstance(layer.padding, str) or layer.padding == (0, 0):  # timm pads "same" inside its layer
-        missing = [
-            max(0, (outs - 1) * step + span - size)
-            for outs, step, span, size in zip(shape, layer.stride, reach, arriving.shape[2:], strict=True)
-        ]
-        around = [part for total in reversed(missing) for part in (total // 2, total - total // 2)]
-    else:
-        around = [layer.padding[1], layer.padding[1], layer.padding[0], layer.padding[0]]
-    padded = functional.pad(arriving, around) if any(around) else arriving
-    ys = (picked // shape[1] * layer.stride[0])[..., None] + torch.arange(0, reach[0], layer.dilation[0])
-    xs = (picked % shape[1] * layer.stride[1])[..., None] + torch.arange(0, reach[1], layer.dilation[1])
-    images = torch.arange(len(arriving)).view(-1, 1, 1, 1)
-    # (n, p, rows, columns, channels)
-    patches = padded.permute(0, 2, 3, 1)[images, ys[:, :, :, None], xs[:, :, None, :]]
-    return patches.permute(0, 1, 4, 2, 3).flatten(2).flatten(0, 1).float()
-
-
-def _map_shape(layer: Layer, output: Tensor) -> tuple[int, int]:
-    """Return height and width of a convolution's maps, or 1 and how many tokens a linear layer answers for an image."""
-    if isinstance(layer, nn.Linear):
-        return (1, output[0].numel() // output.shape[-1])
-    return (output.shape[2], output.shape[3])
 
 
 def _rows_per_image(answer: Answers) -> int:
@@ -450,10 +320,3 @@ def _positions(answer: Answers, images: Sequence[int]) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{answer.name}:{image}".encode()))
         rows.append(torch.randperm(places, generator=generator)[:count])
     return torch.stack(rows)
-
-
-def _values_at(layer: Layer, values: Tensor, picked: Tensor) -> Tensor:
-    """Return (n·p, channels) of what `layer` reads or gives, at the positions `picked` (n, p)."""
-    linear = isinstance(layer, nn.Linear)
-    flat = values.reshape(len(values), -1, values.shape[-1]) if linear else values.flatten(2).transpose(1, 2)
-    return flat[torch.arange(len(flat)).unsqueeze(1), picked].flatten(0, 1).float()

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featcache.compression.compensation import is_product
+from featcache.compression.layers import is_product
 from featcache.model.merged import MergedModel, wrap_network
 
 _NORMS = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)

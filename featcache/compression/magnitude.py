@@ -11,9 +11,7 @@ Depthwise and grouped convolutions stay whole: they hold few weights, and each o
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,10 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from featcache.compression.channels import features_of, training_images
-from featcache.compression.compensation import Layer, Moments, compensate, is_product, record_answers
+from featcache.compression.compensation import compensate, record_answers
+from featcache.compression.layers import Layer, solvable_layers
+from featcache.compression.moments import Moments
 from featcache.compression.refitting import Source
 from featcache.compression.sparse_solver import keep_largest, keep_two_of_four, solve_sparse
 from featcache.errors import InputError
+from featcache.system.memory import keep_freed_memory
 
 Pattern = Literal["global", "layer", "2:4"]
 PATTERNS: tuple[Pattern, ...] = ("global", "layer", "2:4")
@@ -51,6 +52,7 @@ def zero_weights(source: Source, *, amount: float, pattern: Pattern) -> Sparse:
     model = source.model
     network = copy.deepcopy(model.backbone.network)
     run = features_of(model, network)
+    keep_freed_memory()
     images = training_images(source, IMAGES)
     layers = solvable_layers(network, run, images[:1])
     notes: tuple[str, ...] = ()
@@ -77,17 +79,6 @@ def zero_weights(source: Source, *, amount: float, pattern: Pattern) -> Sparse:
     return Sparse(network, notes)
 
 
-def solvable_layers(network: nn.Module, run: Callable[[Tensor], object], images: Tensor) -> dict[str, Layer]:
-    """Return the layers by name that multiply all their inputs with one matrix, once for each of the `images`."""
-    layers = {name: module for name, module in network.named_modules() if _is_layer(module)}
-    calls: Counter[str] = Counter()
-    with ExitStack() as stack, torch.inference_mode():
-        for name, layer in layers.items():
-            stack.callback(layer.register_forward_pre_hook(lambda *_, name=name: calls.update([name])).remove)
-        run(images)
-    return {name: layer for name, layer in layers.items() if calls[name] == 1}
-
-
 def zeros_by_size(weights: Mapping[str, Tensor], total: int) -> dict[str, int]:
     """Return how many weights of each layer go so that it is `total`, by the layer-adaptive magnitude score.
 
@@ -101,10 +92,6 @@ def zeros_by_size(weights: Mapping[str, Tensor], total: int) -> dict[str, int]:
         owners.append(torch.full((len(squares),), number))
     gone = torch.cat(owners)[torch.topk(torch.cat(scores), total, largest=False).indices]
     return dict(zip(weights, torch.bincount(gone, minlength=len(weights)).tolist(), strict=True))
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d | nn.Linear) and is_product(module)
 
 
 def _zeros_of_layers(layers: Mapping[str, Layer], total: int, every: int, *, evenly: bool) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featcache.compression.compensation import Run
+from featcache.compression.layers import Run
 
 
 class FeatureProbe:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from featcache.compression.compensation import RIDGE, Moments
+from featcache.compression.moments import RIDGE, Moments
 
 # of the channels left, removed between two looks at the costs: one by one would be exact, and slow where a layer has
 # thousands of inputs

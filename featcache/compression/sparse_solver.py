@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from featcache.compression.compensation import RIDGE, Moments
+from featcache.compression.moments import RIDGE, Moments
 
 Choose = Callable[[Tensor], Tensor]
 

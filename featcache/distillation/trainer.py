@@ -22,6 +22,7 @@ from featcache.distillation.losses import feature_loss, hard_loss, soft_loss
 from featcache.distillation.schedule import Step
 from featcache.distillation.settings import TrainingSettings
 from featcache.distillation.targets import TargetSource
+from featcache.system.memory import keep_freed_memory
 from featcache.system.processor import processor_has_bf16
 
 _LARGEST_GRADIENT = 5.0  # norm; a guard against a bad batch, rarely met
@@ -69,6 +70,7 @@ class Trainer:
         )
         self.averaged = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
         if device.type == "cpu":
+            keep_freed_memory()
             use_fast_gradients(student.network)
             if bf16:
                 _keep_narrow_convolutions_in_fp32(student.network)

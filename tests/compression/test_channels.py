@@ -16,10 +16,11 @@ from featcache.backbone.timm_import import import_timm
 from featcache.cache import open_cache
 from featcache.compression.allocation import allocate, convex_errors, widths_of
 from featcache.compression.channels import TOLERANCE, remove_channels, training_images
-from featcache.compression.compensation import Moments, compensate, moments_of, record_answers, solve_all, solve_kept
+from featcache.compression.compensation import compensate, moments_of, record_answers
 from featcache.compression.costs import LayerCost, NetworkCost
 from featcache.compression.groups import ChannelGroup, find_groups
 from featcache.compression.measurement import graph_macs
+from featcache.compression.moments import Moments, solve_all, solve_kept
 from featcache.compression.pruning import prune
 from featcache.compression.refitting import Source, open_source
 from featcache.compression.selection import removal_order

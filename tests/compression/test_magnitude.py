@@ -13,9 +13,9 @@ from featcache.cache import open_cache
 from featcache.cli.application import app
 from featcache.compression import prune
 from featcache.compression.channels import features_of, training_images
-from featcache.compression.compensation import Moments
 from featcache.compression.magnitude import PATTERNS, solvable_layers, zero_weights, zeros_by_size
 from featcache.compression.measurement import compressed_bytes, zero_share
+from featcache.compression.moments import Moments
 from featcache.compression.refitting import Source, open_source
 from featcache.compression.sparse_solver import keep_largest, keep_two_of_four, solve_sparse, solve_support
 from featcache.errors import InputError
