@@ -106,7 +106,9 @@ def _scale(layer: nn.Module, answers: Tensor, added: Tensor) -> Tensor | None:
     spread = (x - x_mean).square().mean(dim=0)
     moves = spread > torch.finfo(torch.float32).eps * spread.max()
     scale = torch.where(moves, ((x - x_mean) * (y - y_mean)).mean(dim=0) / torch.where(moves, spread, 1.0), 0.0)
-    if not bool((scale != 0).any()) or float((y_mean + (x - x_mean) * scale - y).abs().max()) > _EXACT * float(y.abs().max()):
+    if not bool((scale != 0).any()) or float((y_mean + (x - x_mean) * scale - y).abs().max()) > _EXACT * float(
+        y.abs().max()
+    ):
         return None
     return torch.where(scale.abs() < _LEAST_SCALE * scale.abs().max(), 0.0, scale).float()
 
