@@ -146,7 +146,7 @@ def score(
     """
     decoded = np.ones(len(chosen), dtype=bool)
     decoded[list(failures)] = False
-    labelled = (chosen.labels >= 0) if task == "classification" else np.full(len(chosen), chosen.targets is not None)
+    labelled = chosen.labels >= 0
     used = np.flatnonzero(decoded & labelled)
     if not len(used):
         reasons = sorted(set(failures.values()))

@@ -194,7 +194,9 @@ def _problem(
 def _folds(rows: Supervision, data: TrainingData, options: TrainOptions) -> npt.NDArray[np.int64]:
     """Return the fold of each row, -1 for the unlabelled ones, which every fold trains on."""
     train = data.train
-    fold = stratified_folds(train.indices, train.targets, task=data.task, folds=options.folds, seed=options.seed)
+    fold = stratified_folds(
+        train.indices, train.targets, task=data.task, classes=data.classes, folds=options.folds, seed=options.seed
+    )
     fold_of_row = np.full(len(rows.features), -1)
     fold_of_row[: len(fold)] = fold
     return fold_of_row
