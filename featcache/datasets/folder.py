@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featcache.datasets.listing import Listing, printable
+from featcache.datasets.listing import Listing, counted, printable
 from featcache.datasets.split_names import SplitName, split_name, together
 from featcache.datasets.splits import NO_SPLIT, SPLITS
 from featcache.datasets.walk import find_images
@@ -80,7 +80,7 @@ def _read(counts: Mapping[Parts, int], *, splits: bool, known: frozenset[str]) -
         if splits:
             notes += _notes_on_classes(set(branches) - known)
         if inside.get(()) is not None and tops:
-            notes.append(f"{_images(counts[inside[()]])} beside the class folders have no label")
+            notes.append(f"{counted(counts[inside[()]], 'image')} beside the class folders without a label")
         return _Meaning(meaning, tuple(notes))
     depth = _wrapped_within({top: branches[top] for top in codes}, known)
     for short, full in inside.items():
@@ -89,15 +89,13 @@ def _read(counts: Mapping[Parts, int], *, splits: bool, known: frozenset[str]) -
             continue
         rest = short[1 + depth[short[0]] :]
         meaning[full] = (codes[short[0]], rest[0] if rest else None)
-    notes += [
-        f"the classes are read from {_shown((top, *next(iter(branches[top]))[: depth[top]]))}, which wraps them"
-        for top in sorted(codes)
-        if depth[top]
-    ]
+    wrapped = [_shown((top, *branches[top][0][: depth[top]])) for top in sorted(codes) if depth[top]]
+    if wrapped:
+        notes.append(f"what is inside {' and '.join(wrapped)} is read as if it were one folder higher")
     notes += [f"{top}/ is read as the split {SPLITS[code]}" for top, code in codes.items() if _is_unclear(top)]
-    left_out = [f"{printable(top)}/ ({_images(images[top])})" for top in tops if top not in codes]
+    left_out = [f"{printable(top)}/ ({counted(images[top], 'image')})" for top in tops if top not in codes]
     if () in inside:
-        left_out.append(_images(counts[inside[()]]))
+        left_out.append(counted(counts[inside[()]], "image"))
     if left_out:
         named = " and ".join(f"{printable(top)}/" for top in sorted(codes))
         notes.append(f"{', '.join(left_out)} beside {named} left out: no name of a split, such as train, val or test")
@@ -185,8 +183,8 @@ def _notes_on_classes(tops: Iterable[str]) -> list[str]:
     if not said:
         return []
     named = ", ".join(f"{printable(top)}/" for top in said)
-    were = "was read as a class" if len(said) == 1 else "were read as classes"
-    return [f"{named} {were}, not as splits: rename them, or say so with --no-splits"]
+    were = "was read as a class, not a split: rename it" if len(said) == 1 else "were read as classes: rename them"
+    return [f"{named} {were}, or say so with --no-splits"]
 
 
 def _is_unclear(top: str) -> bool:
@@ -196,7 +194,3 @@ def _is_unclear(top: str) -> bool:
 
 def _shown(folders: Parts) -> str:
     return printable("/".join(folders)) + "/"
-
-
-def _images(count: int) -> str:
-    return f"{count} image{'s' * (count != 1)}"

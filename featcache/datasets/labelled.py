@@ -120,7 +120,9 @@ def _matched(
         targets = np.zeros((len(chosen), len(classes)), dtype=np.float32)
         known = [index for index, name in enumerate(listing.classes) if name in order]
         targets[:, mapping[known]] = listing.targets[chosen][:, known]
-        if task == "multilabel":
+        if task == "regression":  # as caches of earlier versions may hold
+            labels = np.where(np.isfinite(targets).all(axis=1), labels, -1)
+        else:
             labels = np.where(targets.any(axis=1), targets.argmax(axis=1), -1)
     return LabelledImages(
         paths=tuple(listing.absolute(index) for index in chosen.tolist()),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from featcache.datasets.listing import Task
+from featcache.datasets.listing import Task, counted
 from featcache.datasets.table import TableRow
 from featcache.errors import InputError
 
@@ -40,10 +40,9 @@ def read_labels(rows: Sequence[TableRow], task: Task | None) -> TableLabels:
     notes = []
     several = [row for row, value in zip(rows, values, strict=True) if len(value) > 1]
     if task is None and several:
-        one = f"{len(several)} of {len(rows)} rows have" if len(several) > 1 else f"1 of {len(rows)} rows has"
         notes.append(
-            f"the labels are read as multi-label: {one} several separated by ';', first row {several[0].line} "
-            f"({several[0].label!r}); --task multilabel says so"
+            f"the labels are read as multi-label for {len(several)} of {counted(len(rows), 'row')} with several separated "
+            f"by ';', first row {several[0].line} ({several[0].label!r}): mend it, or say so with --task multilabel"
         )
         task = "multilabel"
     classes = tuple(sorted({part for value in values for part in value}))
@@ -80,7 +79,9 @@ def _numbers(rows: Sequence[TableRow], values: Sequence[list[str]]) -> TableLabe
     notes = []
     if without:
         shown = f"row {without[0].line} has {without[0].label!r}"
-        notes.append(f"{len(without)} of {len(rows)} rows have no finite number and count as unlabelled: {shown}")
+        notes.append(
+            f"{len(without)} of {counted(len(rows), 'row')} unlabelled, without a finite number: first {shown}"
+        )
     names = tuple(f"target{j}" if width > 1 else "target" for j in range(width))
     return TableLabels("regression", names, labels, targets, tuple(notes))
 

@@ -70,6 +70,11 @@ class _AbsolutePaths(Sequence[str]):
         return self._listing.absolute(int(self._indices[index]))
 
 
+def counted(count: int, what: str) -> str:
+    """Return ``1 image``, ``2 images``."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def printable(path: str) -> str:
     """Return `path` fit for a terminal and for JSON: bytes that are not UTF-8 as ``\\xNN``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

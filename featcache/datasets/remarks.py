@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from featcache.datasets.listing import Listing
+from featcache.datasets.listing import Listing, counted
 from featcache.datasets.splits import NO_SPLIT, SPLITS
 from featcache.errors import InputError
 
@@ -33,7 +33,8 @@ def without_foreign_labels(listing: Listing) -> Listing:
             labels[mine] = -1
             names = _names([listing.classes[label] for label in own])
             notes.append(
-                f"{int(mine.sum())} images of the {SPLITS[code]} split count as unlabelled: train has no class {names}"
+                f"{counted(int(mine.sum()), 'image')} of the {SPLITS[code]} split taken as unlabelled: train has no class "
+                f"{names}"
             )
     if not notes:
         return listing
@@ -63,13 +64,13 @@ def notes_on_classes(listing: Listing) -> list[str]:
 def notes_on_training(listing: Listing) -> list[str]:
     """Return, of what is known before an image is read, what `train` would refuse and what it cannot measure."""
     hindrance = hindrance_to_training(listing, may_train(listing))
-    notes = [] if hindrance is None else [f"train will refuse this data set: {hindrance}"]
+    notes = [] if hindrance is None else [_refusal(hindrance)]
     for code in (1, 2):
         mine = listing.given_splits == code
         if mine.any() and not (listing.labels[mine] >= 0).any():
             split = SPLITS[code]
             notes.append(
-                f"none of the {int(mine.sum())} images of the {split} split has a label: no {split} accuracy is claimed"
+                f"the {split} split has no label on its {counted(int(mine.sum()), 'image')}: no {split} accuracy is claimed"
             )
     return notes
 
@@ -90,7 +91,9 @@ def hindrance_to_training(
     usable = in_train & (listing.labels >= 0)
     usable[list(failures)] = False
     if not (listing.labels >= 0).any():
-        return "training needs labelled images, got none with a label: put them into a folder for each class"
+        return (
+            "training needs labelled images, got none: put them into a folder for each class, or fill the column label"
+        )
     if listing.task == "classification" and len(listing.classes) < 2:
         return (
             f"training needs at least two classes, got {list(listing.classes)!r}: add a folder of images of another "
@@ -111,18 +114,42 @@ def hindrance_to_training(
             f"every class must have an image in the train split, got none for {', '.join(empty[:_FEW])}{more}: add "
             "images or remove the class"
         )
-    if listing.targets is not None and (everywhere := np.flatnonzero(counts == usable.sum())).size:
-        return (
-            f"every label must be absent from an image in the train split, {listing.classes[everywhere[0]]!r} stands "
-            "at each: remove the label or add images without it"
-        )
     return None
+
+
+def notes_on_what_was_read(listing: Listing, splits: npt.NDArray[np.uint8], failures: Mapping[int, str]) -> list[str]:
+    """Return what `train` would refuse of images that were read: `splits` (n,) as drawn, `failures` as they came."""
+    in_train = splits == SPLITS.index("train")
+    if (hindrance := hindrance_to_training(listing, in_train, failures)) is not None:
+        return [_refusal(hindrance)]
+    usable = listing.labels >= 0
+    usable[list(failures)] = False
+    if listing.task == "classification" and not (usable & (splits == SPLITS.index("val"))).any():
+        counts = np.bincount(listing.labels[usable & in_train], minlength=len(listing.classes))
+        single = [listing.classes[label] for label in np.flatnonzero(counts == 1)]
+        if single:
+            return [
+                f"train will want a penalty, such as --l2 0.001: nothing is in val to choose one by, and {_names(single)} "
+                "has one image in train"
+            ]
+    if listing.task == "multilabel" and listing.targets is not None:
+        targets = listing.targets[usable & in_train]
+        everywhere = [listing.classes[label] for label in np.flatnonzero(targets.min(axis=0) > 0)]
+        if everywhere:
+            return [
+                f"train will refuse this for a linear head: every image of the train split has {_names(everywhere)}"
+            ]
+    return []
 
 
 def check_trainable(listing: Listing) -> None:
     """Raise `InputError` where it is known before an image is read that no head can be trained."""
     if (hindrance := hindrance_to_training(listing, may_train(listing))) is not None:
         raise InputError(hindrance)
+
+
+def _refusal(hindrance: str) -> str:
+    return f"train will refuse this data set: {hindrance}"
 
 
 def _none_in_train(listing: Listing, failures: Mapping[int, str]) -> str:

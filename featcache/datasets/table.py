@@ -60,6 +60,8 @@ def read_table(source: str, *, is_image: Callable[[str], bool]) -> Table:
     if mark := _EXCEL_SEPARATOR.match(text):
         text, first, separator = text[mark.end() :], 2, mark[1]
     head = next((line for line in io.StringIO(text) if line.strip()), "")
+    if not head:
+        raise InputError(f"a table must have the columns path,label[,split] and rows; {source!r} is empty")
     separators = [separator] if separator else _SEPARATORS
     columns, separator = _header(head, separators)
     notes = []
@@ -96,13 +98,13 @@ def refuse_other_encoding(text: str, source: str, line: int) -> None:
     """Raise `InputError` where `text`, of a line of the table, holds bytes that are not UTF-8."""
     if re.search("[\udc80-\udcff]", text):
         raise InputError(
-            f"{source!r} must be UTF-8 text, row {line} has {printable(text)!r}, as Latin-1 or Windows-1252 does: save "
-            'it as UTF-8 (in Excel: "CSV UTF-8")'
+            f"{source!r} must be UTF-8 text, row {line} has '{printable(text)}', as Latin-1 or Windows-1252 (cp1252) does: "
+            'save it as UTF-8 (in Excel: "CSV UTF-8")'
         )
 
 
 def _cells(line: str, separator: str) -> list[str]:
-    return next(csv.reader([line], delimiter=separator, skipinitialspace=True), [""])
+    return next(csv.reader([line], delimiter=separator, skipinitialspace=True), None) or [""]
 
 
 def _header(head: str, separators: Sequence[str]) -> tuple[dict[str, int] | None, str | None]:

@@ -49,7 +49,7 @@ class TableFolder:
             found = self._stat(candidates[0])
             return found if isinstance(found, str) else FoundFile(found.path, found.stat, True)
         if candidates:
-            return f"names {len(candidates)} files: {', '.join(candidates[:3])}{', …' * (len(candidates) > 3)}"
+            return f"names {len(candidates)} files: {', '.join(sorted(candidates)[:3])}{', …' * (len(candidates) > 3)}"
         return _ABSENT
 
     def names_an_image(self, path: str) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from featcache.datasets.labels import read_labels
-from featcache.datasets.listing import Listing, Task, printable
+from featcache.datasets.listing import Listing, Task, counted, printable
 from featcache.datasets.split_names import split_codes
 from featcache.datasets.splits import NO_SPLIT
 from featcache.datasets.table import TableRow, read_table, refuse_other_encoding
@@ -54,17 +54,19 @@ def scan_table(source: str, task: Task | None, scanned_ns: int, *, splits: bool)
         assert first_failure is not None
         row, why = first_failure
         raise InputError(
-            f"IMAGES must hold at least one image; none of {len(rows)} rows of {source!r} names one, the first failing "
+            f"IMAGES must hold at least one image; none of {counted(len(rows), 'row')} of {source!r} names one, the first failing "
             f"is row {row.line}, {printable(row.path)!r}: {why}"
         )
     if repeats:
         earlier, row = repeats[0]
-        notes.append(f"{len(repeats)} rows say the same again, first row {row.line} as row {earlier.line}: merged")
+        notes.append(
+            f"{counted(len(repeats), 'row')} repeating another merged, first row {row.line}, as row {earlier.line}"
+        )
     spelled = [(row, one) for row, one in kept.values() if one.spelled]
     if spelled:
         row, one = spelled[0]
         notes.append(
-            f"{len(spelled)} of {len(rows)} paths are spelled otherwise than their files, first row {row.line}: "
+            f"{len(spelled)} of {counted(len(rows), 'path')} spelled otherwise than the file, first row {row.line}: "
             f"{printable(row.path)!r} is {printable(one.path)!r}"
         )
     paths = sorted(kept)

@@ -22,10 +22,10 @@ from featcache.cache import FeatureCache, open_cache
 from featcache.cache.cache import create_cache
 from featcache.cache.manifest import is_cache
 from featcache.datasets.listing import Listing, Task, printable
-from featcache.datasets.remarks import hindrance_to_training, notes_on_training
+from featcache.datasets.remarks import notes_on_training, notes_on_what_was_read
 from featcache.datasets.samples import Samples
 from featcache.datasets.scan import scan
-from featcache.datasets.splits import assign_splits, split_code
+from featcache.datasets.splits import assign_splits
 from featcache.errors import InputError, RecipeMismatchError
 from featcache.extract.changes import ChangeSet, Seen, find_changes, hash_known, same_listing
 from featcache.extract.naming import WantedName, settle_name, wanted_name
@@ -502,11 +502,8 @@ def _store_samples(job: _Job, work: _Work) -> None:
 
 def _report(job: _Job, work: _Work) -> BuildReport:
     cache, listing = job.cache, work.listing
-    if job.changes.failures:
-        samples = cache.samples(job.dataset)
-        hindrance = hindrance_to_training(samples.listing, samples.splits == split_code("train"), samples.failures)
-        if hindrance is not None:
-            work.notes.add(f"train will refuse this data set: {hindrance}")
+    samples = cache.samples(job.dataset)
+    work.notes.add(*notes_on_what_was_read(samples.listing, samples.splits, samples.failures))
     with cache.reader() as reader:
         rows = len(reader)
     return BuildReport(

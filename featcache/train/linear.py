@@ -181,6 +181,13 @@ def _problem(
         distillation = Distillation(rows.teacher, soft.alpha, soft.temperature)
     elif rows.teacher is not None:
         rows = rows.subset(rows.targets >= 0)  # with alpha = 0 unlabelled rows have no term
+    if data.task == "multilabel" and rows.teacher is None:
+        constant = np.flatnonzero(rows.targets.min(axis=0) == rows.targets.max(axis=0))
+        if len(constant):
+            raise InputError(
+                "every label needs training images with it and without it, "
+                f"{data.classes[constant[0]]!r} has only one kind: remove it or add images"
+            )
     return Problem(
         features=rows.features,
         targets=rows.targets,
