@@ -31,11 +31,8 @@ def without_foreign_labels(listing: Listing) -> Listing:
         own = np.unique(listing.labels[mine])
         if len(train) and len(own) and not np.isin(own, train).any():
             labels[mine] = -1
-            names = _names([listing.classes[label] for label in own])
-            notes.append(
-                f"{counted(int(mine.sum()), 'image')} of the {SPLITS[code]} split taken as unlabelled: train has no class "
-                f"{names}"
-            )
+            images, names = counted(int(mine.sum()), "image"), _names([listing.classes[label] for label in own])
+            notes.append(f"{images} of the {SPLITS[code]} split taken as unlabelled: train has no class {names}")
     if not notes:
         return listing
     used = np.unique(labels[labels >= 0])
@@ -68,10 +65,8 @@ def notes_on_training(listing: Listing) -> list[str]:
     for code in (1, 2):
         mine = listing.given_splits == code
         if mine.any() and not (listing.labels[mine] >= 0).any():
-            split = SPLITS[code]
-            notes.append(
-                f"the {split} split has no label on its {counted(int(mine.sum()), 'image')}: no {split} accuracy is claimed"
-            )
+            split, images = SPLITS[code], counted(int(mine.sum()), "image")
+            notes.append(f"the {split} split has no label on its {images}: no {split} accuracy is claimed")
     return notes
 
 
@@ -129,8 +124,8 @@ def notes_on_what_was_read(listing: Listing, splits: npt.NDArray[np.uint8], fail
         single = [listing.classes[label] for label in np.flatnonzero(counts == 1)]
         if single:
             return [
-                f"train will want a penalty, such as --l2 0.001: nothing is in val to choose one by, and {_names(single)} "
-                "has one image in train"
+                "train will want a penalty, such as --l2 0.001: nothing is in val to choose one by, and of "
+                f"{_names(single)} one image is in train"
             ]
     if listing.task == "multilabel" and listing.targets is not None:
         targets = listing.targets[usable & in_train]

@@ -98,7 +98,7 @@ def refuse_other_encoding(text: str, source: str, line: int) -> None:
     """Raise `InputError` where `text`, of a line of the table, holds bytes that are not UTF-8."""
     if re.search("[\udc80-\udcff]", text):
         raise InputError(
-            f"{source!r} must be UTF-8 text, row {line} has '{printable(text)}', as Latin-1 or Windows-1252 (cp1252) does: "
+            f"{source!r} must be UTF-8 text, row {line} has '{printable(text)}', as Latin-1 or cp1252 (Windows) does: "
             'save it as UTF-8 (in Excel: "CSV UTF-8")'
         )
 

@@ -54,8 +54,8 @@ def scan_table(source: str, task: Task | None, scanned_ns: int, *, splits: bool)
         assert first_failure is not None
         row, why = first_failure
         raise InputError(
-            f"IMAGES must hold at least one image; none of {counted(len(rows), 'row')} of {source!r} names one, the first failing "
-            f"is row {row.line}, {printable(row.path)!r}: {why}"
+            f"IMAGES must hold at least one image; none of {counted(len(rows), 'row')} of {source!r} names one, first "
+            f"failing row {row.line}, {printable(row.path)!r}: {why}"
         )
     if repeats:
         earlier, row = repeats[0]
