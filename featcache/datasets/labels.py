@@ -41,7 +41,7 @@ def read_labels(rows: Sequence[TableRow], task: Task | None) -> TableLabels:
     several = [row for row, value in zip(rows, values, strict=True) if len(value) > 1]
     if task is None and several:
         notes.append(
-            f"the labels are read as multi-label for {len(several)} of {counted(len(rows), 'row')} with several between "
+            f"the labels are read as multi-label: {len(several)} of {counted(len(rows), 'row')} with several between "
             f"';', first row {several[0].line} ({several[0].label!r}): mend it, or say so with --task multilabel"
         )
         task = "multilabel"

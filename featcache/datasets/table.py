@@ -118,8 +118,10 @@ def _header(head: str, separators: Sequence[str]) -> tuple[dict[str, int] | None
                 if names.count(name) > 1:
                     raise InputError(f"a table must have one column {name!r}, its header has {names.count(name)}")
             best = (places, separator)
-    if best[0] is not None and "label" not in best[0] and best[1] is not None and len(_cells(head, best[1])) > 1:
-        return None, best[1]
+    if best[0] is not None and best[1] is not None and "label" not in best[0]:
+        others = {cell.strip() for cell in _cells(head, best[1]) if cell.strip().lower() not in (*_COLUMNS, "")}
+        if others:  # one of them holds the labels, under another name
+            return None, best[1]
     return best
 
 
