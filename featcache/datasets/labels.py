@@ -14,6 +14,7 @@ from featcache.datasets.table import TableRow
 from featcache.errors import InputError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+_LARGEST = float(np.finfo(np.float32).max)
 _NO_NUMBER = frozenset({"nan", "na", "n/a", "null", "none", "-", "?", "inf", "infinity", "missing"})
 
 
@@ -93,8 +94,8 @@ def _is_number(text: str) -> bool:
 def _number(text: str, row: TableRow) -> float | None:
     """Return a text as a number, None where it is missing, not finite as float32 or written as only programs do."""
     if _is_number(text):
-        value = float(np.float64(text))
-        return value if abs(value) <= np.finfo(np.float32).max else None
+        value = float(text)
+        return value if abs(value) <= _LARGEST else None
     if text.lstrip("+-").lower() in _NO_NUMBER or not text.lstrip("+-"):
         return None
     try:

@@ -494,7 +494,10 @@ def _extract(jobs: Sequence[_Job], work: _Work) -> None:
 def _store_samples(job: _Job, work: _Work) -> None:
     updated = dataclasses.replace(work.listing, stats=job.changes.stats)
     splits = assign_splits(updated, job.changes.digests, seed=job.seed, failed=job.changes.failures)
-    samples = Samples(job.dataset, updated, job.changes.digests, splits, job.changes.failures, job.seed)
+    called = job.before.called if job.before is not None else None
+    if not work.wanted.chosen:
+        called = work.wanted.name if work.wanted.name != job.dataset else None
+    samples = Samples(job.dataset, updated, job.changes.digests, splits, job.changes.failures, job.seed, called)
     job.cache.replace_samples(samples)
     if work.prune_missing and job.writer is not None:
         job.pruned = _drop_unreferenced(job.cache, job.writer)

@@ -49,6 +49,9 @@ def settle_name(cache: FeatureCache, listing: Listing, wanted: WantedName) -> tu
     for name in (wanted.name, wanted.shortened):
         if name in cache.datasets and _same_root(cache.samples(name), listing):
             return str(name), None
+    for name in cache.datasets:
+        if cache.samples(name).called == wanted.name and _same_root(cache.samples(name), listing):
+            return name, None
     moved = [name for name in cache.datasets if _is_moved(cache.samples(name), listing)]
     if wanted.name in moved:
         moved = [wanted.name]
