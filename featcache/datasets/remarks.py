@@ -131,9 +131,7 @@ def notes_on_what_was_read(listing: Listing, splits: npt.NDArray[np.uint8], fail
         targets = listing.targets[usable & in_train]
         everywhere = [listing.classes[label] for label in np.flatnonzero(targets.min(axis=0) > 0)]
         if everywhere:
-            return [
-                f"train will refuse this for a linear head: every image of the train split has {_names(everywhere)}"
-            ]
+            return [f"train will refuse a linear head: every image of the train split has {_names(everywhere)}"]
     return []
 
 

@@ -29,8 +29,8 @@ class Samples:
     """The samples of one data set in a cache: a `Listing` whose bytes are known, with a split each.
 
     `digests` (n, 32) uint8: sha256 of each file's bytes (zeros where it could not be read). `splits` (n,) uint8: index
-    into `SPLITS`. `failures`: index → reason, for samples that have no row. `called`: the name of the folder, where it was
-    moved and the data set kept another. The other fields are the `Listing`'s.
+    into `SPLITS`. `failures`: index → reason, for samples that have no row. `called`: the folder's name,
+    where it was moved and the data set kept another. The other fields are the `Listing`'s.
     """
 
     dataset: str

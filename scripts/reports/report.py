@@ -51,14 +51,15 @@ class Report:
     """`name` (unique); `complaint`: what people report; `right`: the outcome that is right, in words.
 
     `arrange(folder)` makes the input and returns the command lines, run in that order in that folder, each without the
-    word featcache; all but the last must succeed. `check(outcome)` of the last one asserts what is right.
+    word featcache; all but the last must succeed. A function between them is called with the folder. `check(outcome)` of
+    the last one asserts what is right.
     `environment` is added to the command's.
     """
 
     name: str
     complaint: str
     right: str
-    arrange: Callable[[Path], Sequence[Sequence[object]]]
+    arrange: Callable[[Path], Sequence[Sequence[object] | Callable[[Path], object]]]
     check: Callable[[Outcome], None]
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -67,6 +68,9 @@ def replay(report: Report, folder: Path) -> Outcome:
     """Return the outcome of a report's last command; raises `AssertionError` where it is not right."""
     commands = report.arrange(folder)
     for position, arguments in enumerate(commands):
+        if callable(arguments):
+            arguments(folder)
+            continue
         started = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-c", "from featcache.cli import main; main()", *map(str, arguments)],
