@@ -51,8 +51,8 @@ class Report:
     """`name` (unique); `complaint`: what people report; `right`: the outcome that is right, in words.
 
     `arrange(folder)` makes the input and returns the command lines, run in that order in that folder, each without the
-    word featcache; all but the last must succeed. A function between them is called with the folder. `check(outcome)` of
-    the last one asserts what is right.
+    word featcache; all but the last must succeed. A function between them is called with the folder. `check(outcome)`
+    of the last one asserts what is right.
     `environment` is added to the command's.
     """
 
