@@ -14,7 +14,7 @@ import numpy as np
 from featcache.datasets.listing import Listing, counted, printable
 from featcache.datasets.split_names import SplitName, split_name, together
 from featcache.datasets.splits import NO_SPLIT, SPLITS
-from featcache.datasets.walk import find_images
+from featcache.datasets.walk import FolderFiles, find_images
 
 Parts = tuple[str, ...]  # a folder's path below the data set's
 
@@ -34,7 +34,7 @@ def scan_folder(root: str, scanned_ns: int, *, splits: bool, known: frozenset[st
     """
     files = find_images(root)
     parts = [tuple(name.split("/")) if name else () for name in files.folders]
-    meaning = _read(dict(zip(parts, files.counts, strict=True)), splits=splits, known=known)
+    meaning = _read(files, dict(zip(parts, files.counts, strict=True)), splits=splits, known=known)
     kept = [meaning.folders[folder] is not None for folder in parts]
     means = [meaning.folders[folder] or (NO_SPLIT, None) for folder in parts]
     classes = tuple(sorted({name for _, name in means if name is not None}))
@@ -63,8 +63,8 @@ def scan_folder(root: str, scanned_ns: int, *, splits: bool, known: frozenset[st
     )
 
 
-def _read(counts: Mapping[Parts, int], *, splits: bool, known: frozenset[str]) -> _Meaning:
-    """Return what folders with so many images each mean."""
+def _read(files: FolderFiles, counts: Mapping[Parts, int], *, splits: bool, known: frozenset[str]) -> _Meaning:
+    """Return what folders with so many images each mean; `files`: what else there is."""
     notes = []
     wrapper = _wrapper(counts, splits=splits, known=known)
     if wrapper:
@@ -79,7 +79,9 @@ def _read(counts: Mapping[Parts, int], *, splits: bool, known: frozenset[str]) -
         meaning = {full: (NO_SPLIT, short[0] if short else None) for short, full in inside.items()}
         if splits:
             notes += _notes_on_classes(set(branches) - known)
-        if inside.get(()) is not None and tops:
+        if not tops and files.tables:
+            notes.append(f"no class folders, but {printable(files.tables[0])}: name it as IMAGES to read its labels")
+        if () in inside and tops:
             notes.append(f"{counted(counts[inside[()]], 'image')} beside the class folders without a label")
         return _Meaning(meaning, tuple(notes))
     depth = _wrapped_within({top: branches[top] for top in codes}, known)

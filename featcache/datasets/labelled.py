@@ -26,7 +26,7 @@ class LabelledImages:
     -1 for images without a label or of a class the model does not know. `targets`: None, or (n, n_classes) float32 for
     multi-label and regression models, to be used where `labels` says that there is a label. `split`: which part of the
     data set this is, None for all of it.
-    `unknown_classes`: names in the data set that the model does not have.
+    `unknown_classes`: names in the data set that the model does not have. `notes`: those of its `Listing`.
     """
 
     paths: tuple[str, ...]
@@ -36,6 +36,7 @@ class LabelledImages:
     targets: npt.NDArray[np.float32] | None
     split: str | None
     unknown_classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -132,4 +133,5 @@ def _matched(
         targets=targets,
         split=split,
         unknown_classes=unknown,
+        notes=listing.notes,
     )

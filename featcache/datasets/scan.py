@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from featcache.datasets.folder import scan_folder
 from featcache.datasets.listing import Listing, Task
 from featcache.datasets.remarks import notes_on_classes, without_foreign_labels
-from featcache.datasets.table import is_table
 from featcache.datasets.table_scan import scan_table
+from featcache.datasets.walk import is_table
 from featcache.errors import InputError, MissingError
 
 

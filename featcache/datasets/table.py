@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from featcache.datasets.listing import printable
 from featcache.errors import InputError
 
-TABLE_EXTENSIONS = (".csv", ".tsv")
 _COLUMNS = ("path", "label", "split")
 _SEPARATORS = (",", ";", "\t", "|")
 _MARKS = (  # of UTF-32 first: it begins as UTF-16 does
@@ -39,11 +38,6 @@ class Table:
 
     rows: list[TableRow]
     notes: tuple[str, ...]
-
-
-def is_table(path: str) -> bool:
-    """Return whether the name is that of a table of images."""
-    return path.lower().endswith(TABLE_EXTENSIONS)
 
 
 def read_table(source: str, *, is_image: Callable[[str], bool]) -> Table:

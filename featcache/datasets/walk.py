@@ -16,6 +16,14 @@ _LITTER = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Inform
 _SHADOW = "._"  # what macOS writes beside each file on a foreign disk or in a zip
 
 
+TABLE_EXTENSIONS = (".csv", ".tsv")
+
+
+def is_table(path: str) -> bool:
+    """Return whether the name is that of a table of images."""
+    return path.lower().endswith(TABLE_EXTENSIONS)
+
+
 def has_image_extension(path: str) -> bool:
     """Return whether the name's ending is that of an image, whatever its case."""
     return path.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
@@ -25,7 +33,8 @@ class FolderFiles:
     """The image files of a folder, a folder after another, and what else there was.
 
     `paths`: ``/``-separated, below the folder. `numbers`: size, mtime_ns, ctime_ns, inode of each. `folders`: those
-    with images, `counts`: how many. `failures`: (path, reason) of what could not be listed. `ignored`: other files.
+    with images, `counts`: how many. `failures`: (path, reason) of what could not be listed. `ignored`: other files;
+    `tables`: those of them that are tables of images.
     """
 
     def __init__(self) -> None:
@@ -35,6 +44,7 @@ class FolderFiles:
         self.counts: list[int] = []
         self.failures: list[tuple[str, str]] = []
         self.ignored = 0
+        self.tables: list[str] = []
 
 
 def find_images(root: str) -> FolderFiles:
@@ -69,6 +79,8 @@ def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...], files: Fol
                     continue
                 if name.rpartition(".")[2].lower() not in extensions or name.startswith(_SHADOW):
                     files.ignored += 1
+                    if is_table(name):
+                        files.tables.append(start + name)
                     continue
                 status = entry.stat()
             except OSError as error:  # a link to itself, or no rights

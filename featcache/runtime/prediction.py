@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from featcache.datasets.listing import printable
 from featcache.datasets.scan import scan
-from featcache.datasets.table import is_table
-from featcache.datasets.walk import has_image_extension
+from featcache.datasets.walk import has_image_extension, is_table
 from featcache.errors import InputError, MissingError
 from featcache.heads.base import sigmoid, softmax
 from featcache.heads.unknown import UnknownRule

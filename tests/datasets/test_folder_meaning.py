@@ -181,6 +181,12 @@ def test_classes_that_look_alike_are_pointed_out(tmp_path: Path) -> None:
     ]
 
 
+def test_flat_folder_with_a_table_names_the_table(tmp_path: Path) -> None:
+    tree(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "labels.csv").write_text("path,label\na.jpg,cat\nb.jpg,dog\n")
+    assert scan(tmp_path).notes == ("no class folders, but labels.csv: name it as IMAGES to read its labels",)
+
+
 @pytest.mark.parametrize(
     ("folders", "said"),
     [
