@@ -37,15 +37,16 @@ def scan_folder(root: str, scanned_ns: int, *, splits: bool, known: frozenset[st
     meaning = _read(files, dict(zip(parts, files.counts, strict=True)), splits=splits, known=known)
     kept = [meaning.folders[folder] is not None for folder in parts]
     means = [meaning.folders[folder] or (NO_SPLIT, None) for folder in parts]
-    classes = tuple(sorted({name for _, name in means if name is not None}))
+    names = [None if name is None else printable(name) for _, name in means]  # UTF-8, as every file of ours is
+    classes = tuple(sorted({name for name in names if name is not None}))
     index: dict[str | None, int] = {name: i for i, name in enumerate(classes)}
-    labels = np.array([index.get(name, -1) for _, name in means], dtype=np.int32)
+    labels = np.array([index.get(name, -1) for name in names], dtype=np.int32)
     codes = np.array([code for code, _ in means], dtype=np.uint8)
 
-    order = np.array(sorted(range(len(files.paths)), key=files.paths.__getitem__), dtype=np.int64)
+    order = sorted(range(len(files.paths)), key=files.paths.__getitem__)
     folder = np.repeat(np.arange(len(files.folders)), files.counts)
     if not all(kept):
-        order = order[np.array(kept)[folder][order]]
+        order = [i for i in order if kept[folder[i]]]
     folder = folder[order]
     return Listing(
         root=root,

@@ -392,12 +392,12 @@ class _Work:
 
 @dataclass(slots=True)
 class _Job:
-    """One cache of a build on its way; `dataset`: the name there."""
+    """One cache of a build on its way; `dataset`: the name there; `samples`: its stored list, if any."""
 
     cache: FeatureCache
     dataset: str
     extractor: Extractor | None
-    before: Samples | None
+    samples: Samples | None
     seed: int
     changes: ChangeSet
     writer: StoreWriter | None = None
@@ -446,7 +446,7 @@ def _bring_up_to_date(jobs: list[_Job], work: _Work) -> None:
         seen: Seen = {}
         for job in jobs:
             if job.writer is not None:
-                hash_known(work.listing, job.changes, job.writer, before=job.before, seen=seen)
+                hash_known(work.listing, job.changes, job.writer, before=job.samples, seen=seen)
         lacking = [job for job in jobs if len(job.changes.todo)]
         if lacking:
             _extract(lacking, work)
@@ -456,7 +456,7 @@ def _bring_up_to_date(jobs: list[_Job], work: _Work) -> None:
 
 
 def _is_stored(job: _Job, work: _Work) -> bool:
-    return job.before is not None and same_listing(job.before, work.listing, seed=job.seed)
+    return job.samples is not None and same_listing(job.samples, work.listing, seed=job.seed)
 
 
 def _extract(jobs: Sequence[_Job], work: _Work) -> None:
@@ -494,19 +494,20 @@ def _extract(jobs: Sequence[_Job], work: _Work) -> None:
 def _store_samples(job: _Job, work: _Work) -> None:
     updated = dataclasses.replace(work.listing, stats=job.changes.stats)
     splits = assign_splits(updated, job.changes.digests, seed=job.seed, failed=job.changes.failures)
-    called = job.before.called if job.before is not None else None
+    called = job.samples.called if job.samples is not None else None
     if not work.wanted.chosen:
         called = work.wanted.name if work.wanted.name != job.dataset else None
     samples = Samples(job.dataset, updated, job.changes.digests, splits, job.changes.failures, job.seed, called)
     job.cache.replace_samples(samples)
+    job.samples = samples
     if work.prune_missing and job.writer is not None:
         job.pruned = _drop_unreferenced(job.cache, job.writer)
 
 
 def _report(job: _Job, work: _Work) -> BuildReport:
     cache, listing = job.cache, work.listing
-    samples = cache.samples(job.dataset)
-    work.notes.add(*notes_on_what_was_read(samples.listing, samples.splits, samples.failures))
+    if job.samples is not None:
+        work.notes.add(*notes_on_what_was_read(job.samples.listing, job.samples.splits, job.samples.failures))
     with cache.reader() as reader:
         rows = len(reader)
     return BuildReport(

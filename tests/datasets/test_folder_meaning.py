@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,12 @@ def test_classes_that_look_alike_are_pointed_out(tmp_path: Path) -> None:
         "the classes 'Cat', 'cat', 'cat '",
         "the classes 'hot dog', 'hot_dog'",
     ]
+
+
+def test_class_folder_whose_name_is_not_utf8_is_a_class_that_can_be_written(tmp_path: Path) -> None:
+    listing = scan(tree(tmp_path, os.fsdecode(b"caf\xe9"), "tea"))
+    assert listing.classes == ("caf\\xe9", "tea")
+    assert listing.paths[0] == os.fsdecode(b"caf\xe9/0.jpg")
 
 
 def test_flat_folder_with_a_table_names_the_table(tmp_path: Path) -> None:
