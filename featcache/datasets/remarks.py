@@ -20,10 +20,9 @@ _FEW = 5  # names in a line
 def without_foreign_labels(listing: Listing) -> Listing:
     """Return the listing with a given val or test split unlabelled whose classes are all unknown in train.
 
-    So ``test/unknown/``, a folder of images whose classes nobody knows yet, is no class of its own.
+    So ``test/unknown/``, a folder of images whose classes nobody knows yet, is no class of its own. For folders only:
+    what a table says of an image stands.
     """
-    if listing.task != "classification":
-        return listing
     train = np.unique(listing.labels[(listing.given_splits == 0) & (listing.labels >= 0)])
     labels, notes = listing.labels.copy(), []
     for code in (1, 2):
@@ -106,8 +105,8 @@ def hindrance_to_training(
     if empty:
         more = f" and {len(empty) - _FEW} more" if len(empty) > _FEW else ""
         return (
-            f"every class must have an image in the train split, got none for {', '.join(empty[:_FEW])}{more}: add "
-            "images or remove the class"
+            f"every class must have an image in the train split, got none for [{', '.join(empty[:_FEW])}]{more}: "
+            "add images or remove the class"
         )
     return None
 

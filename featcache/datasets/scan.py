@@ -66,6 +66,7 @@ def scan(
         if task not in (None, "classification"):
             raise InputError(f"task {task!r} needs a CSV with labels; {os.fspath(images)!r} is a folder")
         listing = scan_folder(source, scanned_ns, splits=splits, known=frozenset(known_classes))
+        listing = without_foreign_labels(listing)
     elif is_table(source):
         listing = scan_table(source, task, scanned_ns, splits=splits)
     else:
@@ -75,5 +76,4 @@ def scan(
             f"IMAGES must hold at least one image (.jpg, .png, .webp, …); {os.fspath(images)!r} "
             f"has none among {listing.ignored} other files: name the folder above the class folders"
         )
-    listing = without_foreign_labels(listing)
     return dataclasses.replace(listing, notes=(*listing.notes, *notes_on_classes(listing)))

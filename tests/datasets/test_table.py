@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from featcache.datasets.listing import Listing
+from featcache.datasets.remarks import notes_on_training
 from featcache.datasets.scan import scan
 from featcache.datasets.splits import NO_SPLIT
 from featcache.errors import InputError
@@ -206,7 +207,7 @@ def test_numbers_read_as_classes_are_pointed_out(folder: Path) -> None:
     assert "'1', '1.0' look alike" in read(folder, "path,label\na.jpg,1\nb.jpg,1.0\n").notes[1]
 
 
-def test_unknown_label_of_a_given_test_split_is_unlabelled(folder: Path) -> None:
+def test_label_that_train_has_not_stands_and_is_said(folder: Path) -> None:
     listing = read(folder, "path,label,split\na.jpg,cat,train\nb.jpg,dog,train\nimg/c.jpg,?,test\n")
-    assert labels(listing) == {"a.jpg": "cat", "b.jpg": "dog", "img/c.jpg": None}
-    assert listing.classes == ("cat", "dog")
+    assert labels(listing) == {"a.jpg": "cat", "b.jpg": "dog", "img/c.jpg": "?"}
+    assert "got none for ['?']" in notes_on_training(listing)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -43,12 +44,12 @@ def test_notes_are_said_before_an_image_is_read_and_once(tmp_path: Path) -> None
         ({"cat": 4}, "at least two classes"),
         ({".": 4}, "needs labelled images"),
         ({"test__cat": 2, "test__dog": 2}, "in the train split"),
-        ({"train__cat": 2, "train__dog": 2, "val__cat": 1, "val__zebra": 1}, "got none for 'zebra'"),
+        ({"train__cat": 2, "train__dog": 2, "val__cat": 1, "val__zebra": 1}, r"got none for \['zebra'\]"),
     ],
 )
 def test_what_train_refuses_build_said(tmp_path: Path, folders: dict[str, int], refused: str) -> None:
     report = build(draw(tmp_path / "photos", **folders), tmp_path / "cache")
-    assert any(refused in note for note in report.notes)
+    assert any(re.search(refused, note) for note in report.notes)
     with pytest.raises(InputError, match=refused):
         train_head(tmp_path / "cache")
 
@@ -61,7 +62,7 @@ def test_a_class_that_failed_whole_is_named_with_its_reason(tmp_path: Path) -> N
     report = build(photos, tmp_path / "cache")
     assert report.failed == 5
     [note] = report.notes
-    assert "got none for 'dog' (5 of 5 failed: " in note
+    assert "got none for ['dog' (5 of 5 failed: " in note
     assert "HEIC" in note
     assert build(photos, tmp_path / "cache").notes == report.notes  # a build with nothing to do knows it, too
     with pytest.raises(InputError, match=r"'dog' \(5 of 5 failed: "):
