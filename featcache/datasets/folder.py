@@ -6,6 +6,7 @@ beside them. Whatever is not the plain reading is said in a note.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -71,9 +72,13 @@ def _read(files: FolderFiles, counts: Mapping[Parts, int], *, splits: bool, know
     if wrapper:
         notes.append(f"the classes are read from {_shown(wrapper)}, which wraps them")
     inside = {folder[len(wrapper) :]: folder for folder in counts}
-    tops = sorted({folder[0] for folder in inside if folder})
-    branches = {top: [folder[1:] for folder in inside if folder[:1] == (top,)] for top in tops}
-    images = {top: sum(counts[full] for short, full in inside.items() if short[:1] == (top,)) for top in tops}
+    branches: dict[str, list[Parts]] = {}
+    images: Counter[str] = Counter()
+    for short, full in inside.items():
+        if short:
+            branches.setdefault(short[0], []).append(short[1:])
+            images[short[0]] += counts[full]
+    tops = sorted(branches)
     codes = _split_folders(branches, images, known) if splits else {}
     meaning: dict[Parts, tuple[int, str | None] | None] = {}
     if not codes:
@@ -133,6 +138,8 @@ def _split_folders(
 ) -> dict[str, int]:
     """Return folder → index into `SPLITS` where the folders at the top are splits, {} where they are classes."""
     said = {top: found for top in branches if top not in known and (found := split_name(top)) is not None}
+    if not said:
+        return {}
     inner = {top: _classes_below(top, branches[top], known) for top in branches}
     plain = {top: found for top, found in said.items() if found.plain}
     loose = {

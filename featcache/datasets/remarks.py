@@ -101,12 +101,13 @@ def hindrance_to_training(
         counts = (listing.targets[usable] > 0).sum(axis=0)
     if not counts.any():
         return _none_in_train(listing, failures)
-    empty = [_with_failures(listing, int(label), failures) for label in np.flatnonzero(counts == 0)]
-    if empty:
+    empty = np.flatnonzero(counts == 0)
+    if len(empty):
+        named = ", ".join(_with_failures(listing, int(label), failures) for label in empty[:_FEW])
         more = f" and {len(empty) - _FEW} more" if len(empty) > _FEW else ""
         return (
-            f"every class must have an image in the train split, got none for [{', '.join(empty[:_FEW])}]{more}: "
-            "add images or remove the class"
+            f"every class must have an image in the train split, got none for [{named}]{more}: add images or remove the "
+            "class"
         )
     return None
 
