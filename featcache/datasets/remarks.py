@@ -106,8 +106,8 @@ def hindrance_to_training(
         named = ", ".join(_with_failures(listing, int(label), failures) for label in empty[:_FEW])
         more = f" and {len(empty) - _FEW} more" if len(empty) > _FEW else ""
         return (
-            f"every class must have an image in the train split, got none for [{named}]{more}: add images or remove the "
-            "class"
+            f"every class must have an image in the train split, got none for [{named}]{more}: add images or remove "
+            "the class"
         )
     return None
 
