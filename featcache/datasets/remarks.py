@@ -18,7 +18,7 @@ _FEW = 5  # names in a line
 
 
 def without_foreign_labels(listing: Listing) -> Listing:
-    """Return the listing with a given val or test split unlabelled whose classes are all unknown in train.
+    """Return the listing with a given val or test split unlabelled whose one class is unknown in train.
 
     So ``test/unknown/``, a folder of images whose classes nobody knows yet, is no class of its own. For folders only:
     what a table says of an image stands.
@@ -28,10 +28,10 @@ def without_foreign_labels(listing: Listing) -> Listing:
     for code in (1, 2):
         mine = (listing.given_splits == code) & (listing.labels >= 0)
         own = np.unique(listing.labels[mine])
-        if len(train) and len(own) and not np.isin(own, train).any():
+        if len(train) and len(own) == 1 and own[0] not in train:
             labels[mine] = -1
-            images, names = counted(int(mine.sum()), "image"), _names([listing.classes[label] for label in own])
-            notes.append(f"{images} of the {SPLITS[code]} split taken as unlabelled: train has no class {names}")
+            images, name = counted(int(mine.sum()), "image"), listing.classes[own[0]]
+            notes.append(f"{images} of the {SPLITS[code]} split taken as unlabelled: train has no class {name!r}")
     if not notes:
         return listing
     used = np.unique(labels[labels >= 0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from featcache.datasets.folder import scan_folder
 from featcache.datasets.listing import Listing, Task
@@ -20,7 +20,7 @@ def scan(
     *,
     task: Task | None = None,
     splits: bool = True,
-    known_classes: Iterable[str] = (),
+    known_classes: Collection[str] = (),
 ) -> Listing:
     """Return the images of a folder or a CSV file, listed without opening one.
 
@@ -35,7 +35,7 @@ def scan(
         What the labels of a CSV are for; by default read off them.
     splits : bool
         Whether folders, or the column ``split``, may say the splits; else folders named ``train`` are classes.
-    known_classes : iterable of str
+    known_classes : collection of str
         Names that are classes wherever they stand: those of a model.
 
     Returns
@@ -66,7 +66,8 @@ def scan(
         if task not in (None, "classification"):
             raise InputError(f"task {task!r} needs a CSV with labels; {os.fspath(images)!r} is a folder")
         listing = scan_folder(source, scanned_ns, splits=splits, known=frozenset(known_classes))
-        listing = without_foreign_labels(listing)
+        if not known_classes:  # else the model says which classes there are
+            listing = without_foreign_labels(listing)
     elif is_table(source):
         listing = scan_table(source, task, scanned_ns, splits=splits)
     else:
