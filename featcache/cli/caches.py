@@ -13,6 +13,7 @@ from featcache.cli.options import (
     Json,
     MeanOption,
     ModelKwargsOption,
+    NoSplits,
     OutOption,
     Overwrite,
     StdOption,
@@ -53,6 +54,7 @@ def build(
     store: Annotated[StoreKind, typer.Option(help="Storage of a new cache.")] = StoreKind.lmdb,
     dataset: Annotated[str | None, typer.Option(help="Name of the data set; default: the folder's name.")] = None,
     task: Annotated[TaskKind | None, typer.Option(help="What a CSV's labels are for.")] = None,
+    no_splits: NoSplits = False,
     split_seed: Annotated[int | None, typer.Option(help="Seed of the drawn splits.")] = None,
     prune_missing: Annotated[bool, typer.Option(help="Free rows that no sample refers to.")] = False,
     wait: Annotated[float, typer.Option(help="Seconds to wait for another build on this cache.")] = 0.0,
@@ -87,10 +89,12 @@ def build(
         store=store.value,
         dataset=dataset,
         task=task.value if task else None,
+        splits=not no_splits,
         split_seed=split_seed,
         prune_missing=prune_missing,
         wait_seconds=wait,
         workers=workers,
+        say=lambda note: say(f"note: {note}"),
     )
     reports = built if isinstance(built, tuple) else (built,)
     for path, reason in dict.fromkeys(failure for report in reports for failure in report.failures):

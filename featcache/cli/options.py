@@ -123,3 +123,6 @@ ModelKwargsOption = Annotated[
 ]
 MeanOption = Annotated[str | None, typer.Option("--mean", metavar="R,G,B", help="Instead of the backbone's own.")]
 StdOption = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Instead of the backbone's own.")]
+NoSplits = Annotated[
+    bool, typer.Option("--no-splits", help="Folders named train or test are classes; a CSV's split column is not read.")
+]

@@ -52,6 +52,8 @@ def evaluate(
     from featcache.runtime import evaluate as evaluate_images
 
     result = evaluate_images(bundle, images, format=format, split=split)
+    for note in result.notes:
+        say(f"note: {note}")
     for path, reason in result.failures:
         say(f"failed: {path}: {reason}")
     figures = [name for name in ("accuracy", "exact", "mean_absolute_error") if getattr(result, name) is not None]

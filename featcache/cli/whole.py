@@ -13,6 +13,7 @@ from featcache.cli.options import (
     Json,
     MeanOption,
     ModelKwargsOption,
+    NoSplits,
     OutOption,
     Overwrite,
     StdOption,
@@ -43,12 +44,19 @@ def run(
     ] = None,
     formats: Annotated[str, typer.Option("--format", help="Device formats, comma-separated.")] = "onnx",
     store: Annotated[StoreKind, typer.Option(help="Storage of the cache.")] = StoreKind.lmdb,
+    no_splits: NoSplits = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
     **settings: Any,
 ) -> None:
     """Do it all: cache, head, model, pruned, INT8, verified bundle, report."""
     from featcache.pipeline.job import run as run_all
+
+    said: list[str] = []
+
+    def tell(line: str) -> None:
+        said.append(line)
+        say(line)
 
     report = run_all(
         images,
@@ -64,12 +72,14 @@ def run(
         budget_minutes=budget_minutes,
         formats=formats.split(","),
         store=store.value,
+        splits=not no_splits,
         overwrite=overwrite,
-        say=say,
+        say=tell,
     )
+    later = [f"note: {note}" for note in report.notes if f"note: {note}" not in said]
     if as_json:
-        for note in report.notes:
-            say(f"note: {note}")
+        for line in later:
+            say(line)
         show(report.to_json(), as_json)
         return
     print(f"{'model':<8} {'accuracy':>9} {'bytes':>12} {'latency':>10}")
@@ -79,7 +89,7 @@ def run(
         size = "-" if row["bytes"] is None else f"{row['bytes']:,}"
         print(f"{row['model']:<8} {accuracy:>9} {size:>12} {latency:>10}")
     print(f"{'shipped':<8} {report.shipped}")
-    for note in report.notes:
-        say(f"note: {note}")
+    for line in later:
+        say(line)
     for label, path in (("bundle", report.bundle), ("report", report.report_html), ("figures", report.report_json)):
         print(f"{label:<8} {path}")

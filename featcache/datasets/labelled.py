@@ -22,10 +22,11 @@ class LabelledImages:
     """Images and what a model should say of them.
 
     `paths`: files to open, `digests`: of their bytes, where these are known from a cache, `names`: how to call them
-    (relative). `labels` (n,) int64: index into the model's classes,
+    (relative). `labels` (n,) int64: index into the model's classes, of several labels the first that it knows;
     -1 for images without a label or of a class the model does not know. `targets`: None, or (n, n_classes) float32 for
-    multi-label and regression models. `split`: which part of the data set this is, None for all of it.
-    `unknown_classes`: names in the data set that the model does not have.
+    multi-label and regression models, to be used where `labels` says that there is a label. `split`: which part of the
+    data set this is, None for all of it.
+    `unknown_classes`: names in the data set that the model does not have. `notes`: those of its `Listing`.
     """
 
     paths: tuple[str, ...]
@@ -35,6 +36,7 @@ class LabelledImages:
     targets: npt.NDArray[np.float32] | None
     split: str | None
     unknown_classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -42,7 +44,7 @@ class LabelledImages:
     @property
     def has_labels(self) -> bool:
         """Whether any image has a label of the model."""
-        return self.targets is not None or bool((self.labels >= 0).any())
+        return bool((self.labels >= 0).any())
 
     def sources(self) -> list[ImageSource]:
         """Return a reader of each file's bytes, which fails where a file has others than those known by its digest."""
@@ -66,7 +68,8 @@ def labelled_images(
     it does not say, take the ``test`` part that the rule of a cache would draw (split seed 0), never training images.
     Raises `InputError` where nothing is left, or no class name is the model's.
     """
-    listing = scan(images, task=None if task == "classification" else task)  # type: ignore[arg-type]
+    wanted_task = None if task == "classification" else task
+    listing = scan(images, task=wanted_task, known_classes=classes)  # type: ignore[arg-type]
     splits = listing.given_splits
     has_splits = bool((splits != NO_SPLIT).any())
     wanted = split or ("test" if has_splits or carve else None)
@@ -113,17 +116,22 @@ def _matched(
             f"{', '.join(unknown[:6])}: evaluate the model on the data set it was trained on"
         )
     mapping = np.array([*(order.get(name, -1) for name in listing.classes), -1], dtype=np.int64)
-    targets = None
+    labels, targets = mapping[listing.labels[chosen]], None
     if listing.targets is not None and task != "classification":
         targets = np.zeros((len(chosen), len(classes)), dtype=np.float32)
         known = [index for index, name in enumerate(listing.classes) if name in order]
         targets[:, mapping[known]] = listing.targets[chosen][:, known]
+        if task == "regression":  # as caches of earlier versions may hold
+            labels = np.where(np.isfinite(targets).all(axis=1), labels, -1)
+        else:
+            labels = np.where(targets.any(axis=1), targets.argmax(axis=1), -1)
     return LabelledImages(
         paths=tuple(listing.absolute(index) for index in chosen.tolist()),
         digests=digests,
         names=tuple(printable(listing.paths[index]) for index in chosen.tolist()),
-        labels=mapping[listing.labels[chosen]],
+        labels=labels,
         targets=targets,
         split=split,
         unknown_classes=unknown,
+        notes=listing.notes,
     )

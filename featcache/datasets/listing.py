@@ -21,7 +21,8 @@ class Listing:
     int64: size, mtime_ns, ctime_ns, inode. `labels` (n,) int32: index into `classes`, -1 for none. `targets`: None, or
     (n, n_classes) float32 0/1 for ``multilabel``, (n, n_targets) float32 for ``regression``. `given_splits` (n,) uint8:
     index into `SPLITS` or 255. `ignored`: files without an image extension. `failures`: what could not even be listed,
-    as (path, reason). `scanned_ns`: the clock before the first file was looked at.
+    as (path, reason). `scanned_ns`: the clock before the first file was looked at. `notes`: one line each, how the data
+    set was read where that is not plain; they are said, not stored.
     """
 
     root: str
@@ -35,6 +36,7 @@ class Listing:
     ignored: int
     failures: tuple[tuple[str, str], ...]
     scanned_ns: int
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -66,6 +68,11 @@ class _AbsolutePaths(Sequence[str]):
         if isinstance(index, slice):
             return _AbsolutePaths(self._listing, self._indices[index])
         return self._listing.absolute(int(self._indices[index]))
+
+
+def counted(count: int, what: str) -> str:
+    """Return ``1 image``, ``2 images``."""
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def printable(path: str) -> str:

@@ -29,7 +29,8 @@ class Samples:
     """The samples of one data set in a cache: a `Listing` whose bytes are known, with a split each.
 
     `digests` (n, 32) uint8: sha256 of each file's bytes (zeros where it could not be read). `splits` (n,) uint8: index
-    into `SPLITS`. `failures`: index → reason, for samples that have no row. The other fields are the `Listing`'s.
+    into `SPLITS`. `failures`: index → reason, for samples that have no row. `called`: the folder's name,
+    where it was moved and the data set kept another. The other fields are the `Listing`'s.
     """
 
     dataset: str
@@ -38,6 +39,7 @@ class Samples:
     splits: npt.NDArray[np.uint8]
     failures: dict[int, str]
     split_seed: int
+    called: str | None = None
 
     def __post_init__(self) -> None:
         if self.digests.shape != (len(self.listing), 32) or self.splits.shape != (len(self.listing),):
@@ -162,6 +164,7 @@ def save_samples(samples: Samples, path: Path) -> None:
         "failures": {str(index): reason for index, reason in samples.failures.items()},
         "scanned_ns": listing.scanned_ns,
         "split_seed": samples.split_seed,
+        **({} if samples.called is None else {"called": samples.called}),
     }
     text = json.dumps(header, ensure_ascii=True)
     metadata = {"featcache": text, "crc32c": str(_checksum(text, arrays))}
@@ -216,7 +219,15 @@ def load_samples(path: Path) -> Samples:
         scanned_ns=header["scanned_ns"],
     )
     failures = {int(index): reason for index, reason in header["failures"].items()}
-    return Samples(header["dataset"], listing, arrays["digests"], arrays["splits"], failures, header["split_seed"])
+    return Samples(
+        header["dataset"],
+        listing,
+        arrays["digests"],
+        arrays["splits"],
+        failures,
+        header["split_seed"],
+        header.get("called"),
+    )
 
 
 def subset(samples: Samples, indices: Iterable[int]) -> Samples:

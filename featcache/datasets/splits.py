@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 
 import numpy as np
 import numpy.typing as npt
@@ -34,12 +35,15 @@ def split_draws(digests: npt.NDArray[np.uint8], *, seed: int) -> npt.NDArray[np.
     return np.frombuffer(bytes(words), dtype=">u8").astype(np.float64) / 2.0**64
 
 
-def assign_splits(listing: Listing, digests: npt.NDArray[np.uint8], *, seed: int) -> npt.NDArray[np.uint8]:
+def assign_splits(
+    listing: Listing, digests: npt.NDArray[np.uint8], *, seed: int, failed: Collection[int] = ()
+) -> npt.NDArray[np.uint8]:
     """Return the split of each sample (n,) uint8: as given, else drawn from the digest alone.
 
     Without any given split: test where u < 0.15, val where u < 0.30, else train. With train and test but no val: val is
     carved from train where 0.15 ≤ u < 0.30 of the same draw. A class left without a train sample gets its lowest-u
-    image into train. Since u depends on the bytes only, adding images never moves others (but for that last rule).
+    image that is not among `failed` into train. Since u depends on the bytes only, adding images never moves others
+    (but for that last rule).
     """
     in_listing = listing.given_splits
     splits = in_listing.copy()
@@ -57,12 +61,15 @@ def assign_splits(listing: Listing, digests: npt.NDArray[np.uint8], *, seed: int
         splits[movable] = 0
         splits[movable & is_val] = 1
         splits[movable & (u < TEST_SHARE)] = 2
+    usable = np.ones(len(listing), dtype=bool)
+    usable[list(failed)] = False
     for label in range(len(listing.classes)):
         if listing.task == "regression":
             break
         of_class = listing.labels == label
         if listing.targets is not None:
             of_class = listing.targets[:, label] > 0
+        of_class &= usable
         members = np.flatnonzero(of_class & movable)
         if len(members) and not (splits[of_class] == 0).any():
             lowest = members[np.argmin(u[members])]

@@ -141,6 +141,8 @@ def distill(
         paths = [teacher] if isinstance(teacher, str | Path) else list(teacher)
         caches = [stack.enter_context(open_cache(path)) for path in paths]
         joined = join_images(images, caches)
+        for note in joined.notes:
+            say(f"note: {note}")
         lesson = choose_lesson(caches, teacher_head, requested=targets, views=views, classes=joined.classes)
         settings = DistillSettings(
             student, dict(model_kwargs or {}), input_size, lesson.targets, temperature=temperature, alpha=alpha,

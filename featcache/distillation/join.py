@@ -44,12 +44,14 @@ class Joined:
     """`train`: labelled images of the train split and unlabelled ones. `val`: labelled images of the val split.
 
     `classes`: names of the labels; empty where nothing is labelled. `failures`: (path, reason) of images left out.
+    `notes`: those of the `Listing`.
     """
 
     train: Images
     val: Images
     classes: tuple[str, ...]
     failures: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
 
 
 def join_images(images: str | Path, teachers: Sequence[FeatureCache]) -> Joined:
@@ -94,6 +96,7 @@ def join_images(images: str | Path, teachers: Sequence[FeatureCache]) -> Joined:
         _take(listing, digests, labels, val),
         listing.classes if (labels >= 0).any() else (),
         tuple((printable(path), reason) for path, reason in [*failures, *listing.failures]),
+        listing.notes,
     )
 
 

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -22,11 +22,13 @@ from featcache.cache import FeatureCache, open_cache
 from featcache.cache.cache import create_cache
 from featcache.cache.manifest import is_cache
 from featcache.datasets.listing import Listing, Task, printable
+from featcache.datasets.remarks import notes_on_training, notes_on_what_was_read
 from featcache.datasets.samples import Samples
 from featcache.datasets.scan import scan
 from featcache.datasets.splits import assign_splits
 from featcache.errors import InputError, RecipeMismatchError
 from featcache.extract.changes import ChangeSet, Seen, find_changes, hash_known, same_listing
+from featcache.extract.naming import WantedName, settle_name, wanted_name
 from featcache.extract.request import DEFAULT_BACKBONE, Extractor, Request, first_given, open_extractor, resolved_under
 from featcache.extract.settings import ExtractSettings
 from featcache.recipe import Recipe
@@ -42,6 +44,7 @@ class BuildReport:
 
     `extracted`: rows computed now. `reused`: images whose row was there already (equal images count here too).
     `failed`: images without a row, each with a recorded reason. `seconds_by_stage`: busy time of decode, network, ….
+    `notes`: one line each, how the images were read where that is not plain, and what `train` would refuse.
     """
 
     cache: str
@@ -63,6 +66,7 @@ class BuildReport:
     images_per_second: float | None
     seconds_by_stage: Mapping[str, float] = field(default_factory=dict)
     failures: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -70,6 +74,7 @@ class BuildReport:
             **dataclasses.asdict(self),
             "seconds_by_stage": dict(self.seconds_by_stage),
             "failures": [{"path": path, "reason": reason} for path, reason in self.failures],
+            "notes": list(self.notes),
         }
 
 
@@ -90,7 +95,7 @@ class RequestOptions(TypedDict, total=False):
 
 
 def build_cache(
-    images: str | Path | Samples,
+    images: str | Path | Listing | Samples,
     cache: str | Path | None = None,
     *,
     backbone: str | None = None,
@@ -98,12 +103,14 @@ def build_cache(
     store: str = "lmdb",
     dataset: str | None = None,
     task: Task | None = None,
+    splits: bool = True,
     split_seed: int | None = None,
     prune_missing: bool = False,
     wait_seconds: float = 0.0,
     workers: int | None = None,
     settings: ExtractSettings | None = None,
     extractor: Extractor | None = None,
+    say: Callable[[str], None] = lambda line: None,
     **options: Unpack[RequestOptions],
 ) -> BuildReport:
     """Bring the cache at `cache` up to date with `images`; return what was done.
@@ -113,8 +120,8 @@ def build_cache(
 
     Parameters
     ----------
-    images : path or Samples
-        A folder or CSV (see `featcache.datasets.scan.scan`), or the samples of another cache.
+    images : path, Listing or Samples
+        A folder or CSV (see `featcache.datasets.scan.scan`), what a scan of it gave, or the samples of another cache.
     cache : path, optional
         By default ``cache_store/NAME``.
     backbone, weights : str, optional
@@ -122,9 +129,11 @@ def build_cache(
     store : {"lmdb", "zarr"}
         Of a new cache.
     dataset : str, optional
-        The data set's name, by default the folder's.
+        The data set's name, by default the folder's, or what a folder that was moved was called.
     task : {"classification", "multilabel", "regression"}, optional
         What the labels of a CSV are for.
+    splits : bool
+        Whether folders called ``train`` or ``test``, or the column ``split``, say the splits.
     split_seed : int, optional
         Seeds the drawn splits; by default as before, or 0.
     prune_missing : bool
@@ -137,6 +146,8 @@ def build_cache(
         When rows are committed; the rows are the same whatever it says.
     extractor : Extractor, optional
         Rows come from this engine and Recipe (a compressed backbone) instead of a timm backbone.
+    say : callable
+        Called with each note as soon as it is known, most of them before an image is read.
     **options
         What else a cache can be asked to hold: see `Request`.
 
@@ -152,7 +163,8 @@ def build_cache(
     LockedError
         Where another build holds the cache for longer than `wait_seconds`.
     InputError, MissingError
-        For images, a backbone or settings that make no sense or are not there.
+        For images, a backbone or settings that make no sense or are not there, and where another data set of the cache
+        has the name.
     StorageError
         Where the disk refuses; what was committed before stays.
 
@@ -167,20 +179,21 @@ def build_cache(
     """
     work = _Work(
         time.perf_counter(),
-        *_listed(images, task, dataset),
+        *_listed(images, task, dataset, splits=splits),
         True,
         split_seed,
         prune_missing,
         wait_seconds,
         workers,
         settings or ExtractSettings(),
+        _Notes(say),
     )
-    place = Path("cache_store") / work.dataset if cache is None else Path(cache)
+    place = Path("cache_store") / work.wanted.name if cache is None else Path(cache)
     return _build([(place, _request(backbone, weights, options), extractor)], work, store=store)[0]
 
 
 def build_caches(
-    images: str | Path | Samples,
+    images: str | Path | Listing | Samples,
     cache: str | Path | None = None,
     *,
     backbone: Sequence[str],
@@ -188,12 +201,14 @@ def build_caches(
     store: str = "lmdb",
     dataset: str | None = None,
     task: Task | None = None,
+    splits: bool = True,
     split_seed: int | None = None,
     prune_missing: bool = False,
     wait_seconds: float = 0.0,
     workers: int | None = None,
     settings: ExtractSettings | None = None,
     extractors: Mapping[str, Extractor] | None = None,
+    say: Callable[[str], None] = lambda line: None,
     **options: Unpack[RequestOptions],
 ) -> tuple[BuildReport, ...]:
     """Bring one cache for each `backbone` up to date, decoding each image once for all; return what was done in each.
@@ -204,8 +219,8 @@ def build_caches(
 
     Parameters
     ----------
-    images, cache, store, dataset, task, split_seed, prune_missing, wait_seconds, workers, settings, **options
-        As for `build_cache`; `cache` is the directory that the caches lie in.
+    images, cache, store, dataset, task, splits, split_seed, prune_missing, wait_seconds, workers, settings, say
+        As for `build_cache`, and so `**options`; `cache` is the directory that the caches lie in.
     backbone : sequence of str
         One or more distinct names.
     weights : sequence of path or str, or one of them, optional
@@ -236,15 +251,16 @@ def build_caches(
     each = _weights_of_each(backbone, weights)
     work = _Work(
         time.perf_counter(),
-        *_listed(images, task, dataset),
+        *_listed(images, task, dataset, splits=splits),
         False,
         split_seed,
         prune_missing,
         wait_seconds,
         workers,
         settings or ExtractSettings(),
+        _Notes(say),
     )
-    place = Path("cache_store") / work.dataset if cache is None else Path(cache)
+    place = Path("cache_store") / work.wanted.name if cache is None else Path(cache)
     if is_cache(place):
         raise InputError(
             f"CACHE must be a directory for the caches of several backbones, {str(place)!r} is itself a cache: "
@@ -286,11 +302,14 @@ def _request(backbone: str | None, weights: str | Path | None, options: RequestO
     return Request(backbone, None if weights is None else os.fspath(weights), **values)
 
 
-def _listed(images: str | Path | Samples, task: Task | None, dataset: str | None) -> tuple[Listing, str]:
-    """Return the listing of `images` and the data set's name."""
+def _listed(
+    images: str | Path | Listing | Samples, task: Task | None, dataset: str | None, *, splits: bool
+) -> tuple[Listing, WantedName]:
+    """Return the listing of `images` and what the data set is to be called."""
     if isinstance(images, Samples):
-        return images.listing, dataset or images.dataset
-    return scan(images, task=task), dataset or Path(os.path.abspath(images)).stem
+        return images.listing, WantedName(dataset or images.dataset, True)
+    listing = images if isinstance(images, Listing) else scan(images, task=task, splits=splits)
+    return listing, wanted_name(listing.root if isinstance(images, Listing) else images, dataset)
 
 
 # --- the Recipe -----------------------------------------------------------------------------------------------------
@@ -340,28 +359,45 @@ def _refuse_other_recipe(cache: FeatureCache, recipe: Recipe) -> None:
 # --- the samples ----------------------------------------------------------------------------------------------------
 
 
+class _Notes:
+    """What was said of the images so far, each note once, and whom to tell."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self.lines: list[str] = []
+
+    def add(self, *notes: str) -> None:
+        """Say the notes that were not said yet."""
+        for note in notes:
+            if note not in self.lines:
+                self.lines.append(note)
+                self._say(note)
+
+
 @dataclass(frozen=True, slots=True)
 class _Work:
     """What is to be done, in whichever caches; `alone` if in one. `started`: on the clock of `time.perf_counter`."""
 
     started: float
     listing: Listing
-    dataset: str
+    wanted: WantedName
     alone: bool
     split_seed: int | None
     prune_missing: bool
     wait_seconds: float
     workers: int | None
     settings: ExtractSettings
+    notes: _Notes
 
 
 @dataclass(slots=True)
 class _Job:
-    """One cache of a build on its way."""
+    """One cache of a build on its way; `dataset`: the name there; `samples`: its stored list, if any."""
 
     cache: FeatureCache
+    dataset: str
     extractor: Extractor | None
-    before: Samples | None
+    samples: Samples | None
     seed: int
     changes: ChangeSet
     writer: StoreWriter | None = None
@@ -374,6 +410,7 @@ class _Job:
 
 def _build(wanted: Sequence[tuple[Path, Request, Extractor | None]], work: _Work, *, store: str) -> list[BuildReport]:
     """Open or create the caches, bring them up to date together, and return a report for each."""
+    work.notes.add(*work.listing.notes, *notes_on_training(work.listing))
     with contextlib.ExitStack() as opened:
         jobs = []
         for place, request, chosen_extractor in wanted:
@@ -386,9 +423,12 @@ def _build(wanted: Sequence[tuple[Path, Request, Extractor | None]], work: _Work
 
 
 def _start(cache: FeatureCache, extractor: Extractor | None, work: _Work) -> _Job:
-    before = cache.samples(work.dataset) if work.dataset in cache.datasets else None
+    dataset, note = settle_name(cache, work.listing, work.wanted)
+    if note is not None:
+        work.notes.add(note)
+    before = cache.samples(dataset) if dataset in cache.datasets else None
     seed = first_given(work.split_seed, before.split_seed if before else None, 0)
-    job = _Job(cache, extractor, before, seed, find_changes(cache, work.listing, before, alone=work.alone))
+    job = _Job(cache, dataset, extractor, before, seed, find_changes(cache, work.listing, before, alone=work.alone))
     job.startup_seconds = time.perf_counter() - work.started
     return job
 
@@ -406,7 +446,7 @@ def _bring_up_to_date(jobs: list[_Job], work: _Work) -> None:
         seen: Seen = {}
         for job in jobs:
             if job.writer is not None:
-                hash_known(work.listing, job.changes, job.writer, before=job.before, seen=seen)
+                hash_known(work.listing, job.changes, job.writer, before=job.samples, seen=seen)
         lacking = [job for job in jobs if len(job.changes.todo)]
         if lacking:
             _extract(lacking, work)
@@ -416,7 +456,7 @@ def _bring_up_to_date(jobs: list[_Job], work: _Work) -> None:
 
 
 def _is_stored(job: _Job, work: _Work) -> bool:
-    return job.before is not None and same_listing(job.before, work.listing, seed=job.seed)
+    return job.samples is not None and same_listing(job.samples, work.listing, seed=job.seed)
 
 
 def _extract(jobs: Sequence[_Job], work: _Work) -> None:
@@ -453,20 +493,26 @@ def _extract(jobs: Sequence[_Job], work: _Work) -> None:
 
 def _store_samples(job: _Job, work: _Work) -> None:
     updated = dataclasses.replace(work.listing, stats=job.changes.stats)
-    splits = assign_splits(updated, job.changes.digests, seed=job.seed)
-    samples = Samples(work.dataset, updated, job.changes.digests, splits, job.changes.failures, job.seed)
+    splits = assign_splits(updated, job.changes.digests, seed=job.seed, failed=job.changes.failures)
+    called = job.samples.called if job.samples is not None else None
+    if not work.wanted.chosen:
+        called = work.wanted.name if work.wanted.name != job.dataset else None
+    samples = Samples(job.dataset, updated, job.changes.digests, splits, job.changes.failures, job.seed, called)
     job.cache.replace_samples(samples)
+    job.samples = samples
     if work.prune_missing and job.writer is not None:
         job.pruned = _drop_unreferenced(job.cache, job.writer)
 
 
 def _report(job: _Job, work: _Work) -> BuildReport:
     cache, listing = job.cache, work.listing
+    if job.samples is not None:
+        work.notes.add(*notes_on_what_was_read(job.samples.listing, job.samples.splits, job.samples.failures))
     with cache.reader() as reader:
         rows = len(reader)
     return BuildReport(
         cache=str(cache.path),
-        dataset=work.dataset,
+        dataset=job.dataset,
         images=len(listing),
         ignored=listing.ignored,
         extracted=job.extracted,
@@ -490,6 +536,7 @@ def _report(job: _Job, work: _Work) -> BuildReport:
                 *listing.failures,
             ]
         ),
+        notes=tuple(work.notes.lines),
     )
 
 

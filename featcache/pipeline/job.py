@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from featcache.cache import open_cache
+from featcache.datasets.remarks import check_trainable
+from featcache.datasets.scan import scan
 from featcache.errors import BudgetError, InputError, VerificationError
 from featcache.extract.build import build_cache
 from featcache.system.files import refuse_existing, write_atomically
@@ -63,6 +65,7 @@ def run(
     formats: Sequence[str] = ("onnx",),
     store: str = "lmdb",
     task: str | None = None,
+    splits: bool = True,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> RunReport:
@@ -78,7 +81,7 @@ def run(
         Class folders, splits above class folders, or a CSV.
     out
         The directory for everything that is made.
-    backbone, weights, model_kwargs, mean, std, store, task
+    backbone, weights, model_kwargs, mean, std, store, task, splits
         As in `build_cache`.
     head
         As in `train_head`.
@@ -95,7 +98,7 @@ def run(
     overwrite
         Whether a run in `out` may be replaced.
     say
-        Called with a line before each step.
+        Called with a line before each step, and with each note on the images before they are read.
 
     Returns
     -------
@@ -105,8 +108,8 @@ def run(
     Raises
     ------
     InputError
-        Where a value is out of its range; else as `build_cache`, `train_head`, `merge`, `prune`, `quantize` and
-        `export` do.
+        Where a value is out of its range; before an image is read, where no head can be trained on them; else as
+        `build_cache`, `train_head`, `merge`, `prune`, `quantize` and `export` do.
     ExistsError
         Where `out` holds a run already and may not be replaced.
 
@@ -137,11 +140,14 @@ def run(
     cache = place / "cache"
     notes: list[str] = []
 
+    listing = scan(images, task=task, splits=splits)  # type: ignore[arg-type]
+    check_trainable(listing)
     say("features: one pass over the images")
     built = build_cache(
-        images, cache, backbone=backbone, weights=weights, model_kwargs=model_kwargs, mean=mean, std=std, store=store,
-        dataset="images", task=task,  # type: ignore[arg-type]
+        listing, cache, backbone=backbone, weights=weights, model_kwargs=model_kwargs, mean=mean, std=std, store=store,
+        dataset="images", say=lambda note: say(f"note: {note}"),
     )  # fmt: skip
+    notes += built.notes
     if built.failed:
         path, reason = built.failures[0]
         notes.append(f"{built.failed} of {built.images} images were left out, the first being {path!r}: {reason}")

@@ -38,7 +38,7 @@ class Evaluation:
     → n, correct, accuracy (None without an image), or for multi-label n, precision, recall. `confusion`: row = true
     class, column = given class, in the order of `classes`; None unless classification. `unlabelled`: images passed
     over, of no class or one the model does not know. `failures`: (path, reason). `mistakes`: every wrong image, surest
-    first.
+    first. `notes`: one line each, how the images were read where that is not plain.
     """
 
     format: str
@@ -54,6 +54,7 @@ class Evaluation:
     unknown_classes: tuple[str, ...] = ()
     failures: tuple[tuple[str, str], ...] = ()
     mistakes: tuple[Mistake, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values, mistakes left out."""
@@ -71,6 +72,7 @@ class Evaluation:
             "unknown_classes": list(self.unknown_classes),
             "failed": len(self.failures),
             "failures": [{"path": path, "reason": reason} for path, reason in self.failures],
+            "notes": list(self.notes),
         }
 
 
@@ -146,7 +148,7 @@ def score(
     """
     decoded = np.ones(len(chosen), dtype=bool)
     decoded[list(failures)] = False
-    labelled = (chosen.labels >= 0) if task == "classification" else np.full(len(chosen), chosen.targets is not None)
+    labelled = chosen.labels >= 0
     used = np.flatnonzero(decoded & labelled)
     if not len(used):
         reasons = sorted(set(failures.values()))
@@ -162,6 +164,7 @@ def score(
         "unlabelled": int((decoded & ~labelled).sum()),
         "unknown_classes": chosen.unknown_classes,
         "failures": tuple((chosen.names[index], reason) for index, reason in sorted(failures.items())),
+        "notes": chosen.notes,
     }
     if task == "classification":
         return Evaluation(**common, **_classification(chosen, logits, used, classes))

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from featcache.datasets.listing import printable
-from featcache.datasets.scan import IMAGE_EXTENSIONS, scan
+from featcache.datasets.scan import scan
+from featcache.datasets.walk import has_image_extension, is_table
 from featcache.errors import InputError, MissingError
 from featcache.heads.base import sigmoid, softmax
 from featcache.heads.unknown import UnknownRule
@@ -195,11 +195,11 @@ def _image_files(
         pairs = [_image_files(image) for image in images]
         return [path for paths, _ in pairs for path in paths], [name for _, names in pairs for name in names]
     path = os.fspath(images)
-    if os.path.isdir(path) or path.lower().endswith(".csv"):
-        listing = scan(path)
+    if os.path.isdir(path) or is_table(path):
+        listing = scan(path, splits=False)  # every image counts here, whichever split it may be in
         return [listing.absolute(i) for i in range(len(listing))], [printable(name) for name in listing.paths]
     if not os.path.exists(path):
         raise MissingError(f"images must exist; {path!r} does not")
-    if Path(path).suffix.lower().removeprefix(".") not in IMAGE_EXTENSIONS:
+    if not has_image_extension(path):
         raise InputError(f"images must be an image file, a folder or a .csv file, got {path!r}")
     return [path], [printable(path)]

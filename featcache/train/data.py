@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from featcache.datasets.remarks import hindrance_to_training
 from featcache.errors import InputError
 from featcache.train.blocks import Features, RowsOfCache, StreamedFeatures, check_finite, rows_per_block
 
@@ -105,7 +106,7 @@ def load_training_data(
     train = selections["train"]
     train_indices, train_rows = train.indices[kept], train.rows[kept]
     train_targets = train.labels[kept]
-    _check_targets(samples, train_targets, cache)
+    _check_targets(samples, train_targets, train_indices, cache)
     cache.outputs(names)
     cache.check_views(views)
     shapes = {column.name: math.prod(column.shape) for column in cache.columns}
@@ -209,26 +210,14 @@ def _find_duplicates(
     return notes, kept
 
 
-def _check_targets(samples: Samples, targets: npt.NDArray[Any], cache: FeatureCache) -> None:
+def _check_targets(
+    samples: Samples, targets: npt.NDArray[Any], kept: npt.NDArray[np.int64], cache: FeatureCache
+) -> None:
+    """Raise `InputError` where the `kept` samples (indices) of the train split, with `targets`, make no head."""
     where = f"data set {samples.dataset!r} of {str(cache.path)!r}"
-    if not len(targets):
-        raise InputError(f"training needs labelled images in the train split, got none in {where}")
-    if samples.task == "regression":
-        if not np.isfinite(targets).all():
-            raise InputError(f"regression targets must be finite numbers, got NaN or infinity in {where}")
-        return
-    if len(samples.classes) < 2 and samples.task == "classification":
-        raise InputError(
-            f"training needs at least two classes, got {list(samples.classes)!r} in {where}: add a folder of images of "
-            "another class"
-        )
-    if samples.task == "classification":
-        counts = np.bincount(targets, minlength=len(samples.classes))
-    else:
-        counts = (targets > 0).sum(axis=0)
-    empty = [samples.classes[i] for i in np.flatnonzero(counts == 0)]
-    if empty:
-        raise InputError(
-            f"every class must have an image in the train split, got none for {empty[:5]!r}"
-            f"{f' and {len(empty) - 5} more' if len(empty) > 5 else ''} in {where}: add images or remove the class"
-        )
+    in_train = np.zeros(len(samples), dtype=bool)
+    in_train[kept] = True
+    if (hindrance := hindrance_to_training(samples.listing, in_train, samples.failures)) is not None:
+        raise InputError(f"{hindrance} ({where})")
+    if samples.task == "regression" and not np.isfinite(targets).all():  # as caches of earlier versions may hold
+        raise InputError(f"regression targets must be finite numbers, got NaN or infinity in {where}: build it again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,19 @@ from featcache.errors import InputError
 
 
 def stratified_folds(
-    groups: npt.NDArray[np.int64], targets: npt.NDArray[Any], *, task: str, folds: int, seed: int
+    groups: npt.NDArray[np.int64],
+    targets: npt.NDArray[Any],
+    *,
+    task: str,
+    classes: Sequence[str],
+    folds: int,
+    seed: int,
 ) -> npt.NDArray[np.int64]:
     """Return the fold (n,) int64 in [0, folds) of each row; rows of one group share it.
 
     `groups` (n,): the image each row comes from. `targets`: class indices (n,), spread evenly over the folds; targets
-    (n, k) of the other tasks are spread at random. Raises `InputError` for fewer than two images, and for a class with
-    only one, so that none is left to train on.
+    (n, k) of the other tasks are spread at random. `classes`: their names. Raises `InputError` for fewer than two
+    images, and for a class with only one, so that none is left to train on.
     """
     images, first = np.unique(groups, return_index=True)
     if len(images) < 2:
@@ -30,7 +37,7 @@ def stratified_folds(
         if (counts[counts > 0] < 2).any():
             label = int(np.flatnonzero(counts == 1)[0])
             raise InputError(
-                f"choosing by folds needs two training images of every class, got one of class number {label}: "
+                f"choosing by folds needs two training images of every class, got one of {classes[label]!r}: "
                 "add images, give the data a val split, or give every penalty a value"
             )
         order = order[np.argsort(labels[order], kind="stable")]

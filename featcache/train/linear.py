@@ -181,6 +181,13 @@ def _problem(
         distillation = Distillation(rows.teacher, soft.alpha, soft.temperature)
     elif rows.teacher is not None:
         rows = rows.subset(rows.targets >= 0)  # with alpha = 0 unlabelled rows have no term
+    if data.task == "multilabel" and rows.teacher is None:
+        constant = np.flatnonzero(rows.targets.min(axis=0) == rows.targets.max(axis=0))
+        if len(constant):
+            raise InputError(
+                "every label needs training images with it and without it, "
+                f"{data.classes[constant[0]]!r} has only one kind: remove it or add images"
+            )
     return Problem(
         features=rows.features,
         targets=rows.targets,
@@ -194,7 +201,9 @@ def _problem(
 def _folds(rows: Supervision, data: TrainingData, options: TrainOptions) -> npt.NDArray[np.int64]:
     """Return the fold of each row, -1 for the unlabelled ones, which every fold trains on."""
     train = data.train
-    fold = stratified_folds(train.indices, train.targets, task=data.task, folds=options.folds, seed=options.seed)
+    fold = stratified_folds(
+        train.indices, train.targets, task=data.task, classes=data.classes, folds=options.folds, seed=options.seed
+    )
     fold_of_row = np.full(len(rows.features), -1)
     fold_of_row[: len(fold)] = fold
     return fold_of_row

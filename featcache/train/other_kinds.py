@@ -162,7 +162,9 @@ def _held_out(
     if data.val is not None:
         return None, in_memory(data.val.features, f"kind {kind!r}"), data.val.targets, "val"
     train = data.train
-    fold = stratified_folds(train.indices, train.targets, task=data.task, folds=options.folds, seed=options.seed)
+    fold = stratified_folds(
+        train.indices, train.targets, task=data.task, classes=data.classes, folds=options.folds, seed=options.seed
+    )
     held_out = data.first_view().subset(fold[: data.n_images] == 0)
     features = in_memory(held_out.features, f"kind {kind!r}")
     return fold != 0, features, held_out.targets, f"1 of {options.folds} folds"

@@ -237,7 +237,8 @@ class World:
                 assert (classes[samples.labels[index]] if samples.labels[index] >= 0 else "") == label
                 assert samples.listing.given_splits[index] == {"": 255, "train": 0, "val": 1, "test": 2}[split]
                 assert (index in samples.failures) is not good[path]
-            assert np.array_equal(samples.splits, assign_splits(samples.listing, samples.digests, seed=0))
+            drawn = assign_splits(samples.listing, samples.digests, seed=0, failed=samples.failures)
+            assert np.array_equal(samples.splits, drawn)
             for view in range(recipe.views):
                 rows = reader.find(samples.digests)
                 for index, path in enumerate(samples.paths):

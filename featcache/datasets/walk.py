@@ -1,0 +1,98 @@
+"""The image files below a folder, with their stats, and what else there was."""
+
+from __future__ import annotations
+
+import os
+import stat as stat_module
+from array import array
+
+# Formats that are not read stand here too (heic): such a photo is a recorded failure, not silently left out.
+IMAGE_EXTENSIONS = frozenset(
+    "avif bmp dib gif heic heif hif j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp".split(" ")  # noqa: SIM905
+)
+
+_TYPE_BITS = 0o170000  # of a file's mode
+_LITTER = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "__pycache__"})
+_SHADOW = "._"  # what macOS writes beside each file on a foreign disk or in a zip
+
+
+TABLE_EXTENSIONS = (".csv", ".tsv")
+
+
+def is_table(path: str) -> bool:
+    """Return whether the name is that of a table of images."""
+    return path.lower().endswith(TABLE_EXTENSIONS)
+
+
+def has_image_extension(path: str) -> bool:
+    """Return whether the name's ending is that of an image, whatever its case."""
+    return path.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
+
+
+class FolderFiles:
+    """The image files of a folder, a folder after another, and what else there was.
+
+    `paths`: ``/``-separated, below the folder. `numbers`: size, mtime_ns, ctime_ns, inode of each. `folders`: those
+    with images, `counts`: how many. `failures`: (path, reason) of what could not be listed. `ignored`: other files;
+    `tables`: those of them that are tables of images.
+    """
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self.numbers = array("q")
+        self.folders: list[str] = []
+        self.counts: list[int] = []
+        self.failures: list[tuple[str, str]] = []
+        self.ignored = 0
+        self.tables: list[str] = []
+
+
+def find_images(root: str) -> FolderFiles:
+    """Return the image files below `root`; folders that begin with a dot and the litter of systems are passed over."""
+    files = FolderFiles()
+    _walk(root, "", (), files)
+    return files
+
+
+def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...], files: FolderFiles) -> None:
+    """Add the image files below ``root/prefix`` to `files`."""
+    folder = os.path.join(root, prefix) if prefix else root
+    try:
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            files.failures.append((prefix, "a symbolic link that leads back to a folder above it"))
+            return
+        entries = os.scandir(folder)
+    except OSError as error:
+        files.failures.append((prefix or ".", f"cannot be listed: {error.strerror}"))
+        return
+    start, inner, before = f"{prefix}/" if prefix else "", [], len(files.paths)
+    append, extend, extensions = files.paths.append, files.numbers.extend, IMAGE_EXTENSIONS
+    with entries:
+        for entry in entries:  # the loop of a build with nothing to do: every step counts
+            name = entry.name
+            try:
+                if entry.is_dir():
+                    if not name.startswith(".") and name not in _LITTER:
+                        inner.append(start + name)
+                    continue
+                if name.rpartition(".")[2].lower() not in extensions or name.startswith(_SHADOW):
+                    files.ignored += 1
+                    if is_table(name):
+                        files.tables.append(start + name)
+                    continue
+                status = entry.stat()
+            except OSError as error:  # a link to itself, or no rights
+                files.failures.append((start + name, f"cannot be read: {error.strerror}"))
+                continue
+            if status.st_mode & _TYPE_BITS == stat_module.S_IFREG:
+                append(start + name)
+                extend((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+            else:
+                files.failures.append((start + name, "not a regular file"))
+    if len(files.paths) > before:
+        files.folders.append(prefix)
+        files.counts.append(len(files.paths) - before)
+    for name in inner:
+        _walk(root, name, (*above, here), files)

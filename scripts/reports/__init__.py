@@ -1,0 +1,8 @@
+"""Reports of people who do this job, as small inputs: what is given, which command runs, what outcome is right."""
+
+from __future__ import annotations
+
+from reports import scan
+from reports.report import Report
+
+REPORTS: tuple[Report, ...] = (*scan.REPORTS,)
