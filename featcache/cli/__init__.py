@@ -11,18 +11,11 @@ import sys
 
 from featcache.cli import caches, heads, models, bundles, use, whole  # noqa: F401
 from featcache.cli.application import app
-from featcache.errors import FeatcacheError
+from featcache.cli.border import run_to_exit_status
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
     """Run the command line; an error the user can mend is one line on stderr and exit status 1."""
-    try:
-        app()
-    except FeatcacheError as error:
-        sys.stderr.write(f"featcache: {' '.join(str(error).split())}\n")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.stderr.write("featcache: interrupted; what was committed is kept, run it again to carry on\n")
-        sys.exit(130)
+    sys.exit(run_to_exit_status(app))

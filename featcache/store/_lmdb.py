@@ -283,7 +283,7 @@ def _disk_is_full(path: Path, incoming: int) -> bool:
 
 
 def _open(path: Path, *, map_size: int, write: bool) -> lmdb.Environment:
-    settings: dict[str, Any] = {"map_size": map_size, "max_readers": 1022, "mode": 0o644, "readonly": not write}
+    settings: dict[str, Any] = {"map_size": map_size, "max_readers": 1022, "mode": 0o666, "readonly": not write}
     try:
         return lmdb.Environment(str(path), subdir=False, lib_version=_FORMAT_0_9, **settings)
     except (lmdb.Error, OSError) as error:

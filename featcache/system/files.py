@@ -117,4 +117,10 @@ def cache_home() -> Path:
     named = os.environ.get("FEATCACHE_HOME")
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featcache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or user_home() / ".cache") / "featcache"
+
+
+def user_home() -> Path:
+    """Return the user's home; the root folder for a user number without a name and ``HOME``, as containers set it."""
+    home = os.path.expanduser("~")
+    return Path(os.sep if home == "~" else home)

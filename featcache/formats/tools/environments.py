@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from featcache.errors import DependencyError
-from featcache.system.files import cache_home, new_directory, write_atomically
+from featcache.system.files import cache_home, new_directory, user_home, write_atomically
 from featcache.system.json import parse_json
 
 _DRIVERS = Path(__file__).parent.parent / "drivers"
@@ -147,8 +147,8 @@ def find_python(version: str) -> str:
     """
     named = os.environ.get(f"FEATCACHE_PYTHON{version.replace('.', '')}")
     homes = [
-        Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions",
-        Path(os.environ.get("UV_PYTHON_INSTALL_DIR", Path.home() / ".local/share/uv/python")),
+        Path(os.environ.get("PYENV_ROOT", user_home() / ".pyenv")) / "versions",
+        Path(os.environ.get("UV_PYTHON_INSTALL_DIR", user_home() / ".local/share/uv/python")),
     ]
     pythons = [path for home in homes for path in sorted(home.glob(f"*{version}.*/bin/python{version}"), reverse=True)]
     for candidate in [named, shutil.which(f"python{version}"), *map(str, pythons)]:
