@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from featcache.cli.output import ReaderGoneError, finish_output, open_streams, say, something_was_lost
-from featcache.errors import FeatcacheError
+from featcache.cli.output import ReaderGoneError, finish_output, open_streams, restart_in_utf8, say, something_was_lost
+from featcache.errors import FeatcacheError, MissingError
 
 _BUG = "this is a bug of featcache; please report it with the lines above, the command, and `featcache --version`"
 _SPACE = "free space there, or name another place"
@@ -48,11 +48,13 @@ def run_to_exit_status(command: Callable[[], object]) -> int:
 
     A command that ends by `SystemExit` has said so itself.
     """
+    restart_in_utf8()
     open_streams()
     status = 0
     try:
         with _interrupts_raised():
             try:
+                _refuse_gone_directory()
                 command()
             except SystemExit as end:
                 status = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -125,19 +127,15 @@ def _is_memory_of_torch(error: BaseException) -> bool:
 
 
 def _refusal_of_system(error: OSError) -> str:
-    if error.errno == errno.ENOENT and not _there_is_a_current_directory():
-        return "the current directory must be there, it is gone: change to another"
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    place = " and ".join(map(repr, names)) or "what the system was asked for"
+    what = f"{' and '.join(map(repr, names))} must be usable" if names else "the system must do what it is asked to"
     advice = _ADVICE.get(error.errno or 0)
-    return f"{place} must be usable, got: {error.strerror or error or type(error).__name__}" + (
-        f"; {advice}" if advice else ""
-    )
+    return f"{what}, got: {error.strerror or error or type(error).__name__}" + (f"; {advice}" if advice else "")
 
 
-def _there_is_a_current_directory() -> bool:
+def _refuse_gone_directory() -> None:
+    """Raise `MissingError` where the current directory was removed: relative paths have no meaning, and MKL aborts."""
     try:
         os.getcwd()
-    except OSError:
-        return False
-    return True
+    except FileNotFoundError as error:
+        raise MissingError("the current directory must be there, it is gone: change to another") from error

@@ -106,6 +106,17 @@ def _forget_stdout() -> None:
     os.close(nowhere)
 
 
+def restart_in_utf8() -> None:
+    """Begin this program again in Python's UTF-8 mode where names of files are decoded by another encoding.
+
+    A class is the same whatever the locale: its folder's name is read as UTF-8. What is printed keeps its encoding.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        encoding = os.environ.get("PYTHONIOENCODING") or (sys.stdout.encoding if sys.stdout else "ascii")
+        environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": encoding}
+        os.execve(sys.executable, sys.orig_argv, environment)
+
+
 def open_streams() -> None:
     """Make stdin, stdout and stderr fit to be used, whatever the process was started with.
 

@@ -15,6 +15,8 @@ from featcache.system.threads import affinity_count, processor_count
 
 # ONNX Runtime keeps a device id and what it will send in the user's cache folder; the hub client describes the machine
 NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+# OpenVINO's makes a client id in the user's home when it is imported; it carries on where this package is not there
+_TELEMETRY_PACKAGE = "openvino_telemetry"
 
 
 def prepare_process(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -24,6 +26,7 @@ def prepare_process(environment: MutableMapping[str, str] = os.environ) -> None:
     container. `environment`: the variables to change.
     """
     environment.update(NO_TELEMETRY)
+    sys.modules.setdefault(_TELEMETRY_PACKAGE, None)  # type: ignore[arg-type] # it cannot be imported
     if "OMP_NUM_THREADS" not in environment and (count := processor_count()) < affinity_count():
         environment["OMP_NUM_THREADS"] = str(count)
     loaded = sys.modules.get("onnxruntime")
