@@ -24,12 +24,12 @@ from types import FrameType
 
 from featcache.cli.output import ReaderGoneError, finish_output, open_streams, restart_in_utf8, say, something_was_lost
 from featcache.errors import FeatcacheError, MissingError
+from featcache.system.files import free_space_advice
 
 _BUG = "this is a bug of featcache; please report it with the lines above, the command, and `featcache --version`"
-_SPACE = "free space there, or name another place"
 _RIGHTS = "see to its rights, or name another place"
 _ADVICE = {
-    errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE, errno.EROFS: _RIGHTS, errno.EACCES: _RIGHTS, errno.EPERM: _RIGHTS,
+    errno.EROFS: _RIGHTS, errno.EACCES: _RIGHTS, errno.EPERM: _RIGHTS,
     errno.EMFILE: "allow more open files (ulimit -n)", errno.ENFILE: "allow more open files (ulimit -n)",
     errno.ENOMEM: "free memory, or work on less at once",
 }  # fmt: skip
@@ -50,6 +50,8 @@ def run_to_exit_status(command: Callable[[], object]) -> int:
     """
     restart_in_utf8()
     open_streams()
+    # torch, imported, makes this folder for compilers that no verb uses: name one that is there, and none is left behind
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TMPDIR") or "/tmp")
     status = 0
     try:
         with _interrupts_raised():
@@ -129,7 +131,8 @@ def _is_memory_of_torch(error: BaseException) -> bool:
 def _refusal_of_system(error: OSError) -> str:
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     what = f"{' and '.join(map(repr, names))} must be usable" if names else "the system must do what it is asked to"
-    advice = _ADVICE.get(error.errno or 0)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = free_space_advice() if full else _ADVICE.get(error.errno or 0)
     return f"{what}, got: {error.strerror or error or type(error).__name__}" + (f"; {advice}" if advice else "")
 
 
