@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import featcache  # noqa: F401 - before ONNX Runtime and OpenVINO: their telemetry is off when tests import them
+
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 pytest.register_assert_rewrite("featcache.testing")
 

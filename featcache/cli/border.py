@@ -50,7 +50,7 @@ def run_to_exit_status(command: Callable[[], object]) -> int:
     """
     restart_in_utf8()
     open_streams()
-    # torch, imported, makes this folder for compilers that no verb uses: name one that is there, and none is left behind
+    # torch, imported, makes this folder for compilers that no verb uses: name one that is there, to leave none behind
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TMPDIR") or "/tmp")
     status = 0
     try:
@@ -110,7 +110,7 @@ def refusal_of_machine(error: BaseException) -> str | None:
         if isinstance(one, OSError):
             return _refusal_of_system(one)
         if isinstance(one, MemoryError) or _is_memory_of_torch(one):
-            return f"memory must suffice, got: {one or 'none is left'}; free memory, or work on less at once"
+            return f"memory must suffice, got: {str(one) or 'none is left'}; free memory, or work on less at once"
         if isinstance(one, UnicodeError):
             return f"text must be UTF-8, got: {one}; save it as UTF-8, or rename what has such a name"
     return None
@@ -133,7 +133,7 @@ def _refusal_of_system(error: OSError) -> str:
     what = f"{' and '.join(map(repr, names))} must be usable" if names else "the system must do what it is asked to"
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     advice = free_space_advice() if full else _ADVICE.get(error.errno or 0)
-    return f"{what}, got: {error.strerror or error or type(error).__name__}" + (f"; {advice}" if advice else "")
+    return f"{what}, got: {error.strerror or str(error) or type(error).__name__}" + (f"; {advice}" if advice else "")
 
 
 def _refuse_gone_directory() -> None:
