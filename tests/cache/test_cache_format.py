@@ -190,7 +190,7 @@ def test_samples_as_a_table(cache: Path, photos: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"\.csv or \.parquet"):
             write_sample_table(opened, tmp_path / "s.xlsx")
         samples = opened.samples()
-    with open(tmp_path / "s.csv", newline="") as file:
+    with open(tmp_path / "s.csv", encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
     assert tuple(table[0]) == COLUMNS
     assert [line["path"] for line in table] == samples.paths

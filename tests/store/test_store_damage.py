@@ -342,7 +342,7 @@ def test_a_read_only_directory_can_be_read_and_not_written(place: Path) -> None:
 def test_no_address_space_is_named(place: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with open_store(place) as store, store.reader() as reader:
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 4096, hard))
         try:
             with pytest.raises((FeatcacheError, MemoryError)):

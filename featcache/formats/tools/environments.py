@@ -164,7 +164,7 @@ def find_python(version: str) -> str:
 def _answers(python: str, version: str) -> bool:
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     try:
-        answer = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        answer = subprocess.run([python, "-c", code], capture_output=True, encoding="utf-8", timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return answer.returncode == 0 and answer.stdout.strip() == version
@@ -174,7 +174,7 @@ def _run(command: list[str], name: str) -> None:
     hidden = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     done = subprocess.run(
-        command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False, env=environment, cwd="/"
+        command, stdout=sys.stderr, stderr=subprocess.PIPE, encoding="utf-8", check=False, env=environment, cwd="/"
     )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]
