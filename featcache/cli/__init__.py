@@ -11,12 +11,14 @@ import sys
 from typing import Any
 
 from featcache.cli.border import run_to_exit_status
+from featcache.cli.output import restart_in_utf8
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
     """Run the command line; an error the user can mend is one line on stderr and exit status 1."""
+    restart_in_utf8()
     sys.exit(run_to_exit_status(lambda: __getattr__("app")()))
 
 

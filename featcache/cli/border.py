@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from featcache.cli.output import ReaderGoneError, finish_output, open_streams, restart_in_utf8, say, something_was_lost
+from featcache.cli.output import ReaderGoneError, finish_output, open_streams, say, something_was_lost
 from featcache.errors import FeatcacheError, MissingError
 from featcache.system.files import free_space_advice
 
@@ -48,7 +48,6 @@ def run_to_exit_status(command: Callable[[], object]) -> int:
 
     A command that ends by `SystemExit` has said so itself.
     """
-    restart_in_utf8()
     open_streams()
     # torch, imported, makes this folder for compilers that no verb uses: name one that is there, to leave none behind
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TMPDIR") or "/tmp")

@@ -110,8 +110,10 @@ def restart_in_utf8() -> None:
     """Begin this program again in Python's UTF-8 mode where names of files are decoded by another encoding.
 
     A class is the same whatever the locale: its folder's name is read as UTF-8. What is printed keeps its encoding.
+    Where another program calls the command line with arguments of its own, that program is left as it is.
     """
-    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+    own = sys.orig_argv[len(sys.orig_argv) - len(sys.argv) + 1 :] == sys.argv[1:]
+    if own and sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         encoding = os.environ.get("PYTHONIOENCODING") or (sys.stdout.encoding if sys.stdout else "ascii")
         environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": encoding}
         os.execve(sys.executable, sys.orig_argv, environment)
