@@ -12,6 +12,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from featcache.system.process import prepare_process
+
+prepare_process()
+
 __version__ = "0.1.0"
 
 _HOMES = {

@@ -88,7 +88,7 @@ def child_environment(home: Path, threads: int) -> dict[str, str]:
 
 def run_json(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
     started = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     report: dict[str, Any] = json.loads(done.stdout)

@@ -53,7 +53,7 @@ def write_images(folder: Path, count: int) -> Path:
 def status(pid: int) -> dict[str, float]:
     """Return VmHWM and RssAnon of a process in MB; empty when it has ended."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return {}
     values = dict(line.split(":", 1) for line in lines)
@@ -67,7 +67,7 @@ def peak_of_build(images: Path, cache: Path, args: argparse.Namespace) -> dict[s
         str(program), "build", str(images), "--cache", str(cache), "--backbone", args.network,
         "--weights", "random:0", "--store", args.store, "--json",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
     peak: dict[str, float] = {}
     while process.poll() is None:
         for name, value in status(process.pid).items():

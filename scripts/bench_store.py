@@ -124,7 +124,7 @@ def compare_all(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def memory() -> dict[str, float]:
     """Return this process's own (not file-backed) memory now and its peak, in MB."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     return {name: int(status[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile")}
 
 

@@ -249,7 +249,7 @@ def _run_process(command: Sequence[str], cases: collections.deque[int], tally: _
     while cases:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", env=environment
         ) as process:
             process.stdin.write("".join(f"{case}\n" for case in cases))
             process.stdin.close()

@@ -57,7 +57,7 @@ def main() -> None:
     if arguments.work is None:
         shutil.rmtree(work, ignore_errors=True)
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     sys.exit(any(row["outcome"] == "wrong" for row in rows))
 
 

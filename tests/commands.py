@@ -13,7 +13,7 @@ def featcache(*arguments: object, expect: int = 0, cwd: Path | None = None) -> s
     code = "from featcache.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, check=False,
+        capture_output=True, encoding="utf-8", cwd=cwd, check=False,
     )  # fmt: skip
     assert done.returncode == expect, done.stderr[-2000:]
     return done

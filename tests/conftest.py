@@ -8,12 +8,18 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
 
+import featcache  # noqa: F401 - before ONNX Runtime and OpenVINO: their telemetry is off when tests import them
+
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 pytest.register_assert_rewrite("featcache.testing")
+# Examples that failed are kept nowhere: the checkout may be read-only, or another user's.
+hypothesis.settings.register_profile("featcache", database=None)
+hypothesis.settings.load_profile("featcache")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -23,7 +29,7 @@ SHARED = ROOT.parent / "shared"
 def _private_cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep compiled networks of the tests out of the user's cache directory."""
     before = os.environ.get("FEATCACHE_HOME")
-    os.environ["FEATCACHE_HOME"] = before or str(Path(tempfile.gettempdir()) / "featcache-tests-home")
+    os.environ["FEATCACHE_HOME"] = before or str(Path(tempfile.gettempdir()) / f"featcache-tests-home-{os.getuid()}")
     yield
     if before is None:
         del os.environ["FEATCACHE_HOME"]

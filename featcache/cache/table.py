@@ -56,7 +56,11 @@ def write_sample_table(
     `DependencyError` for Parquet without pyarrow.
     """
     if str(out) == "-":
-        return _write_csv(sys.stdout, sample_table(cache, dataset=dataset))
+        text = io.StringIO(newline="")
+        count = _write_csv(text, sample_table(cache, dataset=dataset))
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.getvalue().encode())  # UTF-8 as in a file, whatever the terminal's encoding
+        return count
     path = Path(out)
     kind = _kind(path)
     refuse_existing(path, overwrite=overwrite)

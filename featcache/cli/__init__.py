@@ -1,28 +1,30 @@
 """The command line: each verb parses, calls the function of the same name, and prints what it returned.
 
 Results go to stdout (as one JSON object with ``--json``), progress and warnings to stderr. An error the user can mend
-is one line and exit status 1. Heavy imports stay inside the verbs, so that ``--help`` starts at once.
+is one line and exit status 1. Heavy imports stay inside the verbs, so that ``--help`` starts at once; the verbs' own
+stay inside `main`, so that an interrupt while they load is one line, too.
 """
 
-# ruff: noqa: I001 - imported in the order of --help
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-from featcache.cli import caches, heads, models, bundles, use, whole  # noqa: F401
-from featcache.cli.application import app
-from featcache.errors import FeatcacheError
+from featcache.cli.border import run_to_exit_status
+from featcache.cli.output import restart_in_utf8
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
     """Run the command line; an error the user can mend is one line on stderr and exit status 1."""
-    try:
-        app()
-    except FeatcacheError as error:
-        sys.stderr.write(f"featcache: {' '.join(str(error).split())}\n")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.stderr.write("featcache: interrupted; what was committed is kept, run it again to carry on\n")
-        sys.exit(130)
+    restart_in_utf8()
+    sys.exit(run_to_exit_status(lambda: __getattr__("app")()))
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module 'featcache.cli' has no attribute {name!r}")
+    from featcache.cli.verbs import app
+
+    return app

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from featcache.cli.output import put
+
 app = typer.Typer(
     name="featcache",
     help="Run a frozen backbone once, keep its features, train heads in seconds, ship the result to a device.",
@@ -19,7 +21,7 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        print(f"featcache {version('featcache')}")
+        put(f"featcache {version('featcache')}")
         raise typer.Exit
 
 

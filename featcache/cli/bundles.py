@@ -9,7 +9,8 @@ import typer
 
 from featcache.cli.application import app
 from featcache.cli.options import DatasetOption, Json, ModelArgument, OutOption, Overwrite
-from featcache.cli.text import human, say, say_if_random, show
+from featcache.cli.output import put, say
+from featcache.cli.text import human, say_if_random, show
 from featcache.errors import InputError
 
 
@@ -39,10 +40,10 @@ def export(
     if as_json:
         show(values, as_json)
         return
-    print(f"{'bundle':>20}  {values['bundle']}")
+    put(f"{'bundle':>20}  {values['bundle']}")
     for name, entry in values["formats"].items():
         shown = {key: entry[key] for key in ("bytes", "executed", "accuracy", "top1_agreement", "max_abs_diff")}
-        print(f"{name:>20}  {human(shown)}")
+        put(f"{name:>20}  {human(shown)}")
 
 
 @app.command()
@@ -95,7 +96,7 @@ def targets(
     for status in statuses:
         state = status.version or f"missing: {status.missing}; {status.needs}"
         unexecuted = f"; not run here: {status.unexecuted}" if status.version and status.unexecuted else ""
-        print(f"{status.name:>12}  {status.kind:<12} {state}{unexecuted}")
+        put(f"{status.name:>12}  {status.kind:<12} {state}{unexecuted}")
 
 
 @app.command()
@@ -129,12 +130,12 @@ def bench(
     slowest = max(entry.latency_ms.median for entry in benchmarks if entry.latency_ms is not None)
     for entry in benchmarks:
         if entry.latency_ms is None:
-            print(f"{entry.format:>12}  {entry.bytes / 1e6:8.2f} MB  not run here: {entry.reason}")
+            put(f"{entry.format:>12}  {entry.bytes / 1e6:8.2f} MB  not run here: {entry.reason}")
             continue
         took, memory = entry.latency_ms, entry.resident_bytes
         resident = "memory -" if memory is None else f"memory {memory / 1e6:.1f} MB"
         bar = "█" * max(1, round(30 * took.median / slowest))
-        print(
+        put(
             f"{entry.format:>12}  {entry.bytes / 1e6:8.2f} MB  {took.median:8.2f} ms (p95 {took.p95:.2f}, "
             f"{took.threads} threads)  {resident:<18} {bar}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,8 @@ from featcache.cli.options import (
     StoreKind,
     TaskKind,
 )
-from featcache.cli.text import parse_pairs, parse_triple, say, say_if_random, show
+from featcache.cli.output import results, say
+from featcache.cli.text import parse_pairs, parse_triple, say_if_random, show
 from featcache.errors import InputError
 
 
@@ -140,7 +142,8 @@ def info(
         if samples is not None:
             from featcache.cache.table import write_sample_table
 
-            count = write_sample_table(opened, samples, dataset=dataset, overwrite=overwrite)
+            with results() if samples == "-" else contextlib.nullcontext():
+                count = write_sample_table(opened, samples, dataset=dataset, overwrite=overwrite)
             if samples != "-":
                 show({"samples": samples, "rows": count}, as_json)
             return

@@ -9,8 +9,9 @@ import typer
 
 from featcache.cli.application import app
 from featcache.cli.options import DatasetOption, Json, ModelKwargsOption, Overwrite
+from featcache.cli.output import say
 from featcache.cli.settings import distillation_of, heads_of, shared_options, stated_settings, takes_settings
-from featcache.cli.text import parse_pairs, say, show
+from featcache.cli.text import parse_pairs, show
 from featcache.errors import InputError
 from featcache.system.files import refuse_existing
 from featcache.train.options import HEAD_OPTIONS, DistillationOptions, TrainOptions
@@ -64,7 +65,8 @@ def train(
         for note in result.notes:
             say(f"note: {note}")
     if len(results) > 1:
-        say(comparison.table())
+        for line in comparison.table().splitlines():
+            say(line)
         if best is None and out is not None:
             raise InputError(
                 "--out keeps the head that is best on val, got several and no val split: train the one you want alone"

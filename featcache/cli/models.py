@@ -27,7 +27,8 @@ from featcache.cli.options import (
     RecoverTargets,
     SearchTarget,
 )
-from featcache.cli.text import say, say_if_random, show
+from featcache.cli.output import say
+from featcache.cli.text import say_if_random, show
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer.main
 
-from featcache.cli.application import app
+from featcache.cli.verbs import app
 
 PAGE = Path(__file__).with_name("README.md")
 REMAKE = "python -m featcache.cli.reference"

@@ -1,13 +1,12 @@
-"""Texts to values, and results to lines on stdout (as one JSON object with ``--json``) and stderr."""
+"""Texts to values, and results to lines that people read (as one JSON object with ``--json``)."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
+from featcache.cli.output import escaped, put, put_json, say
 from featcache.errors import InputError
 
 
@@ -69,11 +68,6 @@ def parse_integers(text: str, flag: str) -> list[int]:
         raise InputError(f"{flag} must be whole numbers separated by commas, got {text!r}") from error
 
 
-def say(line: str) -> None:
-    """Write a line to stderr."""
-    sys.stderr.write(line + "\n")
-
-
 def say_if_random(is_random: bool, label: str) -> None:
     """Say that a backbone has learned nothing, where that is so."""
     if is_random:
@@ -83,16 +77,10 @@ def say_if_random(is_random: bool, label: str) -> None:
 def show(result: Mapping[str, Any], as_json: bool, *, keys: Iterable[str] | None = None) -> None:
     """Print a result: all of it as JSON, or the `keys` a person wants to see, one a line."""
     if as_json:
-        print(json.dumps(result, ensure_ascii=False, default=_plain))
+        put_json(result)
         return
     for key in keys or result:
-        print(f"{key:>20}  {human(result[key])}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"not a JSON value: {value!r}")
+        put(f"{escaped(key):>20}  {human(result[key])}")
 
 
 def human(value: Any) -> str:

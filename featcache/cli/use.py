@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,8 @@ import typer
 
 from featcache.cli.application import app
 from featcache.cli.options import Json
-from featcache.cli.text import say, show
+from featcache.cli.output import put, put_json, say
+from featcache.cli.text import show
 
 
 @app.command()
@@ -30,14 +30,14 @@ def predict(
         hits = sum(prediction.cached for prediction in predictions)
         say(f"cache: {hits} hits, {len(predictions) - hits} misses")
     if as_json:
-        print(json.dumps([prediction.to_json() for prediction in predictions], ensure_ascii=False))
+        put_json([prediction.to_json() for prediction in predictions])
         return
     for prediction in predictions:
         if prediction.reason is not None:
             say(f"failed: {prediction.path}: {prediction.reason}")
             continue
         listed = "  ".join(f"{label} {value:.3f}" for label, value in prediction.top)
-        print(f"{prediction.path}\t{'unknown' if prediction.unknown else prediction.label}\t{listed}")
+        put(str(prediction.path), str("unknown" if prediction.unknown else prediction.label), listed)
 
 
 @app.command()

@@ -20,8 +20,9 @@ from featcache.cli.options import (
     StoreKind,
     WeightsOption,
 )
+from featcache.cli.output import put, say
 from featcache.cli.settings import single_head, stated_settings, takes_settings
-from featcache.cli.text import parse_pairs, parse_triple, say, show
+from featcache.cli.text import parse_pairs, parse_triple, show
 from featcache.train.options import LinearOptions
 
 
@@ -82,14 +83,14 @@ def run(
             say(line)
         show(report.to_json(), as_json)
         return
-    print(f"{'model':<8} {'accuracy':>9} {'bytes':>12} {'latency':>10}")
+    put(f"{'model':<8} {'accuracy':>9} {'bytes':>12} {'latency':>10}")
     for row in report.table:
         accuracy = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
         latency = "-" if row["latency_ms"] is None else f"{row['latency_ms']:.2f} ms"
         size = "-" if row["bytes"] is None else f"{row['bytes']:,}"
-        print(f"{row['model']:<8} {accuracy:>9} {size:>12} {latency:>10}")
-    print(f"{'shipped':<8} {report.shipped}")
+        put(f"{row['model']:<8} {accuracy:>9} {size:>12} {latency:>10}")
+    put(f"{'shipped':<8} {report.shipped}")
     for line in later:
         say(line)
     for label, path in (("bundle", report.bundle), ("report", report.report_html), ("figures", report.report_json)):
-        print(f"{label:<8} {path}")
+        put(f"{label:<8} {path}")

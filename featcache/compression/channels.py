@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from featcache.compression.allocation import allocate, convex_errors, widths_of
+from featcache.compression.bounds import floor_share
 from featcache.compression.compensation import compensate, moments_of, record_answers, write_weight
 from featcache.compression.costs import LayerCost, NetworkCost, count_macs, count_parameters, groups_of_layers
 from featcache.compression.groups import (
@@ -102,8 +103,8 @@ def remove_channels(source: Source, *, amount: float, target: Target, macs: int)
     assert best is not None
     if least > wanted:
         raise InputError(
-            f"--amount must be at most {1 - least:.2f} for {model.recipe.model!r}, got {amount!r}: its features and "
-            "the sums between its blocks keep their widths"
+            f"--amount must be at most {floor_share(1 - least)} for {model.recipe.model!r}, got {amount!r}: its "
+            "features and the sums between its blocks keep their widths"
         )
     raise InputError(
         f"--amount must be what whole channels of {model.recipe.model!r} come to, {amount!r} is not: nearest is "
@@ -129,8 +130,8 @@ def _widths_in_time(work: _Work, cost: NetworkCost, wanted: float) -> dict[str, 
     fast = [one for one in tried if one[0] <= wanted + _TIME_TOLERANCE]
     if not fast:
         raise InputError(
-            f"--amount must be at most {1 - min(left for left, _ in tried):.2f} of this network's latency here, got "
-            f"{1 - wanted:.2f}: layers that keep their widths take the rest"
+            f"--amount must be at most {floor_share(1 - min(left for left, _ in tried))} of this network's latency "
+            f"here, got {1 - wanted:g}: layers that keep their widths take the rest"
         )
     return max(fast, key=lambda one: one[0])[1]
 

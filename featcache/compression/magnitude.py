@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from featcache.compression.bounds import floor_share
 from featcache.compression.channels import features_of, training_images
 from featcache.compression.compensation import compensate, record_answers
 from featcache.compression.layers import Layer, solvable_layers
@@ -65,7 +66,7 @@ def zero_weights(source: Source, *, amount: float, pattern: Pattern) -> Sparse:
         layers = fitting
     else:
         every = sum(m.weight.numel() for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear))
-        counts = _zeros_of_layers(layers, round(amount * every), every, evenly=pattern == "layer")
+        counts = _zeros_of_layers(layers, amount, every, evenly=pattern == "layer")
 
     def solve(name: str, weight: Tensor, moments: Moments) -> Tensor:
         if pattern == "2:4":
@@ -94,13 +95,14 @@ def zeros_by_size(weights: Mapping[str, Tensor], total: int) -> dict[str, int]:
     return dict(zip(weights, torch.bincount(gone, minlength=len(weights)).tolist(), strict=True))
 
 
-def _zeros_of_layers(layers: Mapping[str, Layer], total: int, every: int, *, evenly: bool) -> dict[str, int]:
-    """Return how many weights of each layer become zero, `total` of the network's `every` one in all."""
+def _zeros_of_layers(layers: Mapping[str, Layer], amount: float, every: int, *, evenly: bool) -> dict[str, int]:
+    """Return how many weights of each layer become zero, the share `amount` of the network's `every` one in all."""
+    total = round(amount * every)
     weights = {name: layer.weight for name, layer in layers.items()}
     most = sum(weight.numel() - 1 for weight in weights.values())
     if total > most:
         raise InputError(
-            f"--amount must be at most {most / every:.2f} for this network, got {total / every:.2f}: convolutions in "
+            f"--amount must be at most {floor_share(most / every)} for this network, got {amount!r}: convolutions in "
             "groups stay whole"
         )
     if not evenly:

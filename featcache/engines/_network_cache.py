@@ -10,13 +10,12 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.recipe import Recipe
-from featcache.system.files import cache_home
+from featcache.system.files import cache_home, new_file
 from featcache.system.json import canonical_json, parse_json
 
 if TYPE_CHECKING:
@@ -68,19 +67,12 @@ def save_entry(path: Path, header: Mapping[str, Any], payload: bytes, *, max_byt
     """
     text = json.dumps({**header, "sha256": hashlib.sha256(payload).hexdigest()}).encode()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(len(text).to_bytes(8, "little") + text)
-                file.write(payload)
-            os.replace(name, path)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with new_file(path, overwrite=True) as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.write(payload)
         _remove_oldest(path.parent, keep=path, max_bytes=max_bytes)
     except OSError as error:
-        _logger.warning("the compiled network cannot be kept in %s (%s); set FEATCACHE_HOME", path.parent, error)
+        _logger.warning("the compiled network cannot be kept: %s; set FEATCACHE_HOME", error)
 
 
 def _remove_oldest(directory: Path, *, keep: Path, max_bytes: int) -> None:

@@ -25,7 +25,7 @@ from openvino._offline_transformations import apply_moc_transformations
 from featcache.engines._dynamic_int8 import GROUP_SIZE, product_share, quantize_products
 from featcache.engines._network_cache import entry_path, identity, load_entry, save_entry
 from featcache.engines.interface import Engine, Features, Images
-from featcache.engines.openvino_core import openvino_core
+from featcache.engines.openvino_core import openvino_core, save_network
 from featcache.engines.precision import (
     MIN_COSINE,
     MIN_INT8_COSINE,
@@ -203,7 +203,7 @@ class _Graph:
         apply_moc_transformations(model, cf=True)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.xml"
-            openvino.save_model(model, path, compress_to_fp16=False)
+            save_network(model, path)
             weights = np.fromfile(path.with_suffix(".bin"), dtype=np.uint8)
             columns = tuple(zip(backbone.outputs, shapes, strict=True))
             return cls(path.read_bytes(), openvino.Tensor(weights), columns, product_share(model))

@@ -9,8 +9,12 @@ that stays never does.
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import openvino
+
+from featcache.errors import StorageError
+from featcache.system.files import free_space_advice
 
 _lock = threading.Lock()
 _cores: list[openvino.Core] = []
@@ -22,3 +26,14 @@ def openvino_core() -> openvino.Core:
         if not _cores:
             _cores.append(openvino.Core())
         return _cores[0]
+
+
+def save_network(model: openvino.Model, path: Path) -> None:
+    """Write `model` as ``path`` (.xml) and the .bin beside it, with its weights in float32: what was verified.
+
+    Raises `StorageError` where they cannot be written, which OpenVINO reports without a number of the system's.
+    """
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise StorageError(f"{str(path)!r} must be writable, OpenVINO says: {error}; {free_space_advice()}") from error

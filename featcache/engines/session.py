@@ -7,6 +7,7 @@ from pathlib import Path
 import onnxruntime
 
 from featcache.errors import FormatError
+from featcache.system.threads import processor_count
 
 _ERRORS_ONLY = 3  # of ONNX Runtime's levels: its remarks about a graph are no news to who asked for a result
 _REFUSALS = (
@@ -35,7 +36,7 @@ def open_session(
     model
         Path of the file, or its bytes.
     threads
-        How many compute one run; None: as many as ONNX Runtime chooses. 1: the calling thread alone.
+        How many compute one run; None: every processor this process may use. 1: the calling thread alone.
     optimise
         False: node by node as the graph is written, so that stored scales are computed in float32, no integers.
     save_optimised
@@ -62,8 +63,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.inter_op_num_threads = 1  # nodes one after the other
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    # stated always: left to itself, it counts the machine's processors and pins threads to some that are not ours
+    options.intra_op_num_threads = processor_count() if threads is None else threads
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if save_optimised is not None:

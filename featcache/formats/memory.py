@@ -51,7 +51,7 @@ def measure_resident(
         [sys.executable, "-m", "featcache.formats.memory"],
         input=json.dumps(request),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         env={**os.environ, "PYTHONPATH": paths},
     )

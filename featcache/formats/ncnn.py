@@ -56,7 +56,7 @@ class NcnnTarget(Target):
             pnnx = str(program) if program.exists() else shutil.which("pnnx", path=str(Path(sys.executable).parent))
             command = [pnnx or "pnnx", "model.pt", f"inputshape=[{sizes}]", "fp16=0"]
             # it leaves eight files of its own around the model: a folder of its own
-            done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, cwd=place, capture_output=True, encoding="utf-8", check=False)
             if done.returncode or not all((place / name).exists() for name in _FILES):
                 complaint = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
                 raise VerificationError(f"ncnn's converter pnnx must take this model, it says: {complaint}")

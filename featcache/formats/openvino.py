@@ -33,9 +33,7 @@ class OpenVinoTarget(Target):
     def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> Converted:
         """Write ``model.xml`` and ``model.bin`` with float32 weights, labels in `rt_info`."""
         self.require()
-        import openvino
-
-        from featcache.engines.openvino_core import openvino_core
+        from featcache.engines.openvino_core import openvino_core, save_network
 
         model = openvino_core().read_model(onnx_path)
         _name_operations(model)
@@ -47,8 +45,7 @@ class OpenVinoTarget(Target):
             model.set_rt_info(str(facts.task == "multilabel"), ["model_info", "multilabel"])
         model.set_rt_info(canonical_json(facts.preprocessing.to_json()), ["featcache", "preprocessing"])
         xml = folder / "model.xml"
-        # save_model halves the weights to float16 unless told not to: the file must be what was verified
-        openvino.save_model(model, xml, compress_to_fp16=False)
+        save_network(model, xml)
         return Converted((xml, folder / "model.bin"), classifier_tensors(facts))
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:

@@ -37,6 +37,10 @@ from featcache.system.json import canonical_json
 _COMMIT, _COMMIT_COPY = b"commit", b"commit-copy"
 _TRANSACTION_BYTES = 4 << 20  # LMDB keeps what a transaction writes in memory until its end
 _FORMAT_0_9 = 0
+_MAX_READERS = 1022
+_LOCK_FILE_BYTES = 64 * (_MAX_READERS + 2)  # as LMDB makes it: a line of the processor's cache each, and a header
+_STAT_BLOCK = 512  # bytes, in which a file's blocks are counted
+_NO_LOCK_FILE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 
 _one_environment = threading.Lock()
 os.register_at_fork(
@@ -282,12 +286,31 @@ def _disk_is_full(path: Path, incoming: int) -> bool:
     return room.f_bavail * room.f_frsize < max(incoming, room.f_frsize)
 
 
-def _open(path: Path, *, map_size: int, write: bool) -> lmdb.Environment:
-    settings: dict[str, Any] = {"map_size": map_size, "max_readers": 1022, "mode": 0o644, "readonly": not write}
+def _reserve_lock_file(path: Path) -> None:
+    """Give LMDB's file of readers its bytes on the disk: it is mapped, and touching a page without ends the process.
+
+    Raises `OSError` where the disk has no room for it, or nobody may write there.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    handle = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
+        if os.fstat(handle).st_blocks * _STAT_BLOCK < _LOCK_FILE_BYTES:
+            os.posix_fallocate(handle, 0, _LOCK_FILE_BYTES)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot reserve
+            raise
+    finally:
+        os.close(handle)
+
+
+def _open(path: Path, *, map_size: int, write: bool) -> lmdb.Environment:
+    settings: dict[str, Any] = {"map_size": map_size, "max_readers": _MAX_READERS, "mode": 0o666, "readonly": not write}
+    try:
+        _reserve_lock_file(path)
         return lmdb.Environment(str(path), subdir=False, lib_version=_FORMAT_0_9, **settings)
     except (lmdb.Error, OSError) as error:
-        if write or getattr(error, "code", getattr(error, "errno", 0)) not in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if write or getattr(error, "code", getattr(error, "errno", 0)) not in _NO_LOCK_FILE:
             raise
-        # Nobody may write here, or not we: no lock file can be made. What is read is checked all the same.
+        # Nobody may write here, or not we, or no more: no lock file can be made. What is read is checked all the same.
         return lmdb.Environment(str(path), subdir=False, lock=False, lib_version=_FORMAT_0_9, **settings)

@@ -23,7 +23,7 @@ class WriteLock:
 
     def __init__(self, path: Path, *, wait_seconds: float) -> None:
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask
         except OSError as error:
             raise StorageError(
                 f"{str(path)!r} must be writable, got: {error.strerror}; free space or rights"

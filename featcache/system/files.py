@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -38,7 +40,32 @@ def write_atomically(path: Path, data: bytes) -> None:
             raise
         sync_directory(path.parent)
     except OSError as error:
-        raise StorageError(f"{str(path)!r} must be writable, got: {error.strerror}; free space or rights") from error
+        raise _refused(path, error) from error
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _refused(path: Path, error: OSError) -> StorageError:
+    """Return the error of an output that could not be made at `path`, naming what the system refused."""
+    named = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(path)
+    own = named == str(path) or f".{path.name}." in named  # what is made aside is no name that a user knows
+    what = f"{str(path)!r} must be writable" if own else f"{named!r} must be usable"
+    advice = free_space_advice() if error.errno in _FULL else "see to its rights, or name another place"
+    return StorageError(f"{what}, got: {error.strerror or error}; {advice}")
+
+
+def free_space_advice() -> str:
+    """Return what to do where a disk is full; what is computed in between lies in the temporary folder."""
+    return f"free space there and in the temporary folder {temporary_folder()!r} (TMPDIR)"
+
+
+def temporary_folder() -> str:
+    """Return where temporary folders are made; the one asked for, where none can be."""
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:
+        return os.environ.get("TMPDIR") or "/tmp"
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
@@ -59,7 +86,7 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
     except OSError as error:
-        raise StorageError(f"{str(path)!r} must be a place to write, got: {error.strerror}") from error
+        raise _refused(path, error) from error
     try:
         yield temporary
         if os.path.lexists(path):
@@ -69,7 +96,7 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except FeatcacheError:
         raise  # some are an OSError too: they have said what is wrong
     except OSError as error:
-        raise StorageError(f"{str(path)!r} must be writable, got: {error.strerror or error}") from error
+        raise _refused(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -93,7 +120,7 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     except FeatcacheError:
         raise  # some are an OSError too: they have said what is wrong
     except OSError as error:
-        raise StorageError(f"{str(path)!r} must be writable, got: {error.strerror or error}") from error
+        raise _refused(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -117,4 +144,10 @@ def cache_home() -> Path:
     named = os.environ.get("FEATCACHE_HOME")
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featcache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or user_home() / ".cache") / "featcache"
+
+
+def user_home() -> Path:
+    """Return the user's home; the root folder for a user number without a name and ``HOME``, as containers set it."""
+    home = os.path.expanduser("~")
+    return Path(os.sep if home == "~" else home)

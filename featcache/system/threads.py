@@ -35,13 +35,17 @@ def processor_count(cgroup_root: Path = CGROUP_ROOT) -> int:
     >>> processor_count() >= 1
     True
     """
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limits = [count]
+    limits = [affinity_count()]
     for folder in control_group_folders("cpu", cgroup_root):
         limits += [math.ceil(quota) for quota in _quotas(folder) if quota > 0]
     for folder in control_group_folders("cpuset", cgroup_root):
         limits += [_set_size(folder / name) for name in ("cpuset.cpus.effective", "cpuset.cpus")]
     return max(1, min(limit for limit in limits if limit > 0))
+
+
+def affinity_count() -> int:
+    """Return how many processors this process may be scheduled on, whatever its container's quota of their time."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _quotas(folder: Path) -> Iterator[float]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+FEATCACHE = (sys.executable, "-c", "from featcache.cli import main; main()")
 SMALL = ("--backbone", "featcache_nano", "--weights", "random:0", "--engine", "torch")  # no network, no compiling
 
 
@@ -52,8 +53,8 @@ class Report:
 
     `arrange(folder)` makes the input and returns the command lines, run in that order in that folder, each without the
     word featcache; all but the last must succeed. A function between them is called with the folder. `check(outcome)`
-    of the last one asserts what is right.
-    `environment` is added to the command's.
+    of the last one asserts what is right. `environment` is added to the command's; `under` is what the last command is
+    started by: ``("taskset", "-c", "0")``.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Report:
     arrange: Callable[[Path], Sequence[Sequence[object] | Callable[[Path], object]]]
     check: Callable[[Outcome], None]
     environment: Mapping[str, str] = field(default_factory=dict)
+    under: Sequence[str] = ()
 
 
 def replay(report: Report, folder: Path) -> Outcome:
@@ -73,8 +75,8 @@ def replay(report: Report, folder: Path) -> Outcome:
             continue
         started = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-c", "from featcache.cli import main; main()", *map(str, arguments)],
-            capture_output=True, text=True, cwd=folder, check=False, env={**os.environ, **report.environment},
+            [*(report.under if position == len(commands) - 1 else ()), *FEATCACHE, *map(str, arguments)],
+            capture_output=True, encoding="utf-8", cwd=folder, check=False, env={**os.environ, **report.environment},
         )  # fmt: skip
         outcome = Outcome(done.returncode, done.stdout, done.stderr, time.perf_counter() - started, folder)
         if position < len(commands) - 1:

@@ -31,7 +31,7 @@ README = Path(__file__).parent.parent.parent / "cache_store" / "README.md"
 @pytest.mark.parametrize("name", [f"lmdb-v{CACHE_VERSION}", f"zarr-v{CACHE_VERSION}", f"zarr-v{UNCHECKED_VERSION}"])
 def test_every_version_that_is_read_has_its_golden_cache(name: str) -> None:
     """This version's of both stores, and one that a program of the first version wrote."""
-    manifest = json.loads((GOLDEN / name / "manifest.json").read_text())
+    manifest = json.loads((GOLDEN / name / "manifest.json").read_text(encoding="utf-8"))
     assert f"-v{manifest['version']}" in name
     assert sum(file.stat().st_size for file in GOLDEN.rglob("*") if file.is_file()) < 200_000
 
@@ -39,7 +39,7 @@ def test_every_version_that_is_read_has_its_golden_cache(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(place.name for place in GOLDEN.iterdir() if place.is_dir()))
 def test_a_golden_cache_of_any_version_is_read_and_extended(name: str, tmp_path: Path) -> None:
     """Rows, samples and remembered requests; and its rows can be dropped, which writes the store anew."""
-    expected = json.loads((GOLDEN / f"{name}.json").read_text())
+    expected = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
     shutil.copytree(GOLDEN / name, tmp_path / name)
     with open_cache(tmp_path / name) as cache:
         assert cache.verify().problems == ()
@@ -134,7 +134,7 @@ def test_both_manifests_damaged_is_said(cache: Path) -> None:
 
 def test_a_newer_format_is_refused_by_name(cache: Path, photos: Path) -> None:
     """A file that is intact and says version 9."""
-    values = json.loads((cache / "manifest.json").read_text())
+    values = json.loads((cache / "manifest.json").read_text(encoding="utf-8"))
     del values["crc32c"]
     text = json.dumps(with_checksum({**values, "version": 9}))
     for name in ("manifest.json", "manifest-copy.json"):
@@ -147,7 +147,7 @@ def test_a_newer_format_is_refused_by_name(cache: Path, photos: Path) -> None:
 def test_a_manifest_without_checksum_is_damaged(cache: Path) -> None:
     """Only the first version had none."""
     file = cache / "manifest.json"
-    values = json.loads(file.read_text())
+    values = json.loads(file.read_text(encoding="utf-8"))
     del values["crc32c"]
     file.write_text(json.dumps(values))
     with pytest.raises(CorruptError, match="checksum"):
@@ -156,8 +156,8 @@ def test_a_manifest_without_checksum_is_damaged(cache: Path) -> None:
 
 def test_what_the_readme_says_is_enough_to_read_everything(cache: Path, tmp_path: Path) -> None:
     """The blocks of cache_store/README.md run without this package and find rows and samples."""
-    kind = json.loads((cache / "manifest.json").read_text())["store"]
-    blocks = [block.split("```")[0] for block in README.read_text().split("```python\n")[1:]]
+    kind = json.loads((cache / "manifest.json").read_text(encoding="utf-8"))["store"]
+    blocks = [block.split("```")[0] for block in README.read_text(encoding="utf-8").split("```python\n")[1:]]
     rows = next(block for block in blocks if f"import {kind}" in block)
     samples = next(block for block in blocks if "safetensors" in block)
     end = """
@@ -190,7 +190,7 @@ def test_samples_as_a_table(cache: Path, photos: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"\.csv or \.parquet"):
             write_sample_table(opened, tmp_path / "s.xlsx")
         samples = opened.samples()
-    with open(tmp_path / "s.csv", newline="") as file:
+    with open(tmp_path / "s.csv", encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
     assert tuple(table[0]) == COLUMNS
     assert [line["path"] for line in table] == samples.paths

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from featcache.cache import open_cache
-from featcache.cli.application import app
+from featcache.cli.verbs import app
 from featcache.compression import prune
+from featcache.compression.bounds import floor_share
 from featcache.compression.channels import features_of, training_images
 from featcache.compression.magnitude import PATTERNS, solvable_layers, zero_weights, zeros_by_size
 from featcache.compression.measurement import compressed_bytes, zero_share
@@ -246,13 +247,26 @@ def test_transformers_have_linear_layers(tmp_path: Path) -> None:
         ({"method": "magnitude", "pattern": "2:4", "amount": 0.3}, "--amount must be 0.5 for --pattern 2:4"),
         ({"method": "magnitude"}, "--amount must be given for --method magnitude"),
         ({"method": "channel", "pattern": "layer", "amount": 0.5}, "--pattern goes with --method magnitude alone"),
-        ({"method": "magnitude", "amount": 0.999}, r"--amount must be at most 0\.\d\d"),
+        ({"method": "magnitude", "amount": 0.999}, r"--amount must be at most 0\.\d+ for this network, got 0\.999:"),
     ],
 )
 def test_what_cannot_be_is_refused(place: Path, tmp_path: Path, settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         prune(place / "model", cache=place / "cache", out=tmp_path / "p", **settings)  # type: ignore[arg-type]
     assert not (tmp_path / "p").exists()
+
+
+def test_the_bound_of_a_refusal_may_be_given_back(place: Path, tmp_path: Path) -> None:
+    """It is cut, not rounded: what the message names is within what it allows."""
+    with pytest.raises(InputError, match="at most") as refused:
+        prune(place / "model", cache=place / "cache", out=tmp_path / "p", method="magnitude", amount=0.999)
+    bound = float(str(refused.value).split("at most ")[1].split()[0])
+    prune(place / "model", cache=place / "cache", out=tmp_path / "p", method="magnitude", amount=bound)
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.94996, "0.949"), (0.95, "0.95"), (0.1 + 0.2, "0.3"), (0.9996, "0.999")])
+def test_a_bound_is_cut(share: float, text: str) -> None:
+    assert floor_share(share) == text
 
 
 def test_compressed_bytes_are_a_compressors(tmp_path: Path) -> None:

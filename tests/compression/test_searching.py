@@ -48,7 +48,7 @@ def test_a_smaller_model_within_the_budget_is_written_with_all_that_was_tried(pl
     model = load_model(tmp_path / "small")
     assert model.lineage[-1]["verb"] == "compress"
     assert model.lineage[-1]["steps"] == found.chosen["steps"]
-    with open(found.candidates_csv, newline="") as file:
+    with open(found.candidates_csv, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == found.candidates == len(lines) >= 2
     assert rows[0]["name"] == "float" and float(rows[0]["drop"]) == 0

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 import featcache
+from featcache.engines import session
 from featcache.engines.session import open_session
 from featcache.errors import FormatError
 from featcache.testing.formats import float_classifier, random_images, reference_logits
@@ -37,8 +38,8 @@ def test_session_of_path_and_of_bytes_gives_the_same_logits(tmp_path: Path) -> N
         open_session(model.SerializeToString(), optimise=False),
         open_session(tmp_path / "optimised.onnx", threads=2),
     ]
-    for session in sessions:
-        logits = session.run(["logits"], {"image": images})[0]
+    for opened in sessions:
+        logits = opened.run(["logits"], {"image": images})[0]
         assert abs(logits - expected).max() < 1e-4
 
 
@@ -50,3 +51,13 @@ def test_session_of_no_onnx_file_is_one_line(tmp_path: Path, data: bytes) -> Non
         with pytest.raises(FormatError, match="the network must be an ONNX file, ONNX Runtime says") as raised:
             open_session(model)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(None, 3), (1, 1), (2, 2)])
+def test_a_session_has_no_more_threads_than_its_container(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, threads: int
+) -> None:
+    """Stated always: left to itself, ONNX Runtime counts the machine's processors and pins threads to them."""
+    monkeypatch.setattr(session, "processor_count", lambda: 3)
+    opened = open_session(float_classifier().SerializeToString(), threads=asked)
+    assert opened.get_session_options().intra_op_num_threads == threads

@@ -187,7 +187,7 @@ class World:
         )  # fmt: skip
 
     def build(self, cache: Path) -> BuildReport:
-        with open(self.photos / "list.csv", "w", newline="") as file:
+        with open(self.photos / "list.csv", "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "label", "split"])
             writer.writerows((path, *self.labels[path]) for path in self.labels)

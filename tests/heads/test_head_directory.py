@@ -85,7 +85,7 @@ def test_a_changed_weight_is_noticed(tmp_path):
 )
 def test_a_tampered_document_is_one_line(change, error, tmp_path):
     path = save_head(make_head("linear"), tmp_path / "head")
-    document = json.loads((path / "head.json").read_text())
+    document = json.loads((path / "head.json").read_text(encoding="utf-8"))
     (path / "head.json").write_text(json.dumps({**document, **change}))
     with pytest.raises(error) as caught:
         load_head(path)

@@ -46,7 +46,10 @@ def test_an_int8_file_that_answers_otherwise_here_leaves_the_model_before_it(
         tmp_path / "images", out=tmp_path / "out", backbone="test_efficientnet", weights="random:0", prune_amount=0.0
     )
     assert report.shipped == "float"
-    assert json.loads(Path(report.report_json).read_text())["title"] == "images: tells 2 classes of photos apart"
+    assert (
+        json.loads(Path(report.report_json).read_text(encoding="utf-8"))["title"]
+        == "images: tells 2 classes of photos apart"
+    )
     assert [row["bytes"] is None for row in report.table] == [False, True]
     assert any(note.startswith("int8: ") and note.endswith("the bundle holds the float model") for note in report.notes)
     assert featcache.evaluate(report.bundle, tmp_path / "images").n == 12

@@ -181,7 +181,7 @@ def test_many_keys_are_found_before_any_of_them_was_read(kind: str, tmp_path: Pa
 def resident(name: str) -> int:
     """Return how many kB of mappings of files with `name` in their path are in memory."""
     total, counts = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
         head = line.split(maxsplit=5)
         if "-" in head[0] and not head[0].endswith(":"):
             counts = len(head) == 6 and name in head[5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import shutil
@@ -294,6 +295,33 @@ def test_a_full_disk_is_named(kind: str, tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def test_the_file_of_readers_has_its_bytes(tmp_path: Path) -> None:
+    """LMDB maps it: on a full disk, a page without a place there would end the process by a signal, not by an error."""
+    create_store(tmp_path / "store", kind="lmdb", columns=COLUMNS).close()
+    files = list((tmp_path / "store").glob("*-lock"))
+    assert files
+    assert all(file.stat().st_blocks * 512 >= file.stat().st_size > 0 for file in files)
+
+
+def test_a_disk_without_room_for_readers_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Writing is refused; reading goes on without that file."""
+    store = create_store(tmp_path / "store", kind="lmdb", columns=COLUMNS)
+    append(store, make_keys(10))
+    store.close()
+    for file in (tmp_path / "store").glob("*-lock"):
+        file.unlink()
+
+    def full(handle: int, start: int, count: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with open_store(tmp_path / "store") as again:
+        with again.reader() as reader:
+            assert len(reader) == 10
+        with pytest.raises(StorageError, match="No space left on device"):
+            append(again, make_keys(10, seed=1))
+
+
 def give_up_writing_everywhere() -> None:
     """Let modes forbid this process, run by root, to write: it gives up the capability that sets them aside.
 
@@ -342,7 +370,7 @@ def test_a_read_only_directory_can_be_read_and_not_written(place: Path) -> None:
 def test_no_address_space_is_named(place: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with open_store(place) as store, store.reader() as reader:
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 4096, hard))
         try:
             with pytest.raises((FeatcacheError, MemoryError)):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from featcache.errors import DependencyError
-from featcache.system.files import cache_home, new_directory, write_atomically
+from featcache.system.files import cache_home, new_directory, user_home, write_atomically
 from featcache.system.json import parse_json
 
 _DRIVERS = Path(__file__).parent.parent / "drivers"
@@ -147,8 +147,8 @@ def find_python(version: str) -> str:
     """
     named = os.environ.get(f"FEATCACHE_PYTHON{version.replace('.', '')}")
     homes = [
-        Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions",
-        Path(os.environ.get("UV_PYTHON_INSTALL_DIR", Path.home() / ".local/share/uv/python")),
+        Path(os.environ.get("PYENV_ROOT", user_home() / ".pyenv")) / "versions",
+        Path(os.environ.get("UV_PYTHON_INSTALL_DIR", user_home() / ".local/share/uv/python")),
     ]
     pythons = [path for home in homes for path in sorted(home.glob(f"*{version}.*/bin/python{version}"), reverse=True)]
     for candidate in [named, shutil.which(f"python{version}"), *map(str, pythons)]:
@@ -164,7 +164,7 @@ def find_python(version: str) -> str:
 def _answers(python: str, version: str) -> bool:
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     try:
-        answer = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        answer = subprocess.run([python, "-c", code], capture_output=True, encoding="utf-8", timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return answer.returncode == 0 and answer.stdout.strip() == version
@@ -174,7 +174,7 @@ def _run(command: list[str], name: str) -> None:
     hidden = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     done = subprocess.run(
-        command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False, env=environment, cwd="/"
+        command, stdout=sys.stderr, stderr=subprocess.PIPE, encoding="utf-8", check=False, env=environment, cwd="/"
     )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit status {done.returncode}"]

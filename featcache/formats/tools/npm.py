@@ -82,7 +82,7 @@ class NpmPackage:
             # `pack` fetches the archive and runs none of its scripts
             command = [npm, "pack", f"{self.name}@{self.version}", "--ignore-scripts", "--silent"]
             done = subprocess.run(
-                command, cwd=scratch, capture_output=True, text=True, check=False, env={**os.environ, **_QUIET}
+                command, cwd=scratch, capture_output=True, encoding="utf-8", check=False, env={**os.environ, **_QUIET}
             )
             archives = sorted(Path(scratch).glob("*.tgz"))
             if done.returncode or len(archives) != 1:
