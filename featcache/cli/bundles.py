@@ -40,8 +40,9 @@ def export(
         show(values, as_json)
         return
     print(f"{'bundle':>20}  {values['bundle']}")
+    figures = ("bytes", "executed", "accuracy", "n_compared", "disagreements", "max_probability_diff")
     for name, entry in values["formats"].items():
-        shown = {key: entry[key] for key in ("bytes", "executed", "accuracy", "top1_agreement", "max_abs_diff")}
+        shown = {key: entry[key] for key in figures}
         print(f"{name:>20}  {human(shown)}")
 
 

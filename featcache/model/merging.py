@@ -16,6 +16,7 @@ from featcache.backbone.load import load_backbone
 from featcache.cache import FeatureCache, borrow_cache
 from featcache.errors import InputError, VerificationError, WeightsError
 from featcache.heads import Head, load_head
+from featcache.heads.agreement import logit_tolerance
 from featcache.images.batches import first_decoded
 from featcache.model.directory import model_bytes, save_model
 from featcache.model.golden import GoldenKind
@@ -23,7 +24,6 @@ from featcache.model.merged import MergedModel
 from featcache.model.reference import make_golden
 from featcache.system.files import refuse_existing
 
-MERGE_TOLERANCE = 1e-5  # of the largest logit: one module against head(backbone(x)), both fp32
 _COMPARED_IMAGES = 32
 
 
@@ -179,7 +179,7 @@ def _difference_to_halves(model: MergedModel) -> float:
         merged = model(image)[0].numpy()
     separate = model.fitted_head.predict_logits(features)
     difference = float(np.abs(merged - separate).max())
-    limit = MERGE_TOLERANCE * max(1.0, float(np.abs(separate).max()))
+    limit = logit_tolerance(separate)
     if not difference <= limit:
         raise VerificationError(
             f"the merged model must give the logits of head(backbone(x)) within {limit:.2g}, got a difference of "
