@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from featcache.compression.factor import cholesky
+
 POSITIONS = 64  # of a feature map, per image
 _MOST_ROWS = 40_000  # of a layer, over all images
 # images that a layer is solved for: those that say something about each of its inputs, or positions of few images alone
@@ -393,7 +395,7 @@ def _solved(weight: Tensor, moments: Moments, ridge: float) -> Tensor:
     pull = ridge * moments.gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
     left = moments.gram + pull * torch.eye(len(moments.gram), dtype=torch.float64)
     right = moments.cross + pull * weight.double().T
-    return torch.cholesky_solve(right, torch.linalg.cholesky(left)).T.float()
+    return torch.cholesky_solve(right, cholesky(left)).T.float()
 
 
 def solve_kept(weight: Tensor, moments: Moments, kept: Tensor, *, ridge: float = RIDGE) -> Tensor:

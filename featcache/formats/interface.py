@@ -166,7 +166,8 @@ class Target(ABC):
     `name`: its word on the command line. `needs`: how to get its tools. `packages`: what pip installs into the running
     environment; `environment`: where the tools live that cannot be there. A format has one of the two, or neither where
     featcache's own dependencies do. `tolerance`: how far the logits of a float file may be from torch's, as a share of
-    their spread (`featcache.heads.agreement.logit_tolerance`). `featcache.testing.formats.TargetContract` tests what every target must do.
+    their spread (`featcache.heads.agreement.logit_tolerance`). `featcache.testing.formats.TargetContract` tests what
+    every target must do.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 """How far apart the logits of two computations of one model may be, and what that means for its probabilities.
 
-float32 keeps seven digits of the largest term of a sum, so logits of a head with a weak penalty, which are large, differ
-by more than small ones between two runtimes that are both right. What may differ is therefore a share of the logits'
-spread, stated here once for every format, driver and check.
+float32 keeps seven digits of the largest term of a sum, so logits of a head with a weak penalty, which are large,
+differ by more than small ones between two runtimes that are both right. What may differ is therefore a share of the
+logits' spread, stated here once for every format, driver and check.
 """
 
 from __future__ import annotations

@@ -70,6 +70,8 @@ def formats_section(document: Mapping[str, Any]) -> str:
         if not isinstance(entry, Mapping):
             continue
         latency = mapping_in(entry, "latency_ms")
+        listed = entry.get("files")
+        files = listed if isinstance(listed, list) else []
         run = (
             text(entry.get("runtime") or "yes")
             if entry.get("executed") is True
@@ -80,7 +82,7 @@ def formats_section(document: Mapping[str, Any]) -> str:
         agreement = share_text(entry.get("top1_agreement")) if is_number(entry.get("top1_agreement")) else "–"
         rows.append(
             [
-                f"{text(name)}<br><small>{'<br>'.join(text(file) for file in entry.get('files', []))}</small>",
+                f"{text(name)}<br><small>{'<br>'.join(text(file) for file in files)}</small>",
                 run,
                 size_text(entry.get("bytes")),
                 share_text(entry.get("accuracy")),

@@ -124,7 +124,7 @@ def evaluate(
         logits = np.zeros((len(chosen), len(classifier.classes)), dtype=np.float32)
         with tqdm(total=len(chosen), desc="evaluate", unit="image", disable=None) as bar:
             for batch in decoded_batches(chosen.sources(), classifier.preprocessing, failures=failures):
-                logits[batch.indices] = classifier.runner.run(batch.pixels)
+                logits[batch.indices] = classifier.run(batch.pixels)
                 bar.update(len(batch.indices))
         return score(
             chosen, logits, failures, classes=classifier.classes, task=classifier.task, format=classifier.format

@@ -149,7 +149,7 @@ def _computed(
             indices = [wanted[position] for position in batch.indices.tolist()]
             batch_predictions = describe(
                 [names[index] for index in indices],
-                classifier.runner.run(batch.pixels),
+                classifier.run(batch.pixels),
                 classifier.classes,
                 classifier.task,
                 top=top,

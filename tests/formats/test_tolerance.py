@@ -1,4 +1,4 @@
-"""Float files are held to torch's logits by a share of their spread: right ones pass whatever the penalty of the head."""
+"""Float files are held to torch's logits by a share of their spread: right ones pass whatever the penalty."""
 
 from __future__ import annotations
 
