@@ -18,7 +18,9 @@ def export(
     model: ModelArgument,
     out: OutOption,
     formats: Annotated[str, typer.Option("--format", help="Device formats, comma-separated, or all.")] = "onnx",
-    images: Annotated[Path | None, typer.Option(help="Images whose test split to verify on.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Images whose test split to verify on; with --cache, where its images lie now.")
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="A cache whose test images to verify on.")] = None,
     dataset: DatasetOption = None,
     sign: Annotated[Path | None, typer.Option(help="PEM file of an Ed25519 private key to sign with.")] = None,

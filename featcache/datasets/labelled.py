@@ -88,10 +88,14 @@ def labelled_images(
 def cached_images(
     samples: Samples, *, classes: tuple[str, ...], task: str, split: str = "test"
 ) -> LabelledImages | None:
-    """Return the images of one split of a cache, read from where the build found them; None without any."""
+    """Return the images of one split of a cache, read from where the build found them; None without any.
+
+    Raises `MissingError` where they are gone.
+    """
     chosen = np.flatnonzero(samples.decoded & (samples.splits == split_code(split)))
     if not len(chosen):
         return None
+    samples.require_images()
     digests = tuple(samples.digests[index].tobytes() for index in chosen.tolist())
     return _matched(samples.listing, chosen, digests=digests, classes=classes, task=task, split=split)
 

@@ -94,6 +94,7 @@ def golden_photos(cache: FeatureCache, *, dataset: str | None = None, count: int
     Files that changed since the build are passed over; `MissingError` where none is left.
     """
     samples = cache.samples(dataset)
+    samples.require_images()
     for split in ("test", "val", "train"):
         indices = cache.select(split=split, dataset=dataset, labelled=False).indices
         if len(indices):

@@ -57,6 +57,7 @@ def merge(
     *,
     out: str | os.PathLike[str],
     dataset: str | None = None,
+    images: str | os.PathLike[str] | None = None,
     golden: GoldenKind = "photos",
     overwrite: bool = False,
 ) -> MergeResult:
@@ -74,6 +75,8 @@ def merge(
         The directory to make.
     dataset
         Whose photos become golden samples, where the cache holds several data sets.
+    images
+        Where the images of the cache lie by now, if no longer where they were built from.
     golden
         ``photos`` puts 16 images of the data set into the model with their logits, ``synthetic`` random colours,
         ``none`` nothing.
@@ -105,7 +108,7 @@ def merge(
     """
     refuse_existing(Path(out), overwrite=overwrite)
     fitted = head if isinstance(head, Head) else load_head(head)
-    with borrow_cache(cache) as opened:
+    with borrow_cache(cache, images=images, dataset=dataset) as opened:
         model = merged_model(fitted, opened, dataset=dataset)
         difference = _difference_to_halves(model)
         cached, agreement, compared = _difference_to_cache(model, opened, dataset)

@@ -200,6 +200,7 @@ def _image_files(
         return [listing.absolute(i) for i in range(len(listing))], [printable(name) for name in listing.paths]
     if not os.path.exists(path):
         raise MissingError(f"images must exist; {path!r} does not")
-    if Path(path).suffix.lower().removeprefix(".") not in IMAGE_EXTENSIONS:
+    extension = Path(path).suffix.lower().removeprefix(".")
+    if extension and extension not in IMAGE_EXTENSIONS:  # one without any, as uploads often are, is looked into
         raise InputError(f"images must be an image file, a folder or a .csv file, got {path!r}")
     return [path], [printable(path)]
