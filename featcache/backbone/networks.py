@@ -119,7 +119,8 @@ def preprocessing_of(
 ) -> Preprocessing:
     """Return timm's evaluation transform of this model, with `mean`, `std` and the input's `side` replaced if given.
 
-    An input of another height than width is a squash, whatever timm says.     Raises `BackboneError` where it is no centre crop or squash of an image of 3 channels.
+    An input of another height than width is a squash, whatever timm says. Raises `BackboneError` where it is no centre
+    crop or squash of an image of 3 channels.
     """
     timm = import_timm()
     wanted = {}

@@ -45,7 +45,7 @@ def predict(
         print(f"{prediction.path}\t{'unknown' if prediction.unknown else prediction.label}\t{listed}")
     if all(prediction.reason is not None for prediction in predictions):
         raise InputError(
-            f"at least one image must be readable, none of {len(predictions)} is: {predictions[0].path!r}: "
+            f"at least one image must be readable, none of {len(predictions)} is: {predictions[0].path}: "
             f"{predictions[0].reason}"
         )
 

@@ -18,6 +18,7 @@ def cholesky(matrix: Tensor) -> Tensor:
     power of ten times the rounding of the largest value is added to the diagonal that makes them so. Raises
     `InputError` for values that are not finite.
     """
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if not bool(failed.any()):
         return factor

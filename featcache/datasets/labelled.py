@@ -12,7 +12,7 @@ import numpy.typing as npt
 from featcache.datasets.listing import Listing, printable
 from featcache.datasets.samples import Samples
 from featcache.datasets.scan import scan
-from featcache.datasets.splits import NO_SPLIT, assign_splits, split_code
+from featcache.datasets.splits import NO_SPLIT, SPLITS, assign_splits, split_code
 from featcache.errors import InputError
 from featcache.images.read import ImageSource, hash_files, read_image_bytes
 
@@ -78,9 +78,10 @@ def labelled_images(
             splits = assign_splits(listing, digests, seed=0)
         chosen = np.flatnonzero(splits == split_code(wanted))
         if not len(chosen):
+            others = [name for name in SPLITS if (splits == split_code(name)).any()]
             raise InputError(
                 f"{os.fspath(images)!r} must have images of the split {wanted!r}, it has none: name the folder of the "
-                "images to measure on"
+                f"images to measure on{''.join(f', or --split {name}' for name in others)}"
             )
     return _matched(listing, chosen, digests=None, classes=classes, task=task, split=wanted)
 
