@@ -499,12 +499,13 @@ def create_cache(
     store: str,
     request: Mapping[str, Any],
     store_settings: StoreSettings = DEFAULT_SETTINGS,
+    overwrite: bool = False,
 ) -> FeatureCache:
-    """Return a new, empty cache at `path`, which must not exist; it appears whole or not at all.
+    """Return a new, empty cache at `path`, which must not exist but for `overwrite`; it appears whole or not at all.
 
     `shapes`: the shape of one row of each output. `store`: ``lmdb`` or ``zarr``. `request`: what was asked, as JSON.
     """
-    with new_directory(path) as place:
+    with new_directory(path, overwrite=overwrite) as place:
         columns = recipe_columns(recipe, shapes)
         create_store(place / "store", kind=store, columns=columns, settings=store_settings).close()
         (place / "samples").mkdir()

@@ -20,17 +20,17 @@ import numpy.typing as npt
 
 from featcache.cache import FeatureCache, open_cache
 from featcache.cache.cache import create_cache
-from featcache.cache.manifest import is_cache
+from featcache.cache.manifest import is_cache, may_be_cache, read_manifest
 from featcache.datasets.listing import Listing, Task, printable
 from featcache.datasets.samples import Samples
 from featcache.datasets.scan import scan
 from featcache.datasets.splits import assign_splits
-from featcache.errors import InputError, RecipeMismatchError
+from featcache.errors import CorruptError, ExistsError, FormatError, InputError, RecipeMismatchError
 from featcache.extract.changes import ChangeSet, Seen, find_changes, hash_known, same_listing
 from featcache.extract.request import DEFAULT_BACKBONE, Extractor, Request, first_given, open_extractor, resolved_under
 from featcache.extract.settings import ExtractSettings
 from featcache.recipe import Recipe
-from featcache.store import StoreWriter
+from featcache.store import StoreWriter, hold_store
 from featcache.system.files import safe_name
 
 __all__ = ["BuildReport", "Extractor", "Request", "RequestOptions", "build_cache", "build_caches", "open_extractor"]
@@ -100,6 +100,7 @@ def build_cache(
     task: Task | None = None,
     split_seed: int | None = None,
     prune_missing: bool = False,
+    overwrite: bool = False,
     wait_seconds: float = 0.0,
     workers: int | None = None,
     settings: ExtractSettings | None = None,
@@ -129,6 +130,8 @@ def build_cache(
         Seeds the drawn splits; by default as before, or 0.
     prune_missing : bool
         Free the rows that no sample refers to any more.
+    overwrite : bool
+        Begin anew: an existing cache, damaged or not, goes with all its rows and data sets.
     wait_seconds : float
         How long to wait for another build on the same cache.
     workers : int, optional
@@ -176,7 +179,7 @@ def build_cache(
         settings or ExtractSettings(),
     )
     place = Path("cache_store") / work.dataset if cache is None else Path(cache)
-    return _build([(place, _request(backbone, weights, options), extractor)], work, store=store)[0]
+    return _build([(place, _request(backbone, weights, options), extractor)], work, store=store, overwrite=overwrite)[0]
 
 
 def build_caches(
@@ -190,6 +193,7 @@ def build_caches(
     task: Task | None = None,
     split_seed: int | None = None,
     prune_missing: bool = False,
+    overwrite: bool = False,
     wait_seconds: float = 0.0,
     workers: int | None = None,
     settings: ExtractSettings | None = None,
@@ -204,7 +208,8 @@ def build_caches(
 
     Parameters
     ----------
-    images, cache, store, dataset, task, split_seed, prune_missing, wait_seconds, workers, settings, **options
+    images, cache, store, dataset, task, split_seed, prune_missing, overwrite, wait_seconds, workers, settings,
+    **options
         As for `build_cache`; `cache` is the directory that the caches lie in.
     backbone : sequence of str
         One or more distinct names.
@@ -254,7 +259,7 @@ def build_caches(
         (cache_directory(place, name), _request(name, one, options), (extractors or {}).get(name))
         for name, one in zip(backbone, each, strict=True)
     ]
-    return tuple(_build(wanted, work, store=store))
+    return tuple(_build(wanted, work, store=store, overwrite=overwrite))
 
 
 def cache_directory(cache: Path, backbone: str) -> Path:
@@ -297,16 +302,20 @@ def _listed(images: str | Path | Samples, task: Task | None, dataset: str | None
 
 
 def _open_or_create(
-    place: Path, request: Request, *, store: str, extractor: Extractor | None
+    place: Path,
+    request: Request,
+    *,
+    store: str,
+    extractor: Extractor | None,
+    overwrite: bool,
+    wait_seconds: float,
 ) -> tuple[FeatureCache, Extractor | None]:
     """Return the cache, its Recipe checked against the request, and the engine where it had to be opened for that."""
+    if overwrite and os.path.lexists(place):
+        return _replace(place, request, store=store, extractor=extractor, wait_seconds=wait_seconds)
     if not os.path.lexists(place):
-        full = dataclasses.replace(request, backbone=request.backbone or DEFAULT_BACKBONE)
-        extractor = extractor or open_extractor(full)
-        shapes = dict(extractor.engine.columns)
-        cache = create_cache(place, extractor.recipe, shapes=shapes, store=store, request=full.to_json())
-        cache.remember_request(resolved_under(full, cache.recipe))
-        return cache, extractor
+        with contextlib.suppress(ExistsError):  # another build has made it meanwhile: it is extended
+            return _create(place, request, store=store, extractor=extractor)
     cache = open_cache(place)
     try:
         if extractor is None:
@@ -323,6 +332,35 @@ def _open_or_create(
         cache.close()
         raise
     return cache, extractor
+
+
+def _create(
+    place: Path, request: Request, *, store: str, extractor: Extractor | None, overwrite: bool = False
+) -> tuple[FeatureCache, Extractor]:
+    full = dataclasses.replace(request, backbone=request.backbone or DEFAULT_BACKBONE)
+    extractor = extractor or open_extractor(full)
+    shapes = dict(extractor.engine.columns)
+    cache = create_cache(
+        place, extractor.recipe, shapes=shapes, store=store, request=full.to_json(), overwrite=overwrite
+    )
+    cache.remember_request(resolved_under(full, cache.recipe))
+    return cache, extractor
+
+
+def _replace(
+    place: Path, request: Request, *, store: str, extractor: Extractor | None, wait_seconds: float
+) -> tuple[FeatureCache, Extractor]:
+    """Return a new cache in the place of an old one, asked for as that was where it can still be told."""
+    if not may_be_cache(place):
+        raise InputError(
+            f"--overwrite replaces a cache, {str(place)!r} is none or holds other files too: name another --cache"
+        )
+    wanted = request
+    with contextlib.suppress(CorruptError, FormatError):
+        wanted = request.adopting(read_manifest(place)["request"])
+    (place / "store").mkdir(exist_ok=True)
+    with hold_store(place / "store", wait_seconds=wait_seconds):
+        return _create(place, wanted, store=store, extractor=extractor, overwrite=True)
 
 
 def _refuse_other_recipe(cache: FeatureCache, recipe: Recipe) -> None:
@@ -372,12 +410,17 @@ class _Job:
     pruned: int = 0
 
 
-def _build(wanted: Sequence[tuple[Path, Request, Extractor | None]], work: _Work, *, store: str) -> list[BuildReport]:
+def _build(
+    wanted: Sequence[tuple[Path, Request, Extractor | None]], work: _Work, *, store: str, overwrite: bool
+) -> list[BuildReport]:
     """Open or create the caches, bring them up to date together, and return a report for each."""
     with contextlib.ExitStack() as opened:
         jobs = []
         for place, request, chosen_extractor in wanted:
-            cache, extractor = _open_or_create(place, request, store=store, extractor=chosen_extractor)
+            cache, extractor = _open_or_create(
+                place, request, store=store, extractor=chosen_extractor, overwrite=overwrite,
+                wait_seconds=work.wait_seconds,
+            )  # fmt: skip
             opened.enter_context(cache)
             jobs.append(_start(cache, extractor, work))
             del extractor

@@ -62,8 +62,9 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise StorageError(f"{str(path)!r} must be a place to write, got: {error.strerror}") from error
     try:
         yield temporary
-        if os.path.lexists(path):
+        if overwrite and os.path.lexists(path):
             _remove(path)
+        refuse_existing(path, overwrite=False)  # another process may have made it meanwhile
         os.rename(temporary, path)
         sync_directory(path.parent)
     except FeatcacheError:
