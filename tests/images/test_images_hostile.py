@@ -113,7 +113,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: encoded(colours(9, 9), "JPEG").replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"),
         "8 bits",
     ),
-    "png cut": (lambda: encoded(colours(90, 90), "PNG")[:-3000], "damaged image"),
+    "png cut": (lambda: encoded(colours(90, 90), "PNG")[:-3000], "truncated PNG"),
     "png of a wrong checksum": (lambda: png(9, 9, pixels=bytes(9 * 28))[:-20] + bytes(20), "damaged image"),
     "png without pixels": (lambda: png(9, 9), "damaged image"),
     "gif cut": (lambda: encoded(colours(90, 90), "GIF")[:-900], "damaged image"),
