@@ -72,7 +72,11 @@ def open_other(data: bytes) -> Image.Image:
     """
     with _quiet():
         try:
-            plain = without_bulk(data) if data.startswith(SIGNATURE) else data
+            plain = data
+            if data.startswith(SIGNATURE):
+                if not has_end(data):
+                    raise ImageError("truncated PNG: it has no end mark")
+                plain = without_bulk(data)
             with Image.open(io.BytesIO(plain), formats=_FORMATS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
@@ -84,10 +88,6 @@ def open_other(data: bytes) -> Image.Image:
         except ImageError:
             raise
         except _DAMAGE as error:
-            if data.startswith(SIGNATURE) and not has_end(data):
-                raise ImageError(
-                    "truncated PNG: the file ends, or is nothing but padding, before its end mark"
-                ) from error
             raise ImageError(f"damaged image: {_reason(error)}") from error
 
 

@@ -114,7 +114,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         "8 bits",
     ),
     "png cut": (lambda: encoded(colours(90, 90), "PNG")[:-3000], "truncated PNG"),
-    "png of a wrong checksum": (lambda: png(9, 9, pixels=bytes(9 * 28))[:-20] + bytes(20), "damaged image"),
+    "png of a wrong checksum": (lambda: png(9, 9, pixels=bytes(9 * 28))[:-20] + bytes(20), "truncated PNG"),
     "png without pixels": (lambda: png(9, 9), "damaged image"),
     "gif cut": (lambda: encoded(colours(90, 90), "GIF")[:-900], "damaged image"),
     "webp cut": (lambda: encoded(colours(90, 90), "WEBP")[:-500], "damaged image"),
