@@ -25,7 +25,7 @@ from featcache.datasets.listing import Listing, Task, printable
 from featcache.datasets.samples import Samples
 from featcache.datasets.scan import scan
 from featcache.datasets.splits import assign_splits
-from featcache.errors import CorruptError, ExistsError, FormatError, InputError, RecipeMismatchError
+from featcache.errors import CorruptError, ExistsError, FormatError, InputError, RecipeMismatchError, StorageError
 from featcache.extract.changes import ChangeSet, Seen, find_changes, hash_known, same_listing
 from featcache.extract.request import DEFAULT_BACKBONE, Extractor, Request, first_given, open_extractor, resolved_under
 from featcache.extract.settings import ExtractSettings
@@ -325,7 +325,8 @@ def _open_or_create(
                 return cache, None
             extractor = open_extractor(wanted, adopt=cache.recipe)
             _refuse_other_recipe(cache, extractor.recipe)
-            cache.remember_request(memo)
+            with contextlib.suppress(StorageError):  # a memo only: where nothing can be written it is resolved again
+                cache.remember_request(memo)
         else:
             _refuse_other_recipe(cache, extractor.recipe)
     except BaseException:
@@ -442,7 +443,12 @@ def _bring_up_to_date(jobs: list[_Job], work: _Work) -> None:
         for number in sorted(range(len(jobs)), key=lambda number: str(jobs[number].cache.path)):
             job = jobs[number]
             if len(job.changes.todo) or work.prune_missing or not _is_stored(job, work):
-                writer = writers.enter_context(job.cache.store.writer(wait_seconds=work.wait_seconds))
+                try:
+                    writer = writers.enter_context(job.cache.store.writer(wait_seconds=work.wait_seconds))
+                except StorageError:
+                    if not _changes_nothing(job, work):
+                        raise
+                    continue
                 # Another build may have held the lock until now: look again at what it left.
                 jobs[number] = job = _start(job.cache, job.extractor, work)
                 job.writer = writer
@@ -456,6 +462,22 @@ def _bring_up_to_date(jobs: list[_Job], work: _Work) -> None:
         for job in jobs:
             if job.writer is not None:
                 _store_samples(job, work)
+
+
+def _changes_nothing(job: _Job, work: _Work) -> bool:
+    """Return whether the images are what the cache has, though some had to be read again to say so.
+
+    Then nothing need be written, and a cache where nothing can be serves as well.
+    """
+    if job.before is None or work.prune_missing or not _is_stored(job, work):
+        return False
+    with job.cache.reader() as reader:
+        hash_known(work.listing, job.changes, reader, before=job.before, seen={})
+    return (
+        not len(job.changes.todo)
+        and np.array_equal(job.changes.digests, job.before.digests)
+        and job.changes.failures == job.before.failures
+    )
 
 
 def _is_stored(job: _Job, work: _Work) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports import scan
+from reports import models, scan
 from reports.report import Report
 
-REPORTS: tuple[Report, ...] = (*scan.REPORTS,)
+REPORTS: tuple[Report, ...] = (*scan.REPORTS, *models.REPORTS)
