@@ -20,6 +20,7 @@ Precision = Literal["fp32", "bf16", "fp16", "int8-dynamic", "int8"]
 
 _INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
 _CROP_MODES = ("center", "squash")
+MOST_PIXELS = 1 << 14  # of a side of the input; no network takes near as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +62,20 @@ class Preprocessing:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if min(self.height, self.width, self.resize) < 1:
-            raise InputError(f"height, width and resize must be at least 1 pixel, got {self!r}")
+        sides = (self.height, self.width, self.resize)
+        if not all(type(side) is int and 1 <= side <= MOST_PIXELS for side in sides):
+            raise InputError(f"height, width and resize must be 1 to {MOST_PIXELS} pixels, got {sides!r:.100}")
         if self.interpolation not in _INTERPOLATIONS:
             raise InputError(f"interpolation must be one of {_INTERPOLATIONS}, got {self.interpolation!r}")
         if self.crop_mode not in _CROP_MODES:
             raise InputError(f"crop_mode must be one of {_CROP_MODES}, got {self.crop_mode!r}")
         if self.crop_mode == "center" and self.resize < max(self.height, self.width):
             raise InputError(f"resize must be at least the crop of {self.height}x{self.width}, got {self.resize}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise InputError(f"mean and std must be three numbers each, std above 0, got {self.mean!r}, {self.std!r}")
+        moments = (*self.mean, *self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(_is_number, moments)) or min(self.std) <= 0:
+            raise InputError(
+                f"mean and std must be three numbers each, std above 0, got {self.mean!r:.100}, {self.std!r:.100}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -205,6 +210,11 @@ class Recipe:
                 "outputs": tuple(values["outputs"]),
             }
         )
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a value, which may come from a stranger's JSON, is a finite number that float32 holds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e38
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -65,12 +65,20 @@ class Backbone(nn.Module):
     def output_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Return the shape of one row of each output, e.g. ``((1280,),)``, by running the network as it is now.
 
-        Raises `BackboneError` where an output other than ``tokens`` is no vector.
+        Raises `BackboneError` where the network does not take its own input, or an output other than ``tokens`` is no
+        vector.
         """
         parameter = next(self.network.parameters(), torch.zeros(()))
         image = parameter.new_zeros(1, 3, self.preprocessing.height, self.preprocessing.width)
-        with torch.inference_mode():
-            shapes = tuple(tuple(value.shape[1:]) for value in self(image))
+        try:
+            with torch.inference_mode():
+                shapes = tuple(tuple(value.shape[1:]) for value in self(image))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            height, width = image.shape[2:]
+            raise BackboneError(
+                f"{self.model_name!r} must take images of {height}x{width} pixels, it says: "
+                f"{(str(error).splitlines() or [repr(error)])[0]}; choose another img_size in model_kwargs"
+            ) from error
         for name, shape in zip(self.outputs, shapes, strict=True):
             if name != "tokens" and len(shape) != 1:
                 raise BackboneError(

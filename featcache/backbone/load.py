@@ -128,7 +128,7 @@ def load_backbone(
         drop_classifier(network)
     if state is not None:
         fit_state(network, state, optional=all_keys - set(network.state_dict()), source=source, model=name)
-    return Backbone(
+    backbone = Backbone(
         network,
         model_name=name,
         model_kwargs=kwargs,
@@ -136,6 +136,9 @@ def load_backbone(
         weights_label=label,
         outputs=outputs,
     )
+    if "img_size" in kwargs:
+        _ = backbone.output_shapes  # a size that the network does not take is said now, not in the midst of a build
+    return backbone
 
 
 def build_backbone(

@@ -119,7 +119,8 @@ def preprocessing_of(
 ) -> Preprocessing:
     """Return timm's evaluation transform of this model, with `mean`, `std` and the input's `side` replaced if given.
 
-    Raises `BackboneError` where it is no centre crop or squash of an image of 3 channels.
+    An input of another height than width is a squash, whatever timm says. Raises `BackboneError` where it is no centre
+    crop or squash of an image of 3 channels.
     """
     timm = import_timm()
     wanted = {}
@@ -129,8 +130,9 @@ def preprocessing_of(
     channels, height, width = config["input_size"]
     if channels != 3:
         raise BackboneError(f"a backbone must take 3 channels (RGB), {name!r} takes {channels!r}")
-    crop_pct = config["crop_pct"]
-    mode = config["crop_mode"]
+    crop_pct, mode = config["crop_pct"], config["crop_mode"]
+    if height != width:  # one number cannot say how to cover it before a crop: the whole image is scaled to it
+        crop_pct, mode = 1.0, "squash"
     if mode not in ("center", "squash") or crop_pct > 1 or (mode == "squash" and crop_pct != 1):
         raise BackboneError(
             f"the preprocessing must be a centre crop or a squash to the input size, {name!r} has crop_mode {mode!r} "

@@ -20,7 +20,8 @@ def preprocess_document(facts: ModelFacts, converted: Mapping[str, Converted]) -
         else f"scale to {size.width} x {size.height} pixels, whatever the aspect"
     )
     steps = [
-        "decode to 8-bit RGB (grey is repeated, transparency is laid over white, the highest 8 of 16 bits are kept)",
+        "decode to 8-bit RGB (grey is repeated, transparency is laid over white, the highest 8 of 16 bits are kept; of "
+        "16-bit grey without a value above 4095, the highest 8 of 12)",
         "turn and mirror as the EXIF orientation says",
         f"{resize} ({size.interpolation}, antialiased, as Pillow's resize)",
     ]

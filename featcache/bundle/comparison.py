@@ -6,17 +6,37 @@ scales computed in float32 (ONNX Runtime without any optimisation): what the int
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import InputError, VerificationError
-from featcache.formats.interface import FLOAT_TOLERANCE
+from featcache.heads.agreement import RELATIVE_TOLERANCE, logit_tolerance, probability_difference
 
 FLOAT_AGREEMENT = 0.997
 INT8_AGREEMENT = 0.98
 CHANCE = 0.995  # that few images of a file at the limit are not refused
 LEAST_FOR_AGREEMENT = 300  # a share of fewer images says nothing at 99.7 %
-_TIE = 1e-3  # reference logits closer than this may change places
+_TIE = 1e-3  # of the logits' spread: reference logits closer than this may change places
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How near a device file is to its reference on `n` images.
+
+    `max_abs_diff`: the largest difference of logits. `tolerance`: what it may be; None for quantized files, which are
+    held to their first class. `max_probability_diff`: the largest difference of probabilities, None for regression.
+    `changed`: images with another first class. `agreement`: the share of the others, None for other tasks than
+    classification and of fewer than 300 images.
+    """
+
+    n: int
+    max_abs_diff: float
+    tolerance: float | None
+    max_probability_diff: float | None
+    changed: int
+    agreement: float | None
 
 
 def compare_with_reference(
@@ -26,14 +46,14 @@ def compare_with_reference(
     *,
     quantized: bool,
     task: str,
-    tolerance: float = FLOAT_TOLERANCE,
-) -> tuple[float, int, float | None]:
-    """Return (largest difference, images with another first class, agreement or None under 300) of two (n, k) logits.
+    tolerance: float = RELATIVE_TOLERANCE,
+) -> Comparison:
+    """Return how near two (n, k) logits are.
 
     Raises `VerificationError` where the device file `name` does not do what its reference does: for float files another
-    value beyond `tolerance`, for quantized ones another first class on more than 2 % of the images (ties aside; of
-    fewer than 300 images, on more than chance gives where it is 2 %), for any a value that is not finite. `InputError`
-    for no image.
+    value beyond `tolerance` of the reference's spread (`featcache.heads.agreement.logit_tolerance`), for quantized ones
+    another first class on more than 2 % of the images (ties aside; of fewer than 300 images, on more than chance gives
+    where it is 2 %), for any a value that is not finite. `InputError` for no image.
     """
     n = len(reference)
     if not n:
@@ -48,28 +68,30 @@ def compare_with_reference(
         if task == "classification"
         else np.zeros(0, np.int64)
     )
-    agreement = 1 - len(changed) / n if task == "classification" else None
-    if not quantized:
-        limit = tolerance * max(1.0, float(np.abs(reference).max()) / 10)
-        if difference > limit:
-            raise VerificationError(
-                f"format {name!r} must give torch's logits within {limit:.2g}, it differs by {difference:.3g} on {n} "
-                "images: nothing was exported; please report it with the backbone's name"
-            )
+    limit = None if quantized else logit_tolerance(reference, tolerance)
+    moved = probability_difference(reference, logits, task=task)
+    if limit is not None and difference > limit:
+        probabilities = "" if moved is None else f", probabilities by {moved:.2g}"
+        raise VerificationError(
+            f"format {name!r} must give torch's logits within {limit:.2g}, it differs by {difference:.3g}"
+            f"{probabilities} on {n} images ({len(changed)} with another first class): nothing was exported; please "
+            "report it with the backbone's name"
+        )
     least = INT8_AGREEMENT if quantized else FLOAT_AGREEMENT
-    if agreement is not None:
-        rows = reference[changed]
-        ordered = np.sort(rows, axis=1)
-        close = (ordered[:, -1] - ordered[:, -2] < _TIE).sum() if len(rows) and rows.shape[1] > 1 else 0
-        allowed = int((1 - least) * n)
-        if quantized and n < LEAST_FOR_AGREEMENT:
-            allowed = _plausible(n, 1 - least)
-        if len(changed) - close > allowed:
-            raise VerificationError(
-                f"format {name!r} must give the reference's first class on {least:.1%} of the images, it gives another "
-                f"on {len(changed)} of {n}: nothing was exported"
-            )
-    return difference, len(changed), agreement if n >= LEAST_FOR_AGREEMENT else None
+    rows = reference[changed]
+    ordered = np.sort(rows, axis=1)
+    tie = logit_tolerance(reference, _TIE)
+    close = (ordered[:, -1] - ordered[:, -2] < tie).sum() if len(rows) and rows.shape[1] > 1 else 0
+    allowed = int((1 - least) * n)
+    if quantized and n < LEAST_FOR_AGREEMENT:
+        allowed = _plausible(n, 1 - least)
+    if len(changed) - close > allowed:
+        raise VerificationError(
+            f"format {name!r} must give the reference's first class on {least:.1%} of the images, it gives another "
+            f"on {len(changed)} of {n}: nothing was exported"
+        )
+    share = 1 - len(changed) / n if task == "classification" and n >= LEAST_FOR_AGREEMENT else None
+    return Comparison(n, difference, limit, moved, len(changed), share)
 
 
 def _plausible(n: int, share: float) -> int:

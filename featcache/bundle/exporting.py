@@ -15,7 +15,7 @@ from featcache.bundle.report import ExportReport, report_document
 from featcache.bundle.signature import load_private_key
 from featcache.bundle.signature import sign as signature_of
 from featcache.datasets.labelled import LabelledImages, cached_images, labelled_images
-from featcache.errors import InputError, VerificationError
+from featcache.errors import VerificationError
 from featcache.formats.interface import Converted, ModelFacts, Target
 from featcache.formats.registry import find_target, target_names
 from featcache.graph.cost import count_cost
@@ -44,8 +44,8 @@ def export(
     """Write the BUNDLE of a model, verified, and return what was measured.
 
     Every file that can be run here is run, from the bytes of image files through the bundle's own preprocessing. Float
-    files must give torch's logits within 1e-4, quantized ones the first class of their reference. Two exports of one
-    model are byte-identical, but for ``report.json``.
+    files must give torch's logits within 1e-4 of their spread (`featcache.heads.agreement`), quantized ones the first
+    class of their reference. Two exports of one model are byte-identical, but for ``report.json``.
 
     Parameters
     ----------
@@ -57,8 +57,8 @@ def export(
         Names of device formats, or ``all``, every one whose tools are installed; ``onnx`` is always made, the others
         are made from it.
     images, cache
-        What to verify on: the test split of a folder or CSV, or that of a data set of a cache; without either, the
-        model's golden samples.
+        What to verify on: the test split of a folder or CSV, or that of a data set of a cache; with both, that of the
+        cache, whose images lie in the folder by now; without either, the model's golden samples.
     dataset
         Which one of the cache, where it has several.
     sign
@@ -78,7 +78,9 @@ def export(
     DependencyError
         Where a format's tools are not installed.
     InputError
-        For an unknown format, and where both `images` and `cache` are given.
+        For an unknown format.
+    MissingError
+        Where the images of the cache are gone.
     ExistsError
         Where `out` exists and `overwrite` is false.
 
@@ -87,15 +89,13 @@ def export(
     >>> from featcache import export
     >>> report = export("model", out="device", formats=["openvino"])
     >>> for name, made in report.formats.items():
-    ...     print(name, made.files, made.executed, made.max_abs_diff < 1e-4)
+    ...     print(name, made.files, made.executed, made.max_abs_diff <= made.tolerance)
     onnx ('model.onnx',) True True
     openvino ('openvino/model.xml', 'openvino/model.bin') True True
     """
     refuse_existing(Path(out), overwrite=overwrite)
     key = None if sign is None else load_private_key(sign)
     targets, missing = _chosen(formats)
-    if images is not None and cache is not None:
-        raise InputError("either images or a cache must be given to verify on, got both")
     merged, golden = _load(model)
     labelled = _test_images(merged, images, cache, dataset)
     place = Path(os.path.abspath(out))
@@ -181,13 +181,11 @@ def _test_images(
     dataset: str | None,
 ) -> LabelledImages | None:
     task = model.fitted_head.task
-    if images is not None:
-        return labelled_images(images, classes=model.classes, task=task, carve=True)
     if cache is None:
-        return None
+        return None if images is None else labelled_images(images, classes=model.classes, task=task, carve=True)
     from featcache.cache import borrow_cache
 
-    with borrow_cache(cache) as opened:
+    with borrow_cache(cache, images=images, dataset=dataset) as opened:
         return cached_images(opened.samples(dataset), classes=model.classes, task=task)
 
 

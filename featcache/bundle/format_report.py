@@ -16,6 +16,8 @@ class FormatReport:
 
     `files`: relative to the bundle. `executed`: whether they were run here; `reason`: why not. `reference`: what their
     logits were compared with on `n_compared` images: `max_abs_diff`, and `top1_agreement` in [0, 1], None under 300.
+    `tolerance`: what `max_abs_diff` may be (`featcache.heads.agreement`), None for a quantized file.
+    `max_probability_diff`: the largest difference of probabilities, None for regression.
     `disagreements`: images with another first class. `accuracy`: on the labelled test images, None without any.
     `computed_by`: where the files were not run, what computed their own program and weights instead to compare them;
     None where nothing did. It counts as no execution: neither accuracy nor latency is claimed of it. `from_files`: of a
@@ -32,6 +34,8 @@ class FormatReport:
     reference: str | None = None
     n_compared: int = 0
     max_abs_diff: float | None = None
+    tolerance: float | None = None
+    max_probability_diff: float | None = None
     top1_agreement: float | None = None
     disagreements: int | None = None
     accuracy: float | None = None
@@ -52,6 +56,8 @@ class FormatReport:
             "reference": self.reference,
             "n_compared": self.n_compared,
             "max_abs_diff": self.max_abs_diff,
+            "tolerance": self.tolerance,
+            "max_probability_diff": self.max_probability_diff,
             "top1_agreement": self.top1_agreement,
             "disagreements": self.disagreements,
             "accuracy": self.accuracy,

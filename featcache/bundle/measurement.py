@@ -122,17 +122,19 @@ def _comparison(name: str, measured: Measured, facts: ModelFacts, *, tolerance: 
     """Return the fields of a report that say how near the format's logits are to the reference's."""
     decoded = measured.decoded()
     reference, logits = measured.reference[decoded], measured.by_format[name][decoded]
-    difference, changed, agreement = compare_with_reference(
+    found = compare_with_reference(
         name, reference, logits, quantized=facts.quantized, task=facts.task, tolerance=tolerance
     )
     from_files = measured.from_files.get(name)
     changes = None if from_files is None else _compare_files(name, reference, from_files[decoded], task=facts.task)
     return {
         "reference": "the stored scales in float32" if facts.quantized else "torch float32",
-        "n_compared": len(decoded),
-        "max_abs_diff": difference,
-        "top1_agreement": agreement,
-        "disagreements": changed if facts.task == "classification" else None,
+        "n_compared": found.n,
+        "max_abs_diff": found.max_abs_diff,
+        "tolerance": found.tolerance,
+        "max_probability_diff": found.max_probability_diff,
+        "top1_agreement": found.agreement,
+        "disagreements": found.changed if facts.task == "classification" else None,
         "from_files": changes,
     }
 
@@ -161,7 +163,8 @@ def _compare_files(
     counts = {"n_compared": int(readable.sum()), "undecoded": int((~readable).sum())}
     if not readable.any():
         return {**counts, "disagreements": None, "max_abs_diff": None}
-    difference, changed, _ = compare_with_reference(
+    found = compare_with_reference(
         f"{name}, from image files", reference[readable], logits[readable], quantized=True, task=task
     )
-    return {**counts, "disagreements": changed if task == "classification" else None, "max_abs_diff": difference}
+    disagreements = found.changed if task == "classification" else None
+    return {**counts, "disagreements": disagreements, "max_abs_diff": found.max_abs_diff}

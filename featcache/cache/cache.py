@@ -109,6 +109,7 @@ class FeatureCache:
         self.format_version: int = manifest["version"]
         self.store = store
         self._samples: dict[str, tuple[int, Samples]] = {}
+        self._roots: dict[str, str] = {}  # where images are looked for instead of where they were, by data set
 
     # --- what is in it ---
 
@@ -146,7 +147,25 @@ class FeatureCache:
         stamp = file.stat().st_mtime_ns
         if self._samples.get(name, (None,))[0] != stamp:
             self._samples[name] = (stamp, load_samples(file))
-        return self._samples[name][1]
+        found, root = self._samples[name][1], self._roots.get(name)
+        return found if root is None else found.at(root)
+
+    @contextlib.contextmanager
+    def images_at(self, images: str | os.PathLike[str] | None, *, dataset: str | None = None) -> Iterator[None]:
+        """Look for the images of `dataset` below the folder (or beside the CSV) `images` within the block.
+
+        None: where the build found them. Nothing is stored. Raises `MissingError` where none of them lies there.
+        """
+        if images is None:
+            yield
+            return
+        name, place = self._dataset(dataset), os.path.abspath(images)
+        self._roots[name] = os.path.dirname(place) if os.path.isfile(place) else place
+        try:
+            self.samples(name).require_images()
+            yield
+        finally:
+            del self._roots[name]
 
     def _dataset(self, dataset: str | None) -> str:
         names = self.datasets
@@ -456,12 +475,19 @@ def open_cache(path: str | os.PathLike[str]) -> FeatureCache:
 
 
 @contextlib.contextmanager
-def borrow_cache(cache: FeatureCache | str | os.PathLike[str]) -> Iterator[FeatureCache]:
-    """Give `cache` itself, and leave it open; or the cache at that path, closed at the end. Raises as `open_cache`."""
-    if isinstance(cache, FeatureCache):
-        yield cache
-        return
-    with open_cache(cache) as opened:
+def borrow_cache(
+    cache: FeatureCache | str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str] | None = None,
+    dataset: str | None = None,
+) -> Iterator[FeatureCache]:
+    """Give `cache` itself, and leave it open; or the cache at that path, closed at the end.
+
+    `images`: where the images of `dataset` lie by now, as of `FeatureCache.images_at`. Raises as that and `open_cache`.
+    """
+    with contextlib.ExitStack() as stack:
+        opened = cache if isinstance(cache, FeatureCache) else stack.enter_context(open_cache(cache))
+        stack.enter_context(opened.images_at(images, dataset=dataset))
         yield opened
 
 
@@ -473,12 +499,13 @@ def create_cache(
     store: str,
     request: Mapping[str, Any],
     store_settings: StoreSettings = DEFAULT_SETTINGS,
+    overwrite: bool = False,
 ) -> FeatureCache:
-    """Return a new, empty cache at `path`, which must not exist; it appears whole or not at all.
+    """Return a new, empty cache at `path`, which must not exist but for `overwrite`; it appears whole or not at all.
 
     `shapes`: the shape of one row of each output. `store`: ``lmdb`` or ``zarr``. `request`: what was asked, as JSON.
     """
-    with new_directory(path) as place:
+    with new_directory(path, overwrite=overwrite) as place:
         columns = recipe_columns(recipe, shapes)
         create_store(place / "store", kind=store, columns=columns, settings=store_settings).close()
         (place / "samples").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ CACHE_VERSION = 2
 UNCHECKED_VERSION = 1  # as version 2, without checksums and copy: still read
 _FORMAT = "featcache-cache"
 _MAIN, _COPY = "manifest.json", "manifest-copy.json"
-_MEND = "featcache verify --repair restores it from its copy"
+_MEND = (
+    "featcache verify --repair restores it from its copy; where that is lost too, 'featcache build IMAGES --cache "
+    "CACHE --overwrite' begins anew"
+)
 _DOCUMENT = DocumentKind(
     "CACHE",
     make="make one with 'featcache build'",
@@ -32,6 +36,12 @@ _DOCUMENT = DocumentKind(
 def is_cache(path: Path) -> bool:
     """Return whether `path` looks like a cache, intact or not."""
     return (path / "store").is_dir() and any((path / name).is_file() for name in (_MAIN, _COPY))
+
+
+def may_be_cache(path: Path) -> bool:
+    """Return whether the directory `path` holds what is left of a cache and nothing else: it may be replaced."""
+    names = set(os.listdir(path)) if path.is_dir() and not path.is_symlink() else set()
+    return bool(names & {_MAIN, _COPY, "store"}) and names <= {_MAIN, _COPY, "store", "samples", "requests.json"}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

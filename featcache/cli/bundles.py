@@ -19,7 +19,9 @@ def export(
     model: ModelArgument,
     out: OutOption,
     formats: Annotated[str, typer.Option("--format", help="Device formats, comma-separated, or all.")] = "onnx",
-    images: Annotated[Path | None, typer.Option(help="Images whose test split to verify on.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Images whose test split to verify on; with --cache, where its images lie now.")
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="A cache whose test images to verify on.")] = None,
     dataset: DatasetOption = None,
     sign: Annotated[Path | None, typer.Option(help="PEM file of an Ed25519 private key to sign with.")] = None,
@@ -41,8 +43,9 @@ def export(
         show(values, as_json)
         return
     put(f"{'bundle':>20}  {values['bundle']}")
+    figures = ("bytes", "executed", "accuracy", "n_compared", "disagreements", "max_probability_diff")
     for name, entry in values["formats"].items():
-        shown = {key: entry[key] for key in ("bytes", "executed", "accuracy", "top1_agreement", "max_abs_diff")}
+        shown = {key: entry[key] for key in figures}
         put(f"{name:>20}  {human(shown)}")
 
 

@@ -59,6 +59,9 @@ def build(
     no_splits: NoSplits = False,
     split_seed: Annotated[int | None, typer.Option(help="Seed of the drawn splits.")] = None,
     prune_missing: Annotated[bool, typer.Option(help="Free rows that no sample refers to.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew: the cache at this place goes, with its rows and data sets.")
+    ] = False,
     wait: Annotated[float, typer.Option(help="Seconds to wait for another build on this cache.")] = 0.0,
     workers: Annotated[int | None, typer.Option(help="Decoding threads; default: the processor's cores.")] = None,
     as_json: Json = False,
@@ -94,6 +97,7 @@ def build(
         splits=not no_splits,
         split_seed=split_seed,
         prune_missing=prune_missing,
+        overwrite=overwrite,
         wait_seconds=wait,
         workers=workers,
         say=lambda note: say(f"note: {note}"),

@@ -16,6 +16,7 @@ from featcache.cli.options import (
     HeadPrecision,
     Json,
     ModelArgument,
+    MovedImages,
     OutOption,
     Overwrite,
     ProcessorKind,
@@ -37,6 +38,7 @@ def merge(
     cache: Annotated[Path, typer.Argument(metavar="CACHE", help="The cache it was trained on.")],
     out: OutOption,
     dataset: DatasetOption = None,
+    images: MovedImages = None,
     golden: Annotated[Golden, typer.Option(help="Golden samples: photos of the data set, or none of them.")] = (
         Golden.photos
     ),
@@ -46,7 +48,7 @@ def merge(
     """Put preprocessing, backbone and head together into one model."""
     from featcache.model.merging import merge as merge_model
 
-    result = merge_model(head, cache, out=out, dataset=dataset, golden=golden.value, overwrite=overwrite)
+    result = merge_model(head, cache, out=out, dataset=dataset, golden=golden.value, images=images, overwrite=overwrite)
     say_if_random(result.random_weights, result.weights)
     show(result.to_json(), as_json)
 
@@ -78,6 +80,7 @@ def prune(
     ] = None,
     recover: RecoverOption = "off",
     dataset: DatasetOption = None,
+    images: MovedImages = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -94,6 +97,7 @@ def prune(
         target=target.value,
         pattern=None if pattern is None else pattern.value,
         dataset=dataset,
+        images=images,
         overwrite=overwrite,
         recover=parse_minutes(recover, option="--recover", words=("off", "auto")),
         say=say,
@@ -118,6 +122,7 @@ def recover(
     views: Annotated[int | None, typer.Option(help="How many seeded views; default: what there is time for.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the images.")] = 0,
     dataset: DatasetOption = None,
+    images: MovedImages = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -127,7 +132,8 @@ def recover(
 
     result = recover_model(
         model, cache=cache, out=out, minutes=parse_minutes(minutes, option="--minutes"), teacher=teacher,
-        targets=targets.value, views=views, seed=seed, dataset=dataset, overwrite=overwrite, say=say,
+        targets=targets.value, views=views, seed=seed, dataset=dataset, images=images, overwrite=overwrite,
+        say=say,
     )  # fmt: skip
     show(result.to_json(), as_json)
 
@@ -155,6 +161,7 @@ def quantize(
         ),
     ] = ProcessorKind.any,
     dataset: DatasetOption = None,
+    images: MovedImages = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -165,7 +172,8 @@ def quantize(
     minutes = None if recover is None else parse_minutes(recover, option="--recover", words=("off", "auto"))
     result = quantize_model(
         model, cache=cache, out=out, method=method.value, recover=minutes, head_precision=head_precision.value,
-        processor=processor.value, dataset=dataset, overwrite=overwrite, say=say,
+        processor=processor.value, dataset=dataset, images=images, overwrite=overwrite,
+        say=say,
     )  # fmt: skip
     show(result.to_json(), as_json)
 
@@ -183,6 +191,7 @@ def compress(
     ),
     max_minutes: Annotated[float, typer.Option(help="No candidate is begun after that.")] = 40.0,
     dataset: DatasetOption = None,
+    images: MovedImages = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -193,7 +202,7 @@ def compress(
     try:
         result = compress_model(
             model, cache=cache, out=out, max_drop=max_drop, target=target.value, max_minutes=max_minutes,
-            dataset=dataset, overwrite=overwrite, say=say,
+            dataset=dataset, images=images, overwrite=overwrite, say=say,
         )  # fmt: skip
     except BudgetError as error:
         if as_json:

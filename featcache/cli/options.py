@@ -106,6 +106,10 @@ RecoverOption = Annotated[
         "--recover", metavar="off|auto|MINUTES", help="Then train it toward the float features: off, auto or minutes."
     ),
 ]
+MovedImages = Annotated[
+    Path | None,
+    typer.Option("--images", help="Where the cache's images lie now, if they were moved.", rich_help_panel="Data"),
+]
 DatasetOption = Annotated[
     str | None,
     typer.Option(

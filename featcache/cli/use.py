@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +13,16 @@ from featcache.cli.application import app
 from featcache.cli.options import Json
 from featcache.cli.output import put, put_json, say
 from featcache.cli.text import show
+from featcache.errors import InputError
 
 
 @app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a model.")],
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="An image, a folder or a CSV.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGES...", help="Images, folders or CSVs; - for names on standard input, one a line."),
+    ],
     top: Annotated[int, typer.Option(help="How many classes to list.")] = 5,
     format: Annotated[str | None, typer.Option("--format", help="Which device file; default: the first.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Look features up here by digest before computing them.")] = None,
@@ -25,19 +31,34 @@ def predict(
     """Classify images; one line each: path, label, probability."""
     from featcache.runtime import predict as predict_images
 
-    predictions = predict_images(bundle, images, top=top, format=format, cache=cache)
+    predictions = predict_images(bundle, _named(images), top=top, format=format, cache=cache)
     if cache is not None:
         hits = sum(prediction.cached for prediction in predictions)
         say(f"cache: {hits} hits, {len(predictions) - hits} misses")
     if as_json:
         put_json([prediction.to_json() for prediction in predictions])
-        return
-    for prediction in predictions:
+    for prediction in [] if as_json else predictions:
         if prediction.reason is not None:
             say(f"failed: {prediction.path}: {prediction.reason}")
             continue
         listed = "  ".join(f"{label} {value:.3f}" for label, value in prediction.top)
         put(str(prediction.path), str("unknown" if prediction.unknown else prediction.label), listed)
+    if all(prediction.reason is not None for prediction in predictions):
+        raise InputError(
+            f"at least one image must be readable, none of {len(predictions)} is: {predictions[0].path}: "
+            f"{predictions[0].reason}"
+        )
+
+
+def _named(images: list[Path]) -> list[Path]:
+    """Return the paths, those on standard input in the place of ``-``."""
+    paths: list[Path] = []
+    for path in images:
+        names = sys.stdin.buffer.read().splitlines() if str(path) == "-" else [os.fsencode(path)]
+        paths += [Path(os.fsdecode(name)) for name in names if name.strip()]
+    if not paths:
+        raise InputError("IMAGES must be one or more names, standard input held none")
+    return paths
 
 
 @app.command()

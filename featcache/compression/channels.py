@@ -271,6 +271,7 @@ def training_images(source: Source, count: int) -> Tensor:
     """
     cache = source.cache
     samples = cache.samples(source.dataset)
+    samples.require_images()
     selection = cache.select(split="train", dataset=source.dataset, labelled=False)
     labels = samples.labels[selection.indices]
     rank: dict[int, int] = {}

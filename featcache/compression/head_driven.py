@@ -23,9 +23,9 @@ from torch import nn
 from featcache.compression.groups import ProbedBackbone, dependency_graph, example_images, flat_features
 from featcache.errors import InputError, VerificationError
 from featcache.heads import Head, LinearHead
+from featcache.heads.agreement import logit_tolerance
 from featcache.model.merged import MergedModel, wrap_network
 
-LOGIT_TOLERANCE = 1e-5  # of the largest logit, at least of 1: fp32 sums in another order
 _CHECKED_IMAGES = 2
 
 
@@ -180,7 +180,7 @@ def _difference(model: MergedModel, network: nn.Module, head: LinearHead) -> flo
         before = model.head(flat_features(model.backbone, images))
         after = head.to_module()(flat_features(backbone, images))
     difference = float((before - after).abs().max())
-    limit = LOGIT_TOLERANCE * max(1.0, float(before.abs().max()))
+    limit = logit_tolerance(before.numpy())
     if not difference <= limit:
         raise VerificationError(
             f"head-driven pruning must keep the logits within {limit:.2g}, got a difference of {difference:.2g}: "

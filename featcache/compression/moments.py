@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from featcache.compression.factor import cholesky
+
 RIDGE = 1e-4  # pull toward the old weights, as a share of the inputs' mean square
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried where there are images to try them on
 
@@ -129,7 +131,7 @@ def _solved(weight: Tensor, moments: Moments, ridge: float) -> Tensor:
     pull = ridge * moments.gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
     left = moments.gram + pull * torch.eye(len(moments.gram), dtype=torch.float64)
     right = moments.cross + pull * weight.double().T
-    return torch.cholesky_solve(right, torch.linalg.cholesky(left)).T.float()
+    return torch.cholesky_solve(right, cholesky(left)).T.float()
 
 
 def solve_kept(weight: Tensor, moments: Moments, kept: Tensor, *, ridge: float = RIDGE) -> Tensor:

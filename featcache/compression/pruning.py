@@ -54,6 +54,7 @@ def prune(
     target: Target = "macs",
     recover: Minutes | Literal["off"] = "off",
     dataset: str | None = None,
+    images: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> CompressResult:
@@ -89,6 +90,8 @@ def prune(
         ``off`` for none. Killed, the same call goes on with it from ``OUT.work``.
     dataset
         Which one of the cache, where it has several.
+    images
+        Where the images of the cache lie by now, if no longer where they were built from.
     overwrite
         Replace what is at `out`.
     say
@@ -126,7 +129,7 @@ def prune(
     if recover != "off":
         RecoverySettings(minutes=recover)  # says what is wrong with it before anything is computed
     refuse_existing(Path(out), overwrite=overwrite)
-    with borrow_cache(cache) as opened:
+    with borrow_cache(cache, images=images, dataset=dataset) as opened:
         source = open_source(model, opened, dataset=dataset)
         with tempfile.TemporaryDirectory() as folder:
             return _prune(source, Path(folder), out, method, share, chosen, target, recover, overwrite, say)

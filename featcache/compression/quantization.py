@@ -69,6 +69,7 @@ def quantize(
     head_precision: HeadPrecision = "int8",
     processor: ProcessorKind = "any",
     dataset: str | None = None,
+    images: str | os.PathLike[str] | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
     float_share: float = FLOAT_SHARE,
     overwrite: bool = False,
@@ -104,6 +105,8 @@ def quantize(
         otherwise there.
     dataset
         Which one of the cache, where it has several.
+    images
+        Where the images of the cache lie by now, if no longer where they were built from.
     calibration_images
         How many training images of 224 pixels the walk sees; as many pixels of smaller or larger ones.
     float_share
@@ -148,7 +151,7 @@ def quantize(
     if processor not in get_args(ProcessorKind):
         raise InputError(f"processor must be 'any', 'vnni' or 'arm', got {processor!r}")
     refuse_existing(Path(out), overwrite=overwrite)
-    with borrow_cache(cache) as opened:
+    with borrow_cache(cache, images=images, dataset=dataset) as opened:
         source = open_source(model, opened, dataset=dataset)
         before = float_features(source)
         pixels = calibration_pixels(source, calibration_images)
@@ -366,6 +369,7 @@ def calibration_pixels(source: Source, count: int) -> npt.NDArray[np.uint8]:
     Raises `MissingError` where none can be read any more.
     """
     samples = source.cache.samples(source.dataset)
+    samples.require_images()
     chosen = source.cache.select(split="train", dataset=source.dataset, labelled=False).indices
     size = source.model.preprocessing
     largest = min(max(1, count * 224 * 224 // (size.height * size.width)), _MOST_SMALL * count)

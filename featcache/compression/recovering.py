@@ -100,6 +100,7 @@ def recover(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     dataset: str | None = None,
+    images: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     say: Callable[[str], None] = lambda line: None,
@@ -132,6 +133,8 @@ def recover(
         Of the order of the images.
     dataset
         Which one of the cache, where it has several.
+    images
+        Where the images of the cache lie by now, if no longer where they were built from.
     overwrite
         Replace what is at `out`.
     checkpoint_seconds
@@ -173,7 +176,7 @@ def recover(
     place = Path(out)
     refuse_existing(place, overwrite=overwrite)
     work = work_of(place)
-    with borrow_cache(cache) as opened:
+    with borrow_cache(cache, images=images, dataset=dataset) as opened:
         source = open_source(model, opened, dataset=dataset)
         before = float_features(source)
         backbone = copy.deepcopy(source.model.backbone)

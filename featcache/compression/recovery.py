@@ -416,6 +416,7 @@ def _with_more_views(source: Source, teacher: MergedModel, views: int, place: Pa
     """Return a cache with the float features of so many views; a killed build of it is gone on with."""
     recipe = dataclasses.replace(source.cache.recipe, views=views)
     samples = source.cache.samples(source.dataset)
+    samples.require_images()
     backbone = teacher.backbone
     with open_engine(backbone, engine=recipe.engine, precision=recipe.precision, cached=False) as engine:
         recipe = dataclasses.replace(recipe, engine_version=engine.version, precision=engine.precision)

@@ -134,6 +134,7 @@ def extract_and_refit(source: Source, *, engine: Engine, recipe: Recipe) -> Refi
 def _extract(source: Source, engine: Engine, recipe: Recipe, folder: Path) -> FeatureCache:
     """Return a new cache in `folder` with the rows that `engine` computes from the images of the data set."""
     samples = source.cache.samples(source.dataset)
+    samples.require_images()
     report = build_cache(
         samples,
         folder / "cache",

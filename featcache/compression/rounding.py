@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from featcache.compression.factor import cholesky
+
 # Symmetric, and half of int8's range: x86 processors without VNNI add two products of an unsigned byte and a signed one
 # in 16 bits (vpmaddubsw), which saturate; 255 · 64 twice fits. One file then computes the same on every processor.
 LIMIT = 64
@@ -84,7 +86,7 @@ def round_jointly(weight: Tensor, scales: Tensor, moments: InputMoments, *, limi
     metric = torch.gather(metric, 2, order[:, None, :].expand(-1, d, -1))
     left = torch.gather(left, 2, order[:, None, :].expand_as(left))
     # the upper factor of the inverse, from one factorisation: backwards, metric = R Rᵀ with R upper, and R⁻¹ is it
-    reverse = torch.linalg.cholesky(metric.flip(1, 2)).flip(1, 2)
+    reverse = cholesky(metric.flip(1, 2)).flip(1, 2)
     spread = torch.linalg.solve_triangular(reverse, torch.eye(d, dtype=covariance.dtype)[None], upper=True)
     rounded = torch.empty_like(left)
     for start in range(0, d, _BLOCK):

@@ -109,6 +109,7 @@ def search(
     target: SearchTarget = "size",
     max_minutes: float = MOST_MINUTES,
     dataset: str | None = None,
+    images: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> CompressSearch:
@@ -129,7 +130,7 @@ def search(
     began = time.perf_counter()
     place = Path(out)
     refuse_existing(place, overwrite=overwrite)
-    with borrow_cache(cache) as opened:
+    with borrow_cache(cache, images=images, dataset=dataset) as opened:
         source = open_source(model, opened, dataset=dataset)
         reason = reason_not_to_search(
             opened, dataset=source.dataset, task=source.model.fitted_head.task, max_drop=max_drop

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from featcache.compression.factor import cholesky
 from featcache.compression.moments import RIDGE, Moments
 
 # of the channels left, removed between two looks at the costs: one by one would be exact, and slow where a layer has
@@ -113,7 +114,7 @@ def removal_order(
 def _reader(weight: Tensor, moments: Moments, units: int, ridge: float) -> _Reader:
     """Return the state before anything is gone: the weights solved for all channels."""
     pull = ridge * moments.gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    left = torch.linalg.cholesky(moments.gram + pull * torch.eye(len(moments.gram), dtype=torch.float64))
+    left = cholesky(moments.gram + pull * torch.eye(len(moments.gram), dtype=torch.float64))
     solved = torch.cholesky_solve(moments.cross + pull * weight.double().T, left).T
     power = float(moments.power.sum().clamp(min=torch.finfo(torch.float64).tiny))
     return _Reader(solved.reshape(len(weight), units, -1).contiguous(), torch.cholesky_inverse(left), power)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from featcache.datasets.listing import Listing, printable
 from featcache.datasets.samples import Samples
 from featcache.datasets.scan import scan
-from featcache.datasets.splits import NO_SPLIT, assign_splits, split_code
+from featcache.datasets.splits import NO_SPLIT, SPLITS, assign_splits, split_code
 from featcache.errors import InputError
 from featcache.images.read import ImageSource, hash_files, read_image_bytes
 
@@ -81,9 +81,10 @@ def labelled_images(
             splits = assign_splits(listing, digests, seed=0)
         chosen = np.flatnonzero(splits == split_code(wanted))
         if not len(chosen):
+            others = [name for name in SPLITS if (splits == split_code(name)).any()]
             raise InputError(
                 f"{os.fspath(images)!r} must have images of the split {wanted!r}, it has none: name the folder of the "
-                "images to measure on"
+                f"images to measure on{''.join(f', or --split {name}' for name in others)}"
             )
     return _matched(listing, chosen, digests=None, classes=classes, task=task, split=wanted)
 
@@ -91,10 +92,14 @@ def labelled_images(
 def cached_images(
     samples: Samples, *, classes: tuple[str, ...], task: str, split: str = "test"
 ) -> LabelledImages | None:
-    """Return the images of one split of a cache, read from where the build found them; None without any."""
+    """Return the images of one split of a cache, read from where the build found them; None without any.
+
+    Raises `MissingError` where they are gone.
+    """
     chosen = np.flatnonzero(samples.decoded & (samples.splits == split_code(split)))
     if not len(chosen):
         return None
+    samples.require_images()
     digests = tuple(samples.digests[index].tobytes() for index in chosen.tolist())
     return _matched(samples.listing, chosen, digests=digests, classes=classes, task=task, split=split)
 

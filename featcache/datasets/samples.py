@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featcache.datasets.listing import Listing, Task
+from featcache.datasets.listing import Listing, Task, printable
 from featcache.datasets.splits import split_code
-from featcache.errors import CorruptError, FormatError, InputError
+from featcache.errors import CorruptError, FormatError, InputError, MissingError
 from featcache.images.read import ImageSource, read_image_bytes
 from featcache.system.files import write_atomically
 from featcache.system.json import parse_json
+
+_LOOKED_FOR = 100  # images, before a folder counts as one that does not hold them
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,20 @@ class Samples:
     def has_split(self, split: str) -> bool:
         """Whether any sample that did not fail is in `split`."""
         return bool((self.decoded & (self.splits == split_code(split))).any())
+
+    def at(self, root: str) -> Samples:
+        """Return these samples with their files looked for below the folder `root`."""
+        return dataclasses.replace(self, listing=dataclasses.replace(self.listing, root=root))
+
+    def require_images(self) -> None:
+        """Raise `MissingError` where the folder of the images is gone, or holds none of the first of them."""
+        if not len(self) or any(os.path.exists(self.listing.absolute(i)) for i in range(min(len(self), _LOOKED_FOR))):
+            return
+        raise MissingError(
+            f"the images of the data set {self.dataset!r} must lie in {printable(self.root)!r} as when they were "
+            f"cached, {printable(self.paths[0])!r} and others are not there: pass --images with the folder they are in "
+            "now, or build the cache again from it"
+        )
 
     def sources(self, indices: Iterable[int]) -> list[ImageSource]:
         """Return a reader of the bytes of each sample at `indices`, which fails where a file has others by now."""

@@ -8,7 +8,7 @@ from array import array
 
 # Formats that are not read stand here too (heic): such a photo is a recorded failure, not silently left out.
 IMAGE_EXTENSIONS = frozenset(
-    "avif bmp dib gif heic heif hif j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm qoi tga tif tiff webp".split(" ")  # noqa: SIM905
+    "avif bmp dib gif heic heif hif j2k jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm qoi tga tif tiff webp".split()  # noqa: SIM905
 )
 
 _TYPE_BITS = 0o170000  # of a file's mode

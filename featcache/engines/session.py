@@ -10,7 +10,7 @@ from featcache.errors import FormatError
 from featcache.system.threads import processor_count
 
 _ERRORS_ONLY = 3  # of ONNX Runtime's levels: its remarks about a graph are no news to who asked for a result
-_REFUSALS = (
+REFUSALS = (  # what ONNX Runtime raises of a file, or of an input, that it does not take
     onnxruntime.capi.onnxruntime_pybind11_state.Fail,
     onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument,
     onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph,
@@ -75,6 +75,10 @@ def open_session(
     source = model if isinstance(model, bytes) else str(model)
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except _REFUSALS as error:
-        first_line = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise FormatError(f"the network must be an ONNX file, ONNX Runtime says: {first_line}") from error
+    except REFUSALS as error:
+        raise FormatError(f"the network must be an ONNX file, ONNX Runtime says: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what a runtime says."""
+    return (str(error).strip().splitlines() or [repr(error)])[0]

@@ -20,19 +20,19 @@ import numpy.typing as npt
 
 from featcache.cache import FeatureCache, open_cache
 from featcache.cache.cache import create_cache
-from featcache.cache.manifest import is_cache
+from featcache.cache.manifest import is_cache, may_be_cache, read_manifest
 from featcache.datasets.listing import Listing, Task, printable
 from featcache.datasets.remarks import notes_on_training, notes_on_what_was_read
 from featcache.datasets.samples import Samples
 from featcache.datasets.scan import scan
 from featcache.datasets.splits import assign_splits
-from featcache.errors import InputError, RecipeMismatchError
+from featcache.errors import CorruptError, ExistsError, FormatError, InputError, RecipeMismatchError, StorageError
 from featcache.extract.changes import ChangeSet, Seen, find_changes, hash_known, same_listing
 from featcache.extract.naming import WantedName, settle_name, wanted_name
 from featcache.extract.request import DEFAULT_BACKBONE, Extractor, Request, first_given, open_extractor, resolved_under
 from featcache.extract.settings import ExtractSettings
 from featcache.recipe import Recipe
-from featcache.store import StoreWriter
+from featcache.store import StoreWriter, hold_store
 from featcache.system.files import safe_name
 
 __all__ = ["BuildReport", "Extractor", "Request", "RequestOptions", "build_cache", "build_caches", "open_extractor"]
@@ -106,6 +106,7 @@ def build_cache(
     splits: bool = True,
     split_seed: int | None = None,
     prune_missing: bool = False,
+    overwrite: bool = False,
     wait_seconds: float = 0.0,
     workers: int | None = None,
     settings: ExtractSettings | None = None,
@@ -138,6 +139,8 @@ def build_cache(
         Seeds the drawn splits; by default as before, or 0.
     prune_missing : bool
         Free the rows that no sample refers to any more.
+    overwrite : bool
+        Begin anew: an existing cache, damaged or not, goes with all its rows and data sets.
     wait_seconds : float
         How long to wait for another build on the same cache.
     workers : int, optional
@@ -189,7 +192,7 @@ def build_cache(
         _Notes(say),
     )
     place = Path("cache_store") / work.wanted.name if cache is None else Path(cache)
-    return _build([(place, _request(backbone, weights, options), extractor)], work, store=store)[0]
+    return _build([(place, _request(backbone, weights, options), extractor)], work, store=store, overwrite=overwrite)[0]
 
 
 def build_caches(
@@ -204,6 +207,7 @@ def build_caches(
     splits: bool = True,
     split_seed: int | None = None,
     prune_missing: bool = False,
+    overwrite: bool = False,
     wait_seconds: float = 0.0,
     workers: int | None = None,
     settings: ExtractSettings | None = None,
@@ -219,7 +223,9 @@ def build_caches(
 
     Parameters
     ----------
-    images, cache, store, dataset, task, splits, split_seed, prune_missing, wait_seconds, workers, settings, say
+    images, cache, store, dataset, task, splits, split_seed, prune_missing, overwrite, wait_seconds
+        As for `build_cache`.
+    workers, settings, say
         As for `build_cache`, and so `**options`; `cache` is the directory that the caches lie in.
     backbone : sequence of str
         One or more distinct names.
@@ -270,7 +276,7 @@ def build_caches(
         (cache_directory(place, name), _request(name, one, options), (extractors or {}).get(name))
         for name, one in zip(backbone, each, strict=True)
     ]
-    return tuple(_build(wanted, work, store=store))
+    return tuple(_build(wanted, work, store=store, overwrite=overwrite))
 
 
 def cache_directory(cache: Path, backbone: str) -> Path:
@@ -316,16 +322,20 @@ def _listed(
 
 
 def _open_or_create(
-    place: Path, request: Request, *, store: str, extractor: Extractor | None
+    place: Path,
+    request: Request,
+    *,
+    store: str,
+    extractor: Extractor | None,
+    overwrite: bool,
+    wait_seconds: float,
 ) -> tuple[FeatureCache, Extractor | None]:
     """Return the cache, its Recipe checked against the request, and the engine where it had to be opened for that."""
+    if overwrite and os.path.lexists(place):
+        return _replace(place, request, store=store, extractor=extractor, wait_seconds=wait_seconds)
     if not os.path.lexists(place):
-        full = dataclasses.replace(request, backbone=request.backbone or DEFAULT_BACKBONE)
-        extractor = extractor or open_extractor(full)
-        shapes = dict(extractor.engine.columns)
-        cache = create_cache(place, extractor.recipe, shapes=shapes, store=store, request=full.to_json())
-        cache.remember_request(resolved_under(full, cache.recipe))
-        return cache, extractor
+        with contextlib.suppress(ExistsError):  # another build has made it meanwhile: it is extended
+            return _create(place, request, store=store, extractor=extractor)
     cache = open_cache(place)
     try:
         if extractor is None:
@@ -335,13 +345,43 @@ def _open_or_create(
                 return cache, None
             extractor = open_extractor(wanted, adopt=cache.recipe)
             _refuse_other_recipe(cache, extractor.recipe)
-            cache.remember_request(memo)
+            with contextlib.suppress(StorageError):  # a memo only: where nothing can be written it is resolved again
+                cache.remember_request(memo)
         else:
             _refuse_other_recipe(cache, extractor.recipe)
     except BaseException:
         cache.close()
         raise
     return cache, extractor
+
+
+def _create(
+    place: Path, request: Request, *, store: str, extractor: Extractor | None, overwrite: bool = False
+) -> tuple[FeatureCache, Extractor]:
+    full = dataclasses.replace(request, backbone=request.backbone or DEFAULT_BACKBONE)
+    extractor = extractor or open_extractor(full)
+    shapes = dict(extractor.engine.columns)
+    cache = create_cache(
+        place, extractor.recipe, shapes=shapes, store=store, request=full.to_json(), overwrite=overwrite
+    )
+    cache.remember_request(resolved_under(full, cache.recipe))
+    return cache, extractor
+
+
+def _replace(
+    place: Path, request: Request, *, store: str, extractor: Extractor | None, wait_seconds: float
+) -> tuple[FeatureCache, Extractor]:
+    """Return a new cache in the place of an old one, asked for as that was where it can still be told."""
+    if not may_be_cache(place):
+        raise InputError(
+            f"--overwrite replaces a cache, {str(place)!r} is none or holds other files too: name another --cache"
+        )
+    wanted = request
+    with contextlib.suppress(CorruptError, FormatError):
+        wanted = request.adopting(read_manifest(place)["request"])
+    (place / "store").mkdir(exist_ok=True)
+    with hold_store(place / "store", wait_seconds=wait_seconds):
+        return _create(place, wanted, store=store, extractor=extractor, overwrite=True)
 
 
 def _refuse_other_recipe(cache: FeatureCache, recipe: Recipe) -> None:
@@ -408,13 +448,18 @@ class _Job:
     pruned: int = 0
 
 
-def _build(wanted: Sequence[tuple[Path, Request, Extractor | None]], work: _Work, *, store: str) -> list[BuildReport]:
+def _build(
+    wanted: Sequence[tuple[Path, Request, Extractor | None]], work: _Work, *, store: str, overwrite: bool
+) -> list[BuildReport]:
     """Open or create the caches, bring them up to date together, and return a report for each."""
     work.notes.add(*work.listing.notes, *notes_on_training(work.listing))
     with contextlib.ExitStack() as opened:
         jobs = []
         for place, request, chosen_extractor in wanted:
-            cache, extractor = _open_or_create(place, request, store=store, extractor=chosen_extractor)
+            cache, extractor = _open_or_create(
+                place, request, store=store, extractor=chosen_extractor, overwrite=overwrite,
+                wait_seconds=work.wait_seconds,
+            )  # fmt: skip
             opened.enter_context(cache)
             jobs.append(_start(cache, extractor, work))
             del extractor
@@ -439,7 +484,12 @@ def _bring_up_to_date(jobs: list[_Job], work: _Work) -> None:
         for number in sorted(range(len(jobs)), key=lambda number: str(jobs[number].cache.path)):
             job = jobs[number]
             if len(job.changes.todo) or work.prune_missing or not _is_stored(job, work):
-                writer = writers.enter_context(job.cache.store.writer(wait_seconds=work.wait_seconds))
+                try:
+                    writer = writers.enter_context(job.cache.store.writer(wait_seconds=work.wait_seconds))
+                except StorageError:
+                    if not _changes_nothing(job, work):
+                        raise
+                    continue
                 # Another build may have held the lock until now: look again at what it left.
                 jobs[number] = job = _start(job.cache, job.extractor, work)
                 job.writer = writer
@@ -453,6 +503,22 @@ def _bring_up_to_date(jobs: list[_Job], work: _Work) -> None:
         for job in jobs:
             if job.writer is not None:
                 _store_samples(job, work)
+
+
+def _changes_nothing(job: _Job, work: _Work) -> bool:
+    """Return whether the images are what the cache has, though some had to be read again to say so.
+
+    Then nothing need be written, and a cache where nothing can be serves as well.
+    """
+    if job.samples is None or work.prune_missing or not _is_stored(job, work):
+        return False
+    with job.cache.reader() as reader:
+        hash_known(work.listing, job.changes, reader, before=job.samples, seen={})
+    return (
+        not len(job.changes.todo)
+        and np.array_equal(job.changes.digests, job.samples.digests)
+        and job.changes.failures == job.samples.failures
+    )
 
 
 def _is_stored(job: _Job, work: _Work) -> bool:

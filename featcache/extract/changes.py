@@ -12,7 +12,7 @@ from featcache.datasets.listing import Listing
 from featcache.datasets.samples import Samples
 from featcache.errors import ImageError
 from featcache.images.read import FileStat, hash_file
-from featcache.store import StoreWriter
+from featcache.store import StoreReader, StoreWriter
 
 RACY_NANOSECONDS = 2_000_000_000  # a file changed this close to the last scan may have changed after it (git's rule)
 
@@ -89,7 +89,7 @@ Seen = dict[int, tuple[bytes, FileStat] | str]
 
 
 def hash_known(
-    listing: Listing, changes: ChangeSet, writer: StoreWriter, *, before: Samples | None, seen: Seen
+    listing: Listing, changes: ChangeSet, store: StoreWriter | StoreReader, *, before: Samples | None, seen: Seen
 ) -> None:
     """Read and hash the files of `changes.todo` up to the first that needs the network; those before it are settled.
 
@@ -99,7 +99,7 @@ def hash_known(
     """
     from tqdm import tqdm
 
-    if len(writer) == 0:
+    if len(store) == 0:
         return
     failed = {}
     if before is not None:
@@ -114,8 +114,8 @@ def hash_known(
                 changes.settle(index, bytes(32), (0, 0, 0, 0), outcome)
                 continue
             digest, status = outcome
-            reason = None if digest in writer else failed.get(digest)
-            if reason is None and digest not in writer:
+            reason = None if digest in store else failed.get(digest)
+            if reason is None and digest not in store:
                 changes.todo = changes.todo[done:]
                 return
             changes.settle(index, digest, status, reason)

@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from featcache.errors import DependencyError
 from featcache.formats.tools.environments import Installation
+from featcache.heads.agreement import RELATIVE_TOLERANCE
 from featcache.recipe import Preprocessing
 
 FLOATS_FOR_INTEGERS = "float32: weights are what their integers stand for, activations are not rounded"
-FLOAT_TOLERANCE = 1e-4  # of logits up to 10, in proportion above: float32 holds seven digits
 _WARM_UP = 5
 
 
@@ -165,8 +165,9 @@ class Target(ABC):
 
     `name`: its word on the command line. `needs`: how to get its tools. `packages`: what pip installs into the running
     environment; `environment`: where the tools live that cannot be there. A format has one of the two, or neither where
-    featcache's own dependencies do. `tolerance`: how far the logits of a float file may be from torch's, in proportion
-    above 10. `featcache.testing.formats.TargetContract` tests what every target must do.
+    featcache's own dependencies do. `tolerance`: how far the logits of a float file may be from torch's, as a share of
+    their spread (`featcache.heads.agreement.logit_tolerance`). `featcache.testing.formats.TargetContract` tests what
+    every target must do.
 
     Examples
     --------
@@ -180,7 +181,7 @@ class Target(ABC):
     needs: str
     packages: tuple[str, ...] = ()
     environment: Installation | None = None
-    tolerance: float = FLOAT_TOLERANCE
+    tolerance: float = RELATIVE_TOLERANCE
 
     @abstractmethod
     def available(self) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from featcache.errors import FormatError
 from featcache.formats.interface import Converted, ModelFacts, Runner, Target, classifier_tensors
 from featcache.system.files import write_atomically
 
@@ -50,11 +51,20 @@ class _OnnxRunner(Runner):
     def __init__(self, path: Path, threads: int, *, optimise: bool = True) -> None:
         from featcache.engines.session import open_session
 
+        self._name = path.name
         self._session = open_session(path, threads=threads, optimise=optimise)
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the logits."""
-        logits: npt.NDArray[np.float32] = self._session.run(["logits"], {"image": images})[0]
+        from featcache.engines.session import REFUSALS, first_line
+
+        try:
+            logits: npt.NDArray[np.float32] = self._session.run(["logits"], {"image": images})[0]
+        except (*REFUSALS, ValueError) as error:  # a ValueError: it has no such input or output
+            said = first_line(error)
+            raise FormatError(
+                f"{self._name!r} must give logits of images {images.shape[1:]!r}, ONNX Runtime says: {said}"
+            ) from error
         return logits
 
     def close(self) -> None:

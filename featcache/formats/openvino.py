@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featcache.errors import FormatError
 from featcache.formats.interface import Converted, ModelFacts, Runner, Target, classifier_tensors
 from featcache.system.json import canonical_json
 
@@ -60,14 +61,25 @@ class _OpenVinoRunner(Runner):
 
         # float32 is asked for by name: the default silently computes in bf16 where the processor can
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-        compiled = openvino_core().compile_model(xml, "CPU", settings)
-        self._logits = compiled.output("logits")
+        self._name = xml.name
+        try:
+            compiled = openvino_core().compile_model(xml, "CPU", settings)
+            self._logits = compiled.output("logits")
+        except RuntimeError as error:
+            raise self._refusal(error) from error
         self._request = compiled.create_infer_request()
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the logits."""
-        result: npt.NDArray[np.float32] = self._request.infer({"image": images})[self._logits]
+        try:
+            result: npt.NDArray[np.float32] = self._request.infer({"image": images})[self._logits]
+        except RuntimeError as error:
+            raise self._refusal(error) from error
         return np.array(result, dtype=np.float32)
+
+    def _refusal(self, error: RuntimeError) -> FormatError:
+        said = str(error).strip().splitlines()[-1]  # the first lines name files of OpenVINO's own sources
+        return FormatError(f"{self._name!r} must give logits of an image, OpenVINO says: {said}")
 
     def close(self) -> None:
         """Drop the request and with it the compiled model."""

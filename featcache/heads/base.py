@@ -76,7 +76,9 @@ class Head(ABC):
         if self.task not in TASKS:
             raise InputError(f"task must be one of {TASKS!r}, got {self.task!r}")
         if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise InputError(f"classes must be one or more distinct names, got {self.classes!r}")
+            raise InputError(f"classes must be one or more distinct names, got {self.classes!r:.200}")
+        if not all(isinstance(name, str) for name in self.classes):
+            raise InputError(f"classes must be texts, got {self.classes!r:.200}")
 
     @property
     @abstractmethod

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from featcache.errors import CorruptError, InputError, MissingError
+from featcache.errors import CorruptError, InputError
 from featcache.heads.base import Head
 from featcache.heads.calibration import Calibration
 from featcache.heads.kinds import head_class
 from featcache.heads.unknown import UnknownRule
 from featcache.system.files import new_directory
 from featcache.system.json import DocumentKind, read_document
+from featcache.system.members import read_member
 
 FORMAT = "featcache.head"
 VERSION = 1
@@ -154,15 +155,7 @@ def load_head(path: str | os.PathLike[str]) -> Head:
     from safetensors.numpy import load
 
     document = read_head_json(path)
-    try:
-        data = (Path(path) / ARRAYS_FILE).read_bytes()
-    except FileNotFoundError as error:
-        raise MissingError(f"a head must hold {ARRAYS_FILE}; {os.fspath(path)!r} has none: train it again") from error
-    if hashlib.sha256(data).hexdigest() != document["sha256"]:
-        raise CorruptError(
-            f"{ARRAYS_FILE} must have the sha256 that {JSON_FILE} states; {os.fspath(path)!r} has other bytes: "
-            "restore the file or train the head again"
-        )
+    data = read_member(Path(path), ARRAYS_FILE, renew="train the head again", sha256=str(document["sha256"]))
     try:
         arrays = load(data)
         present = {name: {"shape": list(array.shape), "dtype": array.dtype.name} for name, array in arrays.items()}
@@ -181,7 +174,7 @@ def load_head(path: str | os.PathLike[str]) -> Head:
         return head_class(document["kind"]).from_state(arrays, document["options"], common)
     except (KeyError, TypeError, AttributeError, SafetensorError, InputError) as error:
         raise CorruptError(
-            f"{os.fspath(path)!r} must hold a whole head, got {error!r}: restore it or train the head again"
+            f"{os.fspath(path)!r} must hold a whole head, got {error!r:.200}: restore it or train the head again"
         ) from error
 
 

@@ -36,7 +36,9 @@ class UnknownRule:
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
-            raise InputError(f"score must be one of {SCORES!r}, got {self.score!r}")
+            raise InputError(f"score must be one of {SCORES!r}, got {self.score!r:.60}")
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)):
+            raise InputError(f"threshold must be a number, got {self.threshold!r:.60}")
 
     def is_unknown(self, logits: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Return (n,) whether each row of logits (n, n_classes) is of no known class."""

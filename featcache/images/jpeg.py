@@ -57,8 +57,8 @@ class JpegHeader:
 def read_jpeg_header(data: bytes) -> JpegHeader:
     """Return the header of a file that begins with a JPEG's signature.
 
-    Raises `ImageError` where it ends or breaks before the first scan, or codes its samples in a way no decoder here
-    reads (other than 8 bits, or 1, 3 or 4 components), or has more than `MAX_SCANS` scans.
+    Raises `ImageError` where it ends or breaks before the first scan, has no end mark behind it, codes its samples in a
+    way no decoder here reads (other than 8 bits, or 1, 3 or 4 components), or has more than `MAX_SCANS` scans.
     """
     frame: tuple[int, int, int, int] | None = None
     exif, xmp = b"", b""
@@ -94,6 +94,8 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
         at = stop
     if frame is None:
         raise ImageError("damaged JPEG: no frame header before its image data")
+    if data.find(b"\xff\xd9", at) < 0:  # padding of zeros would be decoded as image data
+        raise ImageError("truncated JPEG: it has no end mark")
     coding, width, height, components = frame
     if (coding not in (0xC0, 0xC1) or body[:1] != bytes([components])) and _more_scans_than(MAX_SCANS, data, at):
         raise ImageError(f"a JPEG may have {MAX_SCANS} scans, this one has more: a decompression bomb")

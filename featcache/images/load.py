@@ -13,7 +13,8 @@ What becomes of an image, by either decoder:
 | wrong extension (a PNG named .jpg) | read |
 | not an image (a text file named .jpg), HEIC | fails |
 | empty | fails |
-| truncated | fails, even where only the end mark is missing |
+| truncated, also where it was padded to its size again | fails, even where only the end mark is missing |
+| PNG with large texts or colour profile | read: these are left out unread, but for an orientation up to 1 MB |
 | damaged JPEG data that libjpeg repairs (a flipped bit) | read, with the damage visible, as every viewer does |
 | more than 134,217,728 pixels (2²⁷; 108-megapixel photos fit) | fails before a pixel is decoded |
 | a JPEG of more than 100 scans | fails before a pixel is decoded |
@@ -21,6 +22,7 @@ What becomes of an image, by either decoder:
 | 1x1 | read: one colour |
 | grey, black and white, palette | read as RGB |
 | 16-bit and 12-bit grey, 16 bits per colour channel | the highest 8 bits are kept |
+| 16-bit grey without a value above 4095 | the highest 8 of 12 bits are kept: a 12-bit camera wrote it |
 | grey of 32 bits or floats | fails: no range is stated |
 | alpha, transparent palette entry | laid over white, as on a page; an opaque image keeps its colours |
 | CMYK, YCCK | converted by Pillow's formula; colour profiles are not applied, here or anywhere |

@@ -18,6 +18,7 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 from featcache.errors import ImageError
 from featcache.images.jpeg import JpegHeader
 from featcache.images.orientation import read_orientation, turn_image
+from featcache.images.png import SIGNATURE, has_end, without_bulk
 from featcache.images.resize import MAX_PIXELS
 
 # Those whose readers are plain picture readers: no PostScript, no containers of other files, no guessing.
@@ -71,7 +72,12 @@ def open_other(data: bytes) -> Image.Image:
     """
     with _quiet():
         try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            plain = data
+            if data.startswith(SIGNATURE):
+                if not has_end(data):
+                    raise ImageError("truncated PNG: it has no end mark")
+                plain = without_bulk(data)
+            with Image.open(io.BytesIO(plain), formats=_FORMATS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise too_large(width, height)
@@ -92,9 +98,11 @@ def too_large(width: int, height: int) -> ImageError:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        bits = 12 if image.format == "TIFF" and image.tag_v2.get(258) in (12, (12,)) else 16  # type: ignore[attr-defined]
+        values = np.asarray(image)
+        # a 12-bit camera's picture in a 16-bit file: its highest 8 bits of 16 would be black
+        bits = 12 if values.max(initial=0) < 1 << 12 else 16
         # Pillow itself would clip at 255, which turns nearly every 16-bit picture white
-        return Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((values >> (bits - 8)).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ImageError("grey values of 32 bits have no stated range: save the image with 8 or 16 bits")
     if image.has_transparency_data:

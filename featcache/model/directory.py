@@ -33,6 +33,7 @@ from featcache.model.surgery import Surgery
 from featcache.recipe import Recipe
 from featcache.system.files import new_directory
 from featcache.system.json import DocumentKind, parse_document, read_document
+from featcache.system.members import read_member
 
 FORMAT = "featcache.model"
 VERSION = 1
@@ -174,7 +175,7 @@ def load_model(path: str | os.PathLike[str]) -> MergedModel:
     except (KeyError, TypeError, ValueError, AttributeError, SafetensorError, RuntimeError) as error:
         if isinstance(error, FeatcacheError) and not isinstance(error, InputError):
             raise
-        raise CorruptError(f"{os.fspath(path)!r} must hold a whole model, got {error!r}: {_RENEW}") from error
+        raise CorruptError(f"{os.fspath(path)!r} must hold a whole model, got {error!r:.200}: {_RENEW}") from error
 
 
 def _build_network(architecture: Mapping[str, Any]) -> nn.Module:
@@ -264,15 +265,7 @@ def _head_from_document(document: Mapping[str, Any], tensors: Mapping[str, torch
 
 
 def _checked_bytes(path: str | os.PathLike[str], name: str, document: Mapping[str, Any]) -> bytes:
-    try:
-        data = (Path(path) / name).read_bytes()
-    except FileNotFoundError as error:
-        raise CorruptError(f"a model must hold {name}; {os.fspath(path)!r} has none: {_RENEW}") from error
-    if hashlib.sha256(data).hexdigest() != document["sha256"].get(name):
-        raise CorruptError(
-            f"{name} must have the sha256 that {MODEL_FILE} states; {os.fspath(path)!r} has other bytes: {_RENEW}"
-        )
-    return data
+    return read_member(Path(path), name, renew=_RENEW, sha256=str(document["sha256"].get(name)))
 
 
 def _json_bytes(value: Any) -> bytes:

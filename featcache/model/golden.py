@@ -21,6 +21,7 @@ from featcache.errors import CorruptError, ImageError, InputError, MissingError
 from featcache.images.load import decode
 from featcache.images.read import read_image_bytes
 from featcache.system.json import DocumentKind, read_document
+from featcache.system.members import read_member
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -74,17 +75,15 @@ class Golden:
         document = read_document(place / GOLDEN_FILE, _DOCUMENT)
         try:
             entries = document["images"]
-            images = tuple((place / Path(entry["file"]).name).read_bytes() for entry in entries)
+            images = tuple(
+                read_member(place, Path(entry["file"]).name, renew=_DOCUMENT.renew, sha256=str(entry["sha256"]))
+                for entry in entries
+            )
             logits = np.array([entry["logits"] for entry in entries], dtype=np.float32)
-            for entry, data in zip(entries, images, strict=True):
-                if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-                    raise CorruptError(f"golden image {entry['file']!r} in {str(place)!r} must have its stored sha256")
             return cls(document["kind"], document["computed_by"], images, logits)
-        except FileNotFoundError as error:
-            raise MissingError(f"golden samples must be complete, {str(error.filename)!r} is missing") from error
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptError(
-                f"{GOLDEN_FILE} in {str(place)!r} must be what featcache wrote, got {error!r}"
+                f"{GOLDEN_FILE} in {str(place)!r} must be what featcache wrote, got {error!r:.200}"
             ) from error
 
 
@@ -95,6 +94,7 @@ def golden_photos(cache: FeatureCache, *, dataset: str | None = None, count: int
     Files that changed since the build are passed over; `MissingError` where none is left.
     """
     samples = cache.samples(dataset)
+    samples.require_images()
     for split in ("test", "val", "train"):
         indices = cache.select(split=split, dataset=dataset, labelled=False).indices
         if len(indices):

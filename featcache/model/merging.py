@@ -16,6 +16,7 @@ from featcache.backbone.load import load_backbone
 from featcache.cache import FeatureCache, borrow_cache
 from featcache.errors import InputError, VerificationError, WeightsError
 from featcache.heads import Head, load_head
+from featcache.heads.agreement import logit_tolerance
 from featcache.images.batches import first_decoded
 from featcache.model.directory import model_bytes, save_model
 from featcache.model.golden import GoldenKind
@@ -23,7 +24,6 @@ from featcache.model.merged import MergedModel
 from featcache.model.reference import make_golden
 from featcache.system.files import refuse_existing
 
-MERGE_TOLERANCE = 1e-5  # of the largest logit: one module against head(backbone(x)), both fp32
 _COMPARED_IMAGES = 32
 
 
@@ -57,6 +57,7 @@ def merge(
     *,
     out: str | os.PathLike[str],
     dataset: str | None = None,
+    images: str | os.PathLike[str] | None = None,
     golden: GoldenKind = "photos",
     overwrite: bool = False,
 ) -> MergeResult:
@@ -74,6 +75,8 @@ def merge(
         The directory to make.
     dataset
         Whose photos become golden samples, where the cache holds several data sets.
+    images
+        Where the images of the cache lie by now, if no longer where they were built from.
     golden
         ``photos`` puts 16 images of the data set into the model with their logits, ``synthetic`` random colours,
         ``none`` nothing.
@@ -105,7 +108,7 @@ def merge(
     """
     refuse_existing(Path(out), overwrite=overwrite)
     fitted = head if isinstance(head, Head) else load_head(head)
-    with borrow_cache(cache) as opened:
+    with borrow_cache(cache, images=images, dataset=dataset) as opened:
         model = merged_model(fitted, opened, dataset=dataset)
         difference = _difference_to_halves(model)
         cached, agreement, compared = _difference_to_cache(model, opened, dataset)
@@ -179,7 +182,7 @@ def _difference_to_halves(model: MergedModel) -> float:
         merged = model(image)[0].numpy()
     separate = model.fitted_head.predict_logits(features)
     difference = float(np.abs(merged - separate).max())
-    limit = MERGE_TOLERANCE * max(1.0, float(np.abs(separate).max()))
+    limit = logit_tolerance(separate)
     if not difference <= limit:
         raise VerificationError(
             f"the merged model must give the logits of head(backbone(x)) within {limit:.2g}, got a difference of "

@@ -23,6 +23,7 @@ def compress(
     target: SearchTarget = "size",
     max_minutes: float = MOST_MINUTES,
     dataset: str | None = None,
+    images: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> CompressSearch:
@@ -37,7 +38,7 @@ def compress(
     model
         A MODEL directory, or the model itself; not quantized.
     cache
-        The one that its head was trained on, with its images where they were.
+        The one that its head was trained on, with its images.
     out
         The MODEL directory to write.
     max_drop
@@ -48,6 +49,8 @@ def compress(
         No candidate is begun after that; training takes its share of what is left.
     dataset
         Which one of the cache, where it has several.
+    images
+        Where the images of the cache lie by now, if no longer where they were built from.
     overwrite
         Replace what is at `out`.
     say
@@ -81,7 +84,7 @@ def compress(
     """
     found = search(
         model, cache=cache, out=out, max_drop=max_drop, target=target, max_minutes=max_minutes, dataset=dataset,
-        overwrite=overwrite, say=say,
+        images=images, overwrite=overwrite, say=say,
     )  # fmt: skip
     place = Path(found.model)
     document = {

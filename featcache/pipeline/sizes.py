@@ -70,20 +70,23 @@ def formats_section(document: Mapping[str, Any]) -> str:
         if not isinstance(entry, Mapping):
             continue
         latency = mapping_in(entry, "latency_ms")
+        listed = entry.get("files")
+        files = listed if isinstance(listed, list) else []
         run = (
             text(entry.get("runtime") or "yes")
             if entry.get("executed") is True
             else f"not run: {text(entry.get('reason'))}"
         )
-        difference, p95 = entry.get("max_abs_diff"), milliseconds_text(latency.get("p95"))
+        moved, p95 = entry.get("max_probability_diff"), milliseconds_text(latency.get("p95"))
+        moved = moved if is_number(moved) else entry.get("max_abs_diff")  # of values, where there are no probabilities
         agreement = share_text(entry.get("top1_agreement")) if is_number(entry.get("top1_agreement")) else "–"
         rows.append(
             [
-                f"{text(name)}<br><small>{'<br>'.join(text(file) for file in entry.get('files', []))}</small>",
+                f"{text(name)}<br><small>{'<br>'.join(text(file) for file in files)}</small>",
                 run,
                 size_text(entry.get("bytes")),
                 share_text(entry.get("accuracy")),
-                f"{difference:.2g}" if is_number(difference) else "–",
+                f"{moved:.2g}" if is_number(moved) else "–",
                 agreement,
                 f"{milliseconds_text(latency.get('median'))}<br><small>95 %: {p95}</small>",
                 f"{size_text(entry.get('resident_bytes'))}<br>"

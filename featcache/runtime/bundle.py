@@ -18,9 +18,11 @@ from featcache.errors import CorruptError, InputError
 from featcache.formats.interface import Runner
 from featcache.formats.registry import find_target
 from featcache.graph.cost import GraphCost
+from featcache.heads.base import TASKS
 from featcache.heads.unknown import UnknownRule
 from featcache.recipe import Preprocessing
 from featcache.system.json import DocumentKind, read_document
+from featcache.system.members import checked_member
 from featcache.system.threads import processor_count
 
 FORMAT = "featcache.bundle"
@@ -56,6 +58,8 @@ class Bundle:
         Where the model came from.
     costs
         What each format's graph costs by counting, as counted by the export; None in bundles that lack them.
+    digests
+        sha256 of the device files, by their path in the bundle.
     """
 
     path: Path
@@ -67,6 +71,7 @@ class Bundle:
     formats: Mapping[str, tuple[str, ...]]
     lineage: Mapping[str, Any]
     costs: Mapping[str, GraphCost | None]
+    digests: Mapping[str, str]
 
     def format_named(self, name: str | None) -> str:
         """Return `name`, or for None the first format; `InputError` for one the bundle does not hold."""
@@ -77,11 +82,20 @@ class Bundle:
         return name
 
     def files(self, format: str) -> tuple[Path, ...]:
-        """Return the paths of the files of `format`."""
-        return tuple(self.path / name for name in self.formats[self.format_named(format)])
+        """Return the paths of the files of `format`, each a plain file with the digest that the manifest states.
+
+        Raises `MissingError` and `CorruptError` as `featcache.system.members.checked_member`.
+        """
+        return tuple(
+            checked_member(self.path, name, renew=_RENEW, sha256=self.digests.get(name))
+            for name in self.formats[self.format_named(format)]
+        )
 
     def open(self, format: str | None = None, *, threads: int | None = None) -> Runner:
-        """Return the model of `format` (default: the first), loaded, computing with `threads` (default: all)."""
+        """Return the model of `format` (default: the first), loaded, computing with `threads` (default: all).
+
+        Raises as `files`, and `FormatError` where its runtime does not read the file.
+        """
         named = self.format_named(format)
         return find_target(named).open(self.files(named), threads=threads or processor_count())
 
@@ -93,7 +107,7 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Return the bundle in a directory; its device files are not opened, nor any digest checked (`verify` does).
+    """Return the bundle in a directory; its device files are neither opened nor checked before `Bundle.open`.
 
     Parameters
     ----------
@@ -125,8 +139,9 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     manifest = read_manifest(place)
     described = read_document(place / PREPROCESS_FILE, _PREPROCESS)
     try:
+        _check_values(described, manifest)
         unknown = described["unknown"]
-        bundle = Bundle(
+        return Bundle(
             path=place,
             name=manifest["name"],
             classes=tuple(described["labels"]),
@@ -139,13 +154,14 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
                 name: GraphCost(**entry["figures"]) if "figures" in entry else None
                 for name, entry in manifest["formats"].items()
             },
+            digests={
+                name: manifest["files"][name]["sha256"]
+                for entry in manifest["formats"].values()
+                for name in entry["files"]
+            },
         )
-        for files in bundle.formats.values():
-            for name in files:
-                check_inside(name)
     except (KeyError, TypeError, AttributeError, InputError) as error:
-        raise CorruptError(f"{str(path)!r} must hold a whole bundle, got {error!r}: {_RENEW}") from error
-    return bundle
+        raise CorruptError(f"{str(path)!r} must hold a whole bundle, got {error!r:.200}: {_RENEW}") from error
 
 
 def read_manifest(place: Path) -> dict[str, Any]:
@@ -154,6 +170,22 @@ def read_manifest(place: Path) -> dict[str, Any]:
     Raises `MissingError`, `FormatError` and `CorruptError` as `featcache.system.json.read_document`.
     """
     return read_document(place / MANIFEST_FILE, _MANIFEST)
+
+
+def _check_values(described: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """Raise `InputError` unless labels are texts, the task is one that logits can have, and files lie inside."""
+    labels = described["labels"]
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
+        raise InputError(f"labels must be a list of one text or more, got {labels!r:.100}")
+    if described["task"] not in TASKS:
+        raise InputError(f"task must be one of {TASKS!r}, got {described['task']!r:.60}")
+    if not manifest["formats"]:
+        raise InputError("formats must be one or more, got none")
+    for entry in manifest["formats"].values():
+        if not entry["files"] or not isinstance(entry["files"], list):
+            raise InputError(f"each format must list its files, got {entry['files']!r:.60}")
+        for name in entry["files"]:
+            check_inside(name)
 
 
 def check_inside(name: str) -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import InputError, MissingError
+from featcache.errors import CorruptError, InputError, MissingError
 from featcache.formats.interface import Runner
 from featcache.heads.unknown import UnknownRule
 from featcache.recipe import Preprocessing
@@ -29,6 +29,16 @@ class Classifier:
     task: str
     unknown: UnknownRule | None
     preprocessing: Preprocessing
+
+    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return the logits (n, n_classes) of `images`; `CorruptError` where the model does not have one per class."""
+        logits = self.runner.run(images)
+        if logits.shape != (len(images), len(self.classes)):
+            raise CorruptError(
+                f"the {self.format} file must give a logit for each of its {len(self.classes)} labels, it gave "
+                f"{logits.shape!r} for {len(images)} images: export the bundle again"
+            )
+        return logits
 
     def __enter__(self) -> Classifier:
         return self

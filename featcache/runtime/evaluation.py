@@ -126,7 +126,7 @@ def evaluate(
         logits = np.zeros((len(chosen), len(classifier.classes)), dtype=np.float32)
         with tqdm(total=len(chosen), desc="evaluate", unit="image", disable=None) as bar:
             for batch in decoded_batches(chosen.sources(), classifier.preprocessing, failures=failures):
-                logits[batch.indices] = classifier.runner.run(batch.pixels)
+                logits[batch.indices] = classifier.run(batch.pixels)
                 bar.update(len(batch.indices))
         return score(
             chosen, logits, failures, classes=classifier.classes, task=classifier.task, format=classifier.format
@@ -152,9 +152,14 @@ def score(
     used = np.flatnonzero(decoded & labelled)
     if not len(used):
         reasons = sorted(set(failures.values()))
+        where = "" if chosen.split is None else f" in the split {chosen.split!r}"
+        other = (
+            f"name another split that has labels, such as --split {'train' if chosen.split == 'val' else 'val'}, or "
+        )
+        advice = f": {other if chosen.split else ''}put the images into folders named after their classes"
         raise InputError(
-            f"at least one image must have a label of the model and decode, got none of {len(chosen)}"
-            + (f" ({reasons[0]})" if reasons else ": put the images into folders named after their classes")
+            f"at least one image must have a label of the model and decode, got none of {len(chosen)}{where}"
+            + (f" ({reasons[0]})" if reasons else advice)
         )
     common: dict[str, Any] = {
         "format": format,

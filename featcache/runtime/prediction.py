@@ -149,7 +149,7 @@ def _computed(
             indices = [wanted[position] for position in batch.indices.tolist()]
             batch_predictions = describe(
                 [names[index] for index in indices],
-                classifier.runner.run(batch.pixels),
+                classifier.run(batch.pixels),
                 classifier.classes,
                 classifier.task,
                 top=top,
@@ -200,6 +200,8 @@ def _image_files(
         return [listing.absolute(i) for i in range(len(listing))], [printable(name) for name in listing.paths]
     if not os.path.exists(path):
         raise MissingError(f"images must exist; {path!r} does not")
-    if not has_image_extension(path):
+    if os.path.splitext(path)[1] and not has_image_extension(
+        path
+    ):  # one without any, as uploads often are, is looked into
         raise InputError(f"images must be an image file, a folder or a .csv file, got {path!r}")
     return [path], [printable(path)]

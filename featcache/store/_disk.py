@@ -12,6 +12,7 @@ from featcache.store._generation import list_generations, new_generation, remove
 from featcache.store._lock import WriteLock
 from featcache.store._reader import DiskReader
 from featcache.store._record import new_record
+from featcache.store._spare import write_layout
 from featcache.store._verify import diagnose, repair_store
 from featcache.store._writer import DiskWriter
 from featcache.store.interface import Column, FeatureStore, StoreReader, StoreWriter, VerifyReport
@@ -45,7 +46,9 @@ class DiskStore(FeatureStore):
         if taken:
             raise ExistsError(f"{str(path)!r} must be empty to become a store, it is not: name another place")
         with new_generation(path, 1, kind) as place:
-            BACKENDS[kind].create(place, new_record(columns, settings), settings)
+            record = new_record(columns, settings)
+            BACKENDS[kind].create(place, record, settings)
+            write_layout(path, record)
         return cls(path, settings)
 
     @property

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from featcache.errors import FeatcacheError, FormatError, MissingError, StorageError
 from featcache.store._record import Layout, Record
+from featcache.store._spare import BEGIN_ANEW
 from featcache.store.settings import StoreSettings
 from featcache.system.files import sync_directory
 
@@ -141,7 +142,9 @@ def list_generations(path: Path) -> list[tuple[int, Path]]:
         raise FormatError(f"a store must be a directory, {str(path)!r} is a file") from error
     generations = sorted((int(match[1]), path / name) for name in names if (match := _NAME.fullmatch(name)))
     if not generations:
-        raise FormatError(f"a store must hold a file or directory rows-NUMBER.lmdb or .zarr, {str(path)!r} does not")
+        raise FormatError(
+            f"a store must hold a file or directory rows-NUMBER.lmdb or .zarr, {str(path)!r} does not: {BEGIN_ANEW}"
+        )
     return generations
 
 

@@ -99,8 +99,8 @@ class LmdbGeneration(Generation):
                     with contextlib.suppress(CorruptError):
                         return Record.from_text(pages.read(place) if place else b"", place=self._name)
         except CorruptError:
-            return find_record(self.path)
-        return find_record(self.path)
+            return find_record(self.path, self._page)
+        return find_record(self.path, self._page)
 
     @contextlib.contextmanager
     def locate(self, layout: Layout, block: int) -> Iterator[Extent]:

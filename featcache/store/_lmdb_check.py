@@ -15,11 +15,13 @@ import lmdb.verify
 
 from featcache.errors import CorruptError
 from featcache.store._lmdb_pages import PAGE_HEADER_BYTES, Place
-from featcache.store._record import Record
+from featcache.store._record import KEYS, Record
+from featcache.store._spare import read_layout
 from featcache.system.json import parse_json
 
 BLOCK_MARK = b"featcache"
 _MARK_OFFSET = PAGE_HEADER_BYTES + 4
+_MOST_BLOCKS = 1 << 20  # of keys: no damaged number makes a store of more
 _RECORD = re.compile(rb'\{"arrays":\[[^\0]{1,65536}?"version":1\}')
 
 
@@ -38,6 +40,8 @@ def find_blocks(path: Path, page: int) -> dict[tuple[str, int], Place]:
     Of several versions of a block, all of which begin with the same rows, the longest one.
     """
     places: dict[tuple[str, int], Place] = {}
+    if not os.path.getsize(path):
+        return places
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for start in range(0, len(data) - page, page):
             at = start + _MARK_OFFSET
@@ -54,9 +58,15 @@ def find_blocks(path: Path, page: int) -> dict[tuple[str, int], Place]:
     return places
 
 
-def find_record(path: Path) -> Record:
-    """Return the commit record with the most rows that lies anywhere in the file; `CorruptError` if there is none."""
+def find_record(path: Path, page: int) -> Record:
+    """Return the commit record with the most rows that lies anywhere in the file.
+
+    Where there is none, the record of as many rows as its blocks have keys for. Raises `CorruptError` where not even
+    the arrays are known.
+    """
     best: Record | None = None
+    if not os.path.getsize(path):
+        return read_layout(path.parent, rows=path)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for match in _RECORD.finditer(data):
             try:
@@ -65,8 +75,15 @@ def find_record(path: Path) -> Record:
                 continue
             if best is None or record.rows > best.rows:
                 best = record
-    if best is None:
-        raise CorruptError(
-            f"{str(path)!r} must hold a commit record, {os.path.getsize(path)} bytes hold none: build again"
-        )
-    return best
+    return best or _record_of_blocks(path, page)
+
+
+def _record_of_blocks(path: Path, page: int) -> Record:
+    empty = read_layout(path.parent, rows=path)
+    keys = empty.layout(KEYS)
+    ends = [
+        block * keys.block_rows + place.size // keys.row_bytes
+        for (name, block), place in find_blocks(path, page).items()
+        if name == KEYS and place.size <= keys.block_bytes and 0 <= block < _MOST_BLOCKS
+    ]
+    return empty.with_rows(max(ends, default=0))

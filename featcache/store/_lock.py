@@ -40,7 +40,8 @@ class WriteLock:
                 holder = _describe_holder(self._file)
                 os.close(self._file)
                 raise LockedError(
-                    f"{str(path.parent)!r} must have one writer at a time, {holder} is writing to it: wait, or stop it"
+                    f"{str(path.parent)!r} must have one writer at a time, {holder} is writing to it: wait "
+                    "('build --wait SECONDS'), or stop it"
                 ) from None
         self._owner: int | None = os.getpid()
         _held.add(self)

@@ -15,6 +15,7 @@ from featcache.store._compact import replace_rows
 from featcache.store._directory import StoreDirectory
 from featcache.store._generation import Generation, remove_outdated
 from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, Layout, Record, row_checksums
+from featcache.store._spare import layout_problems, write_layout
 from featcache.store.interface import KEY_BYTES, Keys, Rows, VerifyReport
 
 _BATCH_BYTES = 32 << 20
@@ -102,7 +103,7 @@ def diagnose(generation: Generation) -> Diagnosis:
     Raises `CorruptError` where not even its commit record can be found.
     """
     record = generation.record()
-    problems = generation.check_structure(record)
+    problems = [*generation.check_structure(record), *layout_problems(generation.path.parent, record)]
     raw = {layout.name: _RawArray(generation, layout, record.rows) for layout in record.arrays}
     for array in raw.values():
         array.check()
@@ -136,6 +137,7 @@ def repair_store(directory: StoreDirectory) -> VerifyReport:
     report = diagnosis.report()
     if diagnosis.problems:
         replace_rows(directory.path, mapping, diagnosis.record, _intact(diagnosis))
+        write_layout(directory.path, diagnosis.record)
         directory.newest()  # the new one, so that the old one can go
         del mapping, diagnosis
         remove_outdated(directory.path)

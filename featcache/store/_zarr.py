@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from crc32c import crc32c
 from featcache.errors import CorruptError, FormatError, StorageError
 from featcache.store._generation import Block, Committed, Extent, Generation
 from featcache.store._record import COLUMN_PREFIX, KEYS, Layout, Record
+from featcache.store._spare import read_layout
 from featcache.store.settings import StoreSettings
 from featcache.system.files import sync_directory
 from featcache.system.json import parse_json
@@ -63,10 +65,24 @@ class ZarrGeneration(Generation):
     def record(self) -> Record:
         try:
             return self._read_record("zarr.json")
-        except CorruptError as error:
+        except CorruptError:
             with contextlib.suppress(CorruptError):
                 return self._read_record(f"{KEYS}/zarr.json")
-            raise error
+            return self._record_of_chunks()
+
+    def _record_of_chunks(self) -> Record:
+        """Return the record of as many rows as there are keys; rows never committed fail their checksums."""
+        empty = read_layout(self.path.parent, rows=self.path)
+        keys = empty.layout(KEYS)
+        try:
+            names = [name for name in os.listdir(self.path / KEYS) if re.fullmatch(r"c\.\d{1,6}\.0", name)]
+            last = max((int(name.split(".")[1]) for name in names), default=-1)
+            data = self._chunk(keys, last).read_bytes()[: keys.block_bytes] if names else b""
+        except OSError:
+            return empty
+        whole = np.frombuffer(data[: len(data) // keys.row_bytes * keys.row_bytes], np.uint8).reshape(-1, *keys.shape)
+        used = np.flatnonzero(whole.any(axis=1))  # the rest of the last chunk is zeros
+        return empty.with_rows(max(last, 0) * keys.block_rows + (int(used[-1]) + 1 if len(used) else 0))
 
     @contextlib.contextmanager
     def locate(self, layout: Layout, block: int) -> Iterator[Extent]:

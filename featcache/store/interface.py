@@ -120,6 +120,10 @@ class StoreReader(ABC):
     def __len__(self) -> int:
         """Return the number of rows."""
 
+    def __contains__(self, key: bytes) -> bool:
+        """Return whether the snapshot has a row with `key`."""
+        return bool(self.find(np.frombuffer(key, dtype=np.uint8)[None])[0] >= 0)
+
     @property
     @abstractmethod
     def columns(self) -> tuple[Column, ...]:

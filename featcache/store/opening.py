@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from featcache.store._backends import check_kind
 from featcache.store._disk import DiskStore
+from featcache.store._lock import WriteLock
 from featcache.store._memory import MemoryStore
 from featcache.store.checks import check_columns
 from featcache.store.interface import Column, FeatureStore
@@ -53,6 +55,20 @@ def create_store(
     if kind == "memory":
         return MemoryStore(columns)
     return DiskStore.create(Path(path), check_kind(kind), columns, settings)
+
+
+@contextlib.contextmanager
+def hold_store(path: str | Path, *, wait_seconds: float = 0) -> Iterator[None]:
+    """Keep every writer out of the store in the directory `path`, intact or not, within the block.
+
+    Raises `LockedError` where another process writes for longer than `wait_seconds`, `StorageError` where no lock can
+    be made there.
+    """
+    lock = WriteLock(Path(path) / "write.lock", wait_seconds=wait_seconds)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def open_store(path: str | Path, *, settings: StoreSettings = DEFAULT_SETTINGS) -> FeatureStore:

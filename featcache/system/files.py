@@ -89,8 +89,9 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise _refused(path, error) from error
     try:
         yield temporary
-        if os.path.lexists(path):
+        if overwrite and os.path.lexists(path):
             _remove(path)
+        refuse_existing(path, overwrite=False)  # another process may have made it meanwhile
         os.rename(temporary, path)
         sync_directory(path.parent)
     except FeatcacheError:

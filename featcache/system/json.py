@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from featcache.errors import CorruptError, FormatError, MissingError
+from featcache.system.members import read_member
 
+MOST_BYTES = 1 << 27  # of a document; none of this package comes near
 MOST_NESTED = 100  # brackets within brackets; no document of this package has more than ten
 
 
@@ -164,8 +166,8 @@ def read_document(path: Path, kind: DocumentKind) -> dict[str, Any]:
     FormatError
         Where it is of another format, or of a version that is not read.
     CorruptError
-        Where it is no plain file, no JSON as `parse_json` reads it, no object, does not have its checksum, or lacks
-        names.
+        Where it is no plain file of its directory, larger than `MOST_BYTES`, no JSON as `parse_json` reads it, no
+        object, does not have its checksum, or lacks names.
     """
     return parse_document(_bytes_of(path, kind), kind, place=path)
 
@@ -205,17 +207,8 @@ def parse_document(data: bytes | str, kind: DocumentKind, *, place: str | os.Pat
 
 
 def _bytes_of(path: Path, kind: DocumentKind) -> bytes:
-    try:
-        if not os.path.lexists(path):
-            raise MissingError(
-                f"{kind.thing} must be a directory with {path.name}; {str(path.parent)!r} is none: {kind.make}"
-            )
-        if not path.is_file():
-            raise CorruptError(f"{str(path)!r} must be a plain file, it is none; {kind.renew}")
-        if path.is_symlink() and path.resolve().parent != path.parent.resolve():
-            raise CorruptError(f"{str(path)!r} must be a file of its directory, it is a link that leaves it")
-        return path.read_bytes()
-    except (MissingError, CorruptError):
-        raise
-    except OSError as error:
-        raise CorruptError(f"{str(path)!r} must be readable, got: {error.strerror}; {kind.renew}") from error
+    if not os.path.lexists(path):
+        raise MissingError(
+            f"{kind.thing} must be a directory with {path.name}; {str(path.parent)!r} is none: {kind.make}"
+        )
+    return read_member(path.parent, path.name, renew=kind.renew, most_bytes=MOST_BYTES)

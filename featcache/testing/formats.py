@@ -28,6 +28,7 @@ from onnx.reference import ReferenceEvaluator
 from featcache.errors import DependencyError
 from featcache.formats.interface import Converted, ModelFacts, Runner, Target
 from featcache.graph.qdq import apply_quantization
+from featcache.heads.agreement import logit_tolerance
 from featcache.model.quantization import Quantization, QuantParams, along_axis
 from featcache.recipe import Preprocessing
 
@@ -136,7 +137,7 @@ class TargetContract:
             logits = runner.run(images)
             expected = reference_logits(float_classifier(), images)
             assert (logits.shape, logits.dtype) == (expected.shape, np.dtype(np.float32))
-            assert np.abs(logits - expected).max() <= target.tolerance * max(1.0, float(np.abs(expected).max()) / 10)
+            assert np.abs(logits - expected).max() <= logit_tolerance(expected, target.tolerance)
             np.testing.assert_array_equal(images, before)
 
     def test_time_gives_milliseconds_of_single_runs(self, runner: Runner) -> None:

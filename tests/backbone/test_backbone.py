@@ -92,6 +92,19 @@ def test_model_kwargs_reach_timm() -> None:
     assert backbone.model_kwargs == {"img_size": 96}
 
 
+def test_input_that_is_not_square_is_a_squash() -> None:
+    """One number cannot say how an image covers it before a crop."""
+    size = load_backbone("test_vit", weights=RANDOM, model_kwargs={"img_size": [96, 160]}).preprocessing
+    assert (size.height, size.width, size.crop_mode) == (96, 160, "squash")
+
+
+@pytest.mark.parametrize("side", [100, [100, 100], [96, 90]])
+def test_input_that_the_network_does_not_take_is_named(side: object) -> None:
+    """A size that is no multiple of its patches, when it is loaded."""
+    with pytest.raises(BackboneError, match=r"'test_vit' must take images of .* pixels.*img_size"):
+        load_backbone("test_vit", weights=RANDOM, model_kwargs={"img_size": side})
+
+
 # --- outputs --------------------------------------------------------------------------------------------------------
 
 

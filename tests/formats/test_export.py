@@ -182,10 +182,8 @@ def test_unknown_format_names_those_there_are() -> None:
 
 def test_comparison_refuses_what_differs() -> None:
     reference = np.random.default_rng(0).standard_normal((400, 5)).astype(np.float32)
-    difference, changed, agreement = compare_with_reference(
-        "x", reference, reference + 5e-5, quantized=False, task="classification"
-    )
-    assert (difference < 1e-4, changed, agreement) == (True, 0, 1.0)
+    found = compare_with_reference("x", reference, reference + 5e-5, quantized=False, task="classification")
+    assert (found.max_abs_diff < 1e-4, found.changed, found.agreement) == (True, 0, 1.0)
     with pytest.raises(VerificationError, match=r"within 0\.0001"):
         compare_with_reference("x", reference, reference + 2e-4, quantized=False, task="classification")
     swapped = reference.copy()
@@ -193,10 +191,8 @@ def test_comparison_refuses_what_differs() -> None:
     with pytest.raises(VerificationError, match="98"):
         compare_with_reference("x", reference, swapped, quantized=True, task="classification")
     swapped[6:] = reference[6:]
-    assert compare_with_reference("x", reference, swapped, quantized=True, task="classification")[1:] == (
-        6,
-        1 - 6 / 400,
-    )
+    found = compare_with_reference("x", reference, swapped, quantized=True, task="classification")
+    assert (found.changed, found.agreement, found.tolerance) == (6, 1 - 6 / 400, None)
     with pytest.raises(VerificationError, match="finite"):
         compare_with_reference("x", reference, np.full_like(reference, np.nan), quantized=True, task="classification")
 
@@ -206,7 +202,8 @@ def test_few_images_refuse_an_int8_file_only_where_chance_does_not_explain_it() 
     reference = np.random.default_rng(0).standard_normal((16, 5)).astype(np.float32)
     swapped = reference.copy()
     swapped[:2] = -swapped[:2]
-    assert compare_with_reference("x", reference, swapped, quantized=True, task="classification")[1:] == (2, None)
+    found = compare_with_reference("x", reference, swapped, quantized=True, task="classification")
+    assert (found.changed, found.agreement) == (2, None)
     swapped[2] = -swapped[2]
     with pytest.raises(VerificationError, match="3 of 16"):
         compare_with_reference("x", reference, swapped, quantized=True, task="classification")
@@ -216,4 +213,5 @@ def test_few_images_refuse_an_int8_file_only_where_chance_does_not_explain_it() 
 
 def test_agreement_of_few_images_is_not_claimed() -> None:
     reference = np.eye(5, dtype=np.float32)
-    assert compare_with_reference("x", reference, reference, quantized=False, task="classification") == (0.0, 0, None)
+    found = compare_with_reference("x", reference, reference, quantized=False, task="classification")
+    assert (found.max_abs_diff, found.changed, found.agreement) == (0.0, 0, None)

@@ -74,6 +74,18 @@ def test_predict_of_a_named_pipe_says_what_it_is(bundle: Path, tmp_path: Path) -
     assert "pipe.jpg: is not a regular file" in done.stderr.splitlines()[-1]
 
 
+def test_predict_takes_paths_and_names_on_standard_input(bundle: Path, photos: Path) -> None:
+    """In their order; a file without an extension is looked into."""
+    (photos / "cat" / "upload").write_bytes((photos / "cat" / "00.jpg").read_bytes())
+    code = "from featcache.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "predict", bundle, "cat/upload", "-", "dog/01.jpg", "--json"],
+        input="cat/03.jpg\n\ndog/00.jpg\n", cwd=photos, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    paths = [entry["path"] for entry in json.loads(done.stdout)]
+    assert paths == ["cat/upload", "cat/03.jpg", "dog/00.jpg", "dog/01.jpg"]
+
+
 def test_bad_images_are_entries_with_a_reason(bundle: Path, photos: Path) -> None:
     (photos / "cat" / "broken.jpg").write_bytes(b"not an image")
     (photos / "cat" / "empty.png").write_bytes(b"")

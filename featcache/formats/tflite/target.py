@@ -91,6 +91,8 @@ class _TfliteRunner(Runner):
             raise VerificationError(f"LiteRT must load {path.name!r}, it says: {str(error).splitlines()[0]}") from error
         self._input = self._interpreter.get_input_details()[0]["index"]
         outputs = {entry["name"]: entry["index"] for entry in self._interpreter.get_output_details()}
+        if "logits" not in outputs:
+            raise VerificationError(f"{path.name!r} must have the output 'logits', it has {sorted(outputs)!r:.100}")
         self._output = outputs["logits"]
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
