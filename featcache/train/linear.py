@@ -20,7 +20,7 @@ from featcache.train.head_fit import Certificate, HeadFit
 from featcache.train.options import PENALTIES, LinearOptions, TrainOptions
 from featcache.train.result import PathPoint
 from featcache.train.score import Score
-from featcache.train.search import TOLERANCE, Trial, search
+from featcache.train.search import TOLERANCE, WALK_TOLERANCE, Trial, search
 from featcache.train.targets import LOSSES, Supervision, mix, supervise
 from featcache.train.teacher import SoftTargets
 
@@ -63,11 +63,15 @@ def fit_linear(data: TrainingData, head: LinearOptions, options: TrainOptions, s
         ]
         score, selection = partial(_mean_score, trials), f"{len(trials)} folds"
     grid = penalty_grid(prepared, penalty=free).tolist()
-    scores, chosen = search(grid, score, one_standard_error=head.standard_error_rule)
+    scores, chosen = search(
+        grid, score, one_standard_error=head.standard_error_rule,
+        walk_tolerance=WALK_TOLERANCE if whole.is_long else TOLERANCE,
+    )  # fmt: skip
     path = tuple(_point(whole.solution(value), scores[value], value == chosen) for value in scores)
-    # Solved again from nothing, to a finer gap, so that naming the chosen value gives this very head, bit for bit.
-    prepared = prepare_rows(rows)
-    solution = solve(prepared.problem, **{**penalties, free: chosen}, prepared=prepared)
+    start: Solution | None = whole.solution(chosen)
+    if not whole.is_long:  # solved again from nothing: naming the chosen value then gives this very head, bit for bit
+        prepared, start = prepare_rows(rows), None
+    solution = solve(prepared.problem, **{**penalties, free: chosen}, start=start, prepared=prepared)
     return _head_fit(solution, data, free=free, selection=selection, path=path)
 
 
@@ -209,9 +213,9 @@ def _folds(rows: Supervision, data: TrainingData, options: TrainOptions) -> npt.
     return fold_of_row
 
 
-def _mean_score(trials: Sequence[Trial], value: float) -> Score:
+def _mean_score(trials: Sequence[Trial], value: float, tolerance: float) -> Score:
     """Return the mean score of penalty `value` over the folds; the standard error is that of this mean."""
-    scores = [trial.score(value) for trial in trials]
+    scores = [trial.score(value, tolerance) for trial in trials]
     values = np.array([score.value for score in scores])
     error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
     loss = float(np.mean([score.loss for score in scores]))

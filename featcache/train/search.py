@@ -12,7 +12,9 @@ from featcache.train.score import Score, score_rows
 
 STRIDE = 4  # of the grid's values is one looked at in the walk
 PATIENCE = 2  # worse looks in a row end the walk
-TOLERANCE = 1e-3  # relative gap along the way: far below what held-out rows can tell; the chosen value is solved again
+TOLERANCE = 1e-3  # relative gap along the way: far below what held-out rows can tell; what is chosen is solved on
+WALK_TOLERANCE = 1e-2  # of the walk where fits take long; around its best value `TOLERANCE` again
+LONG_FITS = 1 << 31  # n_rows * n_features * n_outputs
 
 
 class Trial:
@@ -36,33 +38,47 @@ class Trial:
         self._held_out, self._task = held_out, task
         self._solutions: dict[float, Solution] = {}
 
-    def solution(self, value: float) -> Solution:
-        """Return the solution at penalty `value`, to a relative gap of 1e-3."""
-        if value not in self._solutions:
-            stronger = [other for other in self._solutions if other > value]
+    def solution(self, value: float, tolerance: float | None = None) -> Solution:
+        """Return the solution at penalty `value`: to a relative gap of `tolerance`, or as it was found last."""
+        known = self._solutions.get(value)
+        if known is None or (tolerance is not None and known.gap > tolerance):
+            stronger = [other for other in self._solutions if other >= value]
             penalties: dict[str, Any] = {**self._fixed, self._free: value}
             self._solutions[value] = solve(
                 self._prepared.problem,
                 **penalties,
                 start=self._solutions[min(stronger)] if stronger else None,
-                tolerance=TOLERANCE,
+                tolerance=TOLERANCE if tolerance is None else tolerance,
                 prepared=self._prepared,
                 exact_objective=False,
             )
         return self._solutions[value]
 
-    def score(self, value: float) -> Score:
+    @property
+    def is_long(self) -> bool:
+        """Whether a fit takes seconds, so that looks are taken loosely and the last fit begins at the last look."""
+        prepared = self._prepared
+        return prepared.rows.n_rows * prepared.n_features * prepared.n_outputs >= LONG_FITS
+
+    def score(self, value: float, tolerance: float) -> Score:
         """Return how the head of penalty `value` does on the held-out rows."""
-        solution, rows = self.solution(value), self._held_out
+        solution, rows = self.solution(value, tolerance), self._held_out
         assert rows is not None
         weight, bias = solution.raw_weight().T, solution.raw_bias()
         return score_rows(lambda block: block @ weight + bias, rows.features, rows.targets, task=self._task)
 
 
 def search(
-    values: Sequence[float], score: Callable[[float], Score], *, one_standard_error: bool
+    values: Sequence[float],
+    score: Callable[[float, float], Score],
+    *,
+    one_standard_error: bool,
+    walk_tolerance: float = TOLERANCE,
 ) -> tuple[dict[float, Score], float]:
     """Return the scores of the values looked at, strongest first, and the chosen value.
+
+    `score` gives that of a value when it is solved to a relative gap: `walk_tolerance` along the walk, `TOLERANCE`
+    around its best.
 
     `values`: the grid, strongest first; every fourth is looked at. Weak penalties cost most and, past the best one,
     only get worse, so the walk ends after two looks in a row that are a standard error below the best, or no better in
@@ -73,7 +89,7 @@ def search(
     scores: dict[float, Score] = {}
     worse = 0
     for value in grid[::STRIDE]:
-        here = score(value)
+        here = score(value, walk_tolerance)
         if scores:
             best = scores[choose(scores, one_standard_error=False)]
             least = min(other.loss for other in scores.values())
@@ -82,9 +98,16 @@ def search(
         scores[value] = here
         if worse >= PATIENCE:
             break
-    _refine(grid, scores, score, one_standard_error=False)
+    closely = set(scores) if walk_tolerance <= TOLERANCE else set()
+
+    def look(value: float) -> None:
+        if value not in closely:
+            scores[value] = score(value, TOLERANCE)
+            closely.add(value)
+
+    _refine(grid, scores, look, one_standard_error=False)
     if one_standard_error:
-        _refine(grid, scores, score, one_standard_error=True)
+        _refine(grid, scores, look, one_standard_error=True)
     chosen = choose(scores, one_standard_error=one_standard_error)
     return {value: scores[value] for value in sorted(scores, reverse=True)}, chosen
 
@@ -103,13 +126,14 @@ def choose(scores: Mapping[float, Score], *, one_standard_error: bool) -> float:
 
 
 def _refine(
-    grid: Sequence[float], scores: dict[float, Score], score: Callable[[float], Score], *, one_standard_error: bool
+    grid: Sequence[float], scores: Mapping[float, Score], look: Callable[[float], None], *, one_standard_error: bool
 ) -> None:
-    """Try values of `grid` around the chosen one, at half the distance each time, down to its own neighbours."""
+    """Look at values of `grid` around the chosen one, at half the distance each time, down to its own neighbours."""
     step = STRIDE // 2
     while step:
         at = grid.index(choose(scores, one_standard_error=one_standard_error))
+        look(grid[at])
         for position in (at - step, at + step):
             if 0 <= position < len(grid) and grid[position] not in scores:
-                scores[grid[position]] = score(grid[position])
+                look(grid[position])
         step //= 2

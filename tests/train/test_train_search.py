@@ -44,9 +44,9 @@ def test_the_search_finds_the_best_of_the_grid_where_there_is_one_peak(peak, wid
         distance = abs(grid.index(value) - peak)
         return Score(1 - distance / 100, 0.01, None, (distance / width) ** 2, 50)
 
-    scores, chosen = search(grid, score, one_standard_error=False)
+    scores, chosen = search(grid, lambda value, _: score(value), one_standard_error=False)
     assert chosen == grid[peak]
     assert len(looked) == len(set(looked)) == len(scores) <= peak // 4 + 8
     assert list(scores) == sorted(scores, reverse=True)
-    _, careful = search(grid, score, one_standard_error=True)
+    _, careful = search(grid, lambda value, _: score(value), one_standard_error=True)
     assert careful == grid[max(peak - 1, 0)]

@@ -23,7 +23,7 @@ from featcache.heads.solvers.state import State
 MEMORY = 10
 STEPS = 16  # in one fit; where they do not suffice, the other solvers go on from there
 STEPS_WITH_MEMORY = 10  # after which what was learnt elsewhere is forgotten: it may be what misleads
-KEPT_POINTS = 3
+KEPT_POINTS, KEPT_NUMBERS = 8, 1 << 27  # solutions whose logits are kept, as many as are worth so many numbers
 REFRESH = 8  # fits after which the logits are computed from the weights, not moved along: rounding adds up
 DRIFT = 0.1  # relative change of the loss that makes the curvature worth computing anew
 
@@ -184,7 +184,9 @@ class Spectral(Solver):
             s = np.float32(-step) * d
             before = (gradient, slope, s, bias)
             weight, bias, slope = weight + s, bias - np.float32(step) * db, slope_there
-        self._points = [*self._points, (l2, weight, bias, logits)][-KEPT_POINTS:]
+        kept = min(KEPT_POINTS, max(2, KEPT_NUMBERS // logits.size))
+        others = [point for point in self._points if point[0] != l2]
+        self._points = [*others, (l2, weight, bias, logits)][-kept:]
         return Fit(state, gap, gap <= tolerance)
 
     def _learn(self, y: Float32, yb: Float32, s: Float32, sb: Float32) -> None:
