@@ -1,6 +1,6 @@
 """`compress`: the smallest or fastest model within a budget of accuracy, found by trying, the cheapest things first.
 
-    features that the head ignores go       no loss, a second
+    features that the head ignores go       no loss, a second; where it ignores none, a head of half of them is fitted
     integers                                a minute
     channels go, the others solved again    a few minutes, then integers of what is left
     training toward the float features      where that lost too much, as long as there is time
@@ -34,23 +34,30 @@ from featcache.compression.candidates import (
     timed_together,
     write_candidates,
 )
+from featcache.compression.channels import Target
 from featcache.compression.measurement import graph_macs, zero_share
 from featcache.compression.pruning import prune
 from featcache.compression.quantization import quantize
 from featcache.compression.recovering import recover
 from featcache.compression.refitting import SPLITS, Source, open_source
 from featcache.errors import BudgetError, CorruptError, InputError
+from featcache.heads import Head
+from featcache.heads.linear import LinearHead
 from featcache.model.directory import load_model, save_model
 from featcache.model.golden import Golden
 from featcache.model.merged import MergedModel
+from featcache.model.reference import logits_of_images
 from featcache.system.files import refuse_existing, write_atomically
 from featcache.system.json import parse_json
+from featcache.train.fit import refit_head
 
 SearchTarget = Literal["size", "latency"]
 COSTS: Mapping[str, str] = {"size": "bytes", "latency": "latency_ms"}
+_REMOVED: Mapping[SearchTarget, Target] = {"size": "parameters", "latency": "macs"}  # by channels
 
 MOST_MINUTES = 40.0
-_AMOUNTS = (0.3, 0.5, 0.7)  # of the multiplications, until a step loses too much
+_FEATURES = 0.5  # the share that a head is to read which reads all
+_AMOUNTS = (0.3, 0.5, 0.7)  # of what is removed, until a step loses too much
 _LEAST_STEP = 0.1  # between an amount that is within the budget and one that is not
 _LEAST_TRAINING = 0.5  # minutes; less is not worth its start
 _MOST_TRAINING = 10.0
@@ -284,33 +291,49 @@ class _Search:
                 beyond = middle
 
     def _without_ignored(self, whole: Candidate) -> Candidate:
-        """Return the candidate without the features that the head ignores; `whole` where it ignores none."""
+        """Return the candidate without the features that the head ignores; `whole` where they cannot be spared."""
         cache, dataset = self.source.cache, self.source.dataset
-        head: Any = self.source.model.fitted_head
-        weight = getattr(head, "weight", None)
-        if weight is None or bool(np.any(weight != 0, axis=0).all()):
+        head = self.source.model.fitted_head
+        if not isinstance(head, LinearHead) or head.settings.get("outputs") is not None:
             return whole
+        model = whole.model
+        steps: tuple[str, ...] = ("head",)
         try:
+            if bool(np.any(head.weight != 0, axis=0).all()):
+                sparse = refit_head(cache, {**head.settings, "keep_features": _FEATURES}, dataset=dataset)
+                model = self._with_head(sparse.head)
+                steps = (f"head of {sparse.features_used} features",)
             narrow = self._try(
-                "head",
-                ("head",),
-                lambda out: prune(whole.model, cache=cache, out=out, method="head", dataset=dataset),
+                "head", steps, lambda out: prune(model, cache=cache, out=out, method="head", dataset=dataset)
             )
         except InputError as error:
             self.notes.append(f"features without weight stay: {error}")
             return whole
         return narrow if narrow is not None and narrow.meets else whole
 
+    def _with_head(self, head: Head) -> str:
+        """Return where the float model lies with another head."""
+        model = self.source.model.with_head(head)
+        golden = self.source.golden
+        if golden is not None:
+            golden = Golden(golden.kind, "torch fp32", golden.images, logits_of_images(model, golden.images))
+        return str(save_model(model, self.work / "other-head", golden=golden, overwrite=True))
+
     def _narrowed(self, base: Candidate, amount: float) -> bool:
         """Try `base` without this share of its multiplications, trained where that is needed; whether it is within."""
         cache, dataset = self.source.cache, self.source.dataset
         name = f"channels-{round(100 * amount)}"
-        steps = (*base.steps, f"channel {amount:.0%}")
-        narrow = self._try(
-            name,
-            steps,
-            lambda out: prune(base.model, cache=self.source.cache, out=out, amount=amount, dataset=self.source.dataset),
-        )
+        removed = _REMOVED[self.target]
+        steps = (*base.steps, f"channel {amount:.0%} of {removed}")
+        try:
+            narrow = self._try(
+                name,
+                steps,
+                lambda out: prune(base.model, cache=cache, out=out, amount=amount, target=removed, dataset=dataset),
+            )
+        except InputError as error:  # layers that keep their width leave less to take
+            self.notes.append(f"channels, {amount:.0%} of {removed}: {error}")
+            return False
         if narrow is not None and not narrow.meets:
             minutes = min(_TRAINING_SHARE * self.left / 60, _MOST_TRAINING)
             if minutes >= _LEAST_TRAINING:
