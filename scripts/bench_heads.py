@@ -1,6 +1,6 @@
 """Time the exact head solvers against scikit-learn, celer and skglm, side by side, on real cached rows.
 
-    python scripts/bench_heads.py [--only l2|sweep|l1|group|quality] [--json OUT] [--repeats 3]
+    python scripts/bench_heads.py [--only l2|sweep|l1|group|quality|choice] [--json OUT] [--repeats 3]
 
 Each timed fit starts from raw float32 features and includes standardisation, for both sides; runs are alternated. Both
 objectives are recomputed here in float64 from the returned weights, by the formula of the docstring of `objective`.
@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -378,6 +379,40 @@ def bench_group(repeats: int) -> list[dict]:
     return _quality("clothing10", clothing_rows, n_views=1)
 
 
+def bench_choice(repeats: int) -> list[dict]:
+    """Time `--l2 auto` from 40,000 cached rows of the embedded backbone, 200 classes, against looks solved as exactly
+    as the last fit begins; both choices and both objectives are told."""
+    import featcache
+    from featcache.train import search
+
+    folder = unpacked("tinyimagenet200_40k.tar.gz")
+    if folder is None:
+        return []
+    place = DATA / "heads" / "tiny-nano"
+    featcache.build_cache(folder, place)
+    ways = {"loose looks": search.LONG_FITS, "exact looks": 1 << 62}
+    found: dict[str, list] = {way: [] for way in ways}
+    for _ in range(repeats):
+        for way, least in ways.items():
+            with mock.patch.object(search, "LONG_FITS", least):
+                found[way].append(timed(lambda: featcache.train_head(place)))
+    one = timed(lambda: featcache.train_head(place, head=featcache.LinearOptions(l2=found["loose looks"][0][0].l2)))
+    rows = []
+    for way, runs in found.items():
+        fit = runs[0][0]
+        row = {
+            "data": "tinyimagenet200, featcache_nano: 40,000 x 1024 x 200", "way": way,
+            "seconds": float(np.median([seconds for _, seconds in runs])), "one_fit_seconds": one[1], "l2": fit.l2,
+            "objective": fit.objective, "gap": fit.gap, "val_accuracy": fit.val_accuracy,
+        }  # fmt: skip
+        say(
+            f"{row['data']}, {way}: {row['seconds']:.1f} s (one penalty {one[1]:.1f} s), l2 {fit.l2:.4g}, objective "
+            f"{fit.objective:.7f} (gap {fit.gap:.1g}), val {100 * fit.val_accuracy:.2f} %"
+        )
+        rows.append(row)
+    return rows
+
+
 def bench_quality(repeats: int) -> list[dict]:
     """Compare heads by five paired folds: as `bench_group`, and training on drawn views, soft labels, mixes."""
     return [*_quality("clothing10", clothing_rows, n_views=4), *_quality("digits", digits_rows, n_views=4)]
@@ -469,7 +504,14 @@ def _quality(name: str, rows_of: Callable, *, n_views: int) -> list[dict]:
     return results
 
 
-BENCHES = {"l2": bench_l2, "sweep": bench_sweep, "l1": bench_l1, "group": bench_group, "quality": bench_quality}
+BENCHES = {
+    "l2": bench_l2,
+    "sweep": bench_sweep,
+    "l1": bench_l1,
+    "group": bench_group,
+    "quality": bench_quality,
+    "choice": bench_choice,
+}
 
 
 def main() -> None:
