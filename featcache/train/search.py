@@ -14,7 +14,7 @@ STRIDE = 4  # of the grid's values is one looked at in the walk
 PATIENCE = 2  # worse looks in a row end the walk
 TOLERANCE = 1e-3  # relative gap along the way: far below what held-out rows can tell; what is chosen is solved on
 WALK_TOLERANCE = 1e-2  # of the walk where fits take long; around its best value `TOLERANCE` again
-LONG_FITS = 1 << 31  # n_rows * n_features * n_outputs
+LONG_FITS = 1 << 28  # n_rows * n_features * n_outputs
 
 
 class Trial:
