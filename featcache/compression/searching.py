@@ -144,7 +144,7 @@ def search(
         )
         if reason is not None:
             raise InputError(reason)
-        tried = _Search(source, _work_of(place, source, max_drop), max_drop, target, 60 * max_minutes, say)
+        tried = _Search(source, _work_of(place, source, max_drop, target), max_drop, target, 60 * max_minutes, say)
         tried.run()
         candidates = tried.timed()
         chosen = _choose(candidates, COSTS[target])
@@ -222,10 +222,10 @@ def reason_not_to_search(cache: FeatureCache, *, dataset: str | None, task: str,
     return None
 
 
-def _work_of(place: Path, source: Source, max_drop: float) -> Path:
+def _work_of(place: Path, source: Source, max_drop: float, target: SearchTarget) -> Path:
     """Return the directory of what was tried, emptied where it is of another search."""
     work = place.with_name(f"{place.name}.work")
-    described = [source.model.digest(), source.cache.content_digest(), source.dataset, max_drop]
+    described = [source.model.digest(), source.cache.content_digest(), source.dataset, max_drop, target]
     identity = hashlib.sha256(repr(described).encode()).hexdigest()
     note = work / "search.json"
     if work.exists():

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import write_photo
 
+from featcache import evaluate, export, open_cache
+from featcache.compression import searching
 from featcache.compression.candidates import Candidate, paired_drop, pareto_front
+from featcache.compression.refitting import open_source
 from featcache.compression.searching import search
-from featcache.errors import BudgetError, ExistsError, InputError
+from featcache.errors import BudgetError, ExistsError, InputError, MissingError
 from featcache.extract.build import build_cache
 from featcache.model.directory import load_model
 from featcache.model.merging import merge
@@ -56,6 +60,35 @@ def test_a_smaller_model_within_the_budget_is_written_with_all_that_was_tried(pl
     assert not (tmp_path / "small.work").exists()
     with pytest.raises(ExistsError):
         search(place / "model", cache=place / "cache", out=tmp_path / "small", max_drop=0.4)
+    assert any("head of" in line for line in lines)  # half of the features were tried first
+    for name in ("onnx", "openvino"):
+        report = export(tmp_path / "small", out=tmp_path / name, formats=[name], images=place / "photos")
+        assert report.formats[name].executed
+    measured = evaluate(tmp_path / "onnx", place / "photos")
+    assert measured.accuracy == pytest.approx(found.accuracy_after_refit)  # from image bytes, in the other process
+
+
+def test_channels_that_cannot_go_end_nothing(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> object:
+        raise InputError("--amount must be at most 0.04 for this network, got 0.3")
+
+    monkeypatch.setattr(searching, "prune", refuse)
+    with open_cache(place / "cache") as cache:
+        tried = searching._Search(open_source(place / "model", cache), tmp_path, 0.4, "size", 60.0, print)
+        assert not tried._narrowed(candidate("float", accuracy=0.9, size=100), 0.3)
+    assert tried.notes == ["channels, 30% of parameters: --amount must be at most 0.04 for this network, got 0.3"]
+
+
+def test_images_that_are_gone_are_one_line(place: Path, tmp_path: Path) -> None:
+    lost = tmp_path / "gone"
+    shutil.copytree(place / "photos", lost)
+    build_cache(lost, tmp_path / "other", backbone="test_efficientnet", weights="random:3", precision="fp32")
+    train_head(tmp_path / "other", head=LinearOptions(l2=0.1)).save(tmp_path / "head")
+    merge(tmp_path / "head", tmp_path / "other", out=tmp_path / "model")
+    shutil.rmtree(lost)
+    with pytest.raises(MissingError, match="gone") as caught:
+        search(tmp_path / "model", cache=tmp_path / "other", out=tmp_path / "s", max_drop=0.4)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_search_that_was_killed_goes_on(place: Path, tmp_path: Path) -> None:
