@@ -139,6 +139,7 @@ def search(
     refuse_existing(place, overwrite=overwrite)
     with borrow_cache(cache, images=images, dataset=dataset) as opened:
         source = open_source(model, opened, dataset=dataset)
+        opened.samples(source.dataset).require_images()
         reason = reason_not_to_search(
             opened, dataset=source.dataset, task=source.model.fitted_head.task, max_drop=max_drop
         )
