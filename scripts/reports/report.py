@@ -66,21 +66,26 @@ class Report:
     under: Sequence[str] = ()
 
 
-def replay(report: Report, folder: Path) -> Outcome:
+def run_in_process(arguments: Sequence[str], folder: Path, report: Report, *, last: bool) -> Outcome:
+    """Run one command line of `report` in a process of its own."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        [*(report.under if last else ()), *FEATCACHE, *arguments],
+        capture_output=True, encoding="utf-8", cwd=folder, check=False, env={**os.environ, **report.environment},
+    )  # fmt: skip
+    return Outcome(done.returncode, done.stdout, done.stderr, time.perf_counter() - started, folder)
+
+
+def replay(report: Report, folder: Path, run: Callable[..., Outcome] = run_in_process) -> Outcome:
     """Return the outcome of a report's last command; raises `AssertionError` where it is not right."""
     commands = report.arrange(folder)
     for position, arguments in enumerate(commands):
         if callable(arguments):
             arguments(folder)
             continue
-        started = time.perf_counter()
-        done = subprocess.run(
-            [*(report.under if position == len(commands) - 1 else ()), *FEATCACHE, *map(str, arguments)],
-            capture_output=True, encoding="utf-8", cwd=folder, check=False, env={**os.environ, **report.environment},
-        )  # fmt: skip
-        outcome = Outcome(done.returncode, done.stdout, done.stderr, time.perf_counter() - started, folder)
-        if position < len(commands) - 1:
-            assert outcome.status == 0, f"{arguments}: {outcome.stderr[-2000:]}"
+        last = position == len(commands) - 1
+        outcome = run([str(argument) for argument in arguments], folder, report, last=last)
+        assert last or outcome.status == 0, f"{arguments}: {outcome.stderr[-2000:]}"
     report.check(outcome)
     return outcome
 
