@@ -2,8 +2,8 @@
 
 Results go to stdout (as one JSON object with ``--json``), progress and warnings to stderr. An error the user can mend
 is one line and exit status 1. Heavy imports stay inside the verbs, so that ``--help`` starts at once; the verbs' own
-stay inside `main`, so that an interrupt while they load is one line, too. While they load, it shows how busy the machine
-is: maths libraries, which come later, get the processors that are free.
+stay inside `main`, so that an interrupt while they load is one line, too. While they load, it shows how busy the
+machine is: maths libraries, which come later, get the processors that are free.
 """
 
 from __future__ import annotations
