@@ -8,6 +8,7 @@ machine is: maths libraries, which come later, get the processors that are free.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -27,9 +28,11 @@ def main() -> None:
 
 
 def _run(started: ProcessorTimes | None) -> None:
-    app = __getattr__("app")
+    from featcache.cli.verbs import app, application_for
+
     use_free_processors(started)
-    app()
+    completes = "_FEATCACHE_COMPLETE" in os.environ  # a shell asks what could be written
+    (app if completes else application_for(sys.argv[1:]))()
 
 
 def __getattr__(name: str) -> Any:
