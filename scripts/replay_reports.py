@@ -46,8 +46,9 @@ def main() -> None:
                 "said": outcome.lines[-1:],
                 "seconds": outcome.seconds,
             }
-        except AssertionError as error:
-            row |= {"outcome": "wrong", "why": str(error)}
+        except Exception as error:  # noqa: BLE001 - what a check trips over is as wrong as what it finds
+            said = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+            row |= {"outcome": "wrong", "why": said}
         rows.append(row)
         said = row["why"] if row["outcome"] == "wrong" else " ".join(row["said"])
         print(

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from featcache.bundle.contents import bundle_manifest, json_bytes, write_contents
 from featcache.bundle.execution import execute_formats
 from featcache.bundle.manifest import manifest_entries
@@ -192,7 +194,7 @@ def _test_images(
 def _convert(targets: Mapping[str, Target], graph: Path, folder: Path, facts: ModelFacts) -> dict[str, Converted]:
     """Return what each format made, in a folder of its own below `folder`; ONNX, the reference, lies at the top."""
     converted = {}
-    for name, target in targets.items():
+    for name, target in tqdm(targets.items(), desc="convert", unit="format", disable=None):
         place = folder if name == "onnx" else folder / name
         place.mkdir(exist_ok=True)
         try:

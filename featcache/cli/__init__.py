@@ -2,16 +2,20 @@
 
 Results go to stdout (as one JSON object with ``--json``), progress and warnings to stderr. An error the user can mend
 is one line and exit status 1. Heavy imports stay inside the verbs, so that ``--help`` starts at once; the verbs' own
-stay inside `main`, so that an interrupt while they load is one line, too.
+stay inside `main`, so that an interrupt while they load is one line, too. While they load, it shows how busy the
+machine is: maths libraries, which come later, get the processors that are free.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 from featcache.cli.border import run_to_exit_status
 from featcache.cli.output import restart_in_utf8
+from featcache.system.load import ProcessorTimes, read_processor_times
+from featcache.system.process import use_free_processors
 
 __all__ = ["app", "main"]
 
@@ -19,7 +23,16 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Run the command line; an error the user can mend is one line on stderr and exit status 1."""
     restart_in_utf8()
-    sys.exit(run_to_exit_status(lambda: __getattr__("app")()))
+    started = read_processor_times()
+    sys.exit(run_to_exit_status(lambda: _run(started)))
+
+
+def _run(started: ProcessorTimes | None) -> None:
+    from featcache.cli.verbs import app, application_for
+
+    use_free_processors(started)
+    completes = "_FEATCACHE_COMPLETE" in os.environ  # a shell asks what could be written
+    (app if completes else application_for(sys.argv[1:]))()
 
 
 def __getattr__(name: str) -> Any:

@@ -78,4 +78,4 @@ def evaluate(
     for path, reason in result.failures:
         say(f"failed: {path}: {reason}")
     figures = [name for name in ("accuracy", "exact", "mean_absolute_error") if getattr(result, name) is not None]
-    show(result.to_json(), as_json, keys=[*figures, "n", "format", "split", "failed"])
+    show(result.to_json(), as_json, keys=[*figures, "n", "format", "split", "unlabelled", "failed"])

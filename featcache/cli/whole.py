@@ -78,17 +78,20 @@ def run(
         say=tell,
     )
     later = [f"note: {note}" for note in report.notes if f"note: {note}" not in said]
+    later += [f"{verb + ':':<9} {seconds:7.1f} s" for verb, seconds in report.seconds_by_step.items()]
     if as_json:
         for line in later:
             say(line)
         show(report.to_json(), as_json)
         return
-    put(f"{'model':<8} {'accuracy':>9} {'bytes':>12} {'latency':>10}")
+    measured = "accuracy" if any(row["accuracy"] is not None for row in report.table) else "val_accuracy"
+    title = "accuracy" if measured == "accuracy" else "val accuracy"
+    put(f"{'model':<8} {title:>12} {'bytes':>12} {'latency':>10}")
     for row in report.table:
-        accuracy = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f} %"
+        accuracy = "-" if row[measured] is None else f"{100 * row[measured]:.1f} %"
         latency = "-" if row["latency_ms"] is None else f"{row['latency_ms']:.2f} ms"
         size = "-" if row["bytes"] is None else f"{row['bytes']:,}"
-        put(f"{row['model']:<8} {accuracy:>9} {size:>12} {latency:>10}")
+        put(f"{row['model']:<8} {accuracy:>12} {size:>12} {latency:>10}")
     put(f"{'shipped':<8} {report.shipped}")
     for line in later:
         say(line)

@@ -65,6 +65,8 @@ def open_session(
     options.inter_op_num_threads = 1  # nodes one after the other
     # stated always: left to itself, it counts the machine's processors and pins threads to some that are not ours
     options.intra_op_num_threads = processor_count() if threads is None else threads
+    # a thread without work sleeps: turning in a loop, it would hold the processor that the others wait for
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if save_optimised is not None:

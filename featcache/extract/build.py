@@ -29,7 +29,15 @@ from featcache.datasets.splits import assign_splits
 from featcache.errors import CorruptError, ExistsError, FormatError, InputError, RecipeMismatchError, StorageError
 from featcache.extract.changes import ChangeSet, Seen, find_changes, hash_known, same_listing
 from featcache.extract.naming import WantedName, settle_name, wanted_name
-from featcache.extract.request import DEFAULT_BACKBONE, Extractor, Request, first_given, open_extractor, resolved_under
+from featcache.extract.request import (
+    DEFAULT_BACKBONE,
+    Extractor,
+    Request,
+    first_given,
+    open_extractor,
+    reopen_extractor,
+    resolved_under,
+)
 from featcache.extract.settings import ExtractSettings
 from featcache.recipe import Recipe
 from featcache.store import StoreWriter, hold_store
@@ -531,7 +539,7 @@ def _extract(jobs: Sequence[_Job], work: _Work) -> None:
 
     targets = []
     for job in jobs:
-        job.extractor = job.extractor or open_extractor(Request.from_json(job.cache.request), adopt=job.cache.recipe)
+        job.extractor = job.extractor or reopen_extractor(job.cache.request, job.cache.recipe)
         _refuse_other_recipe(job.cache, job.extractor.recipe)
         assert job.writer is not None
         targets.append(Target(job.extractor.engine, job.extractor.recipe, job.writer))

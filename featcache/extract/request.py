@@ -99,6 +99,20 @@ def resolved_under(request: Request, recipe: Recipe) -> dict[str, Any]:
     return memo
 
 
+def reopen_extractor(stored: Mapping[str, Any], recipe: Recipe) -> Extractor:
+    """Return the engine of a cache's `recipe`, known to be what its `stored` request leads to.
+
+    A network compiled before is opened as it was kept: that reads no weights and imports neither torch nor timm, which
+    would cost more than the rows of a few new images.
+    """
+    from featcache.engines import open_cached_engine
+
+    engine = open_cached_engine(recipe)
+    if engine is not None:
+        return Extractor(engine, recipe)
+    return open_extractor(Request.from_json(stored), adopt=recipe)
+
+
 def open_extractor(request: Request, *, adopt: Recipe | None = None) -> Extractor:
     """Return the engine and Recipe of what is asked for; `adopt`: whose engine, precision, … to keep if left open.
 

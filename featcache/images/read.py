@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from featcache.errors import ImageError
 from featcache.system.threads import processor_count
@@ -87,6 +86,8 @@ class HashedFiles:
 
 def hash_files(paths: Sequence[str]) -> HashedFiles:
     """Return the sha256 of every file at `paths`, read by as many threads as there are processors."""
+    from tqdm import tqdm
+
     digests = np.zeros((len(paths), 32), dtype=np.uint8)
     failures: dict[int, str] = {}
 

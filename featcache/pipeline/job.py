@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcache.cache import open_cache
 from featcache.datasets.remarks import check_trainable
@@ -19,6 +20,9 @@ from featcache.system.files import refuse_existing, write_atomically
 from featcache.train.fit import train_head
 from featcache.train.options import HeadOptions
 
+if TYPE_CHECKING:
+    from featcache.compression.searching import CompressSearch
+
 VARIANTS = ("float", "pruned", "int8", "small")
 
 
@@ -27,7 +31,9 @@ class RunReport:
     """What `run` did, step by step, as the JSON of each verb, None where it had no part.
 
     `shipped`: which variant lies in the bundle at `bundle`. `table`: accuracy (of the test split, from the bundle's own
-    files and image bytes; None without one), bytes and latency of each variant, measured here.
+    files and image bytes; None without one), `val_accuracy` (from the cache, of the head after each refit; None without
+    val), bytes and latency of each variant, measured here. `seconds_by_step`: wall time by verb, in their order.
+    `notes`: each once.
     """
 
     bundle: str
@@ -41,12 +47,35 @@ class RunReport:
     compress: Mapping[str, Any] | None
     export: Mapping[str, Any]
     notes: tuple[str, ...]
+    seconds_by_step: Mapping[str, float]
     report_html: str
     report_json: str
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return {**dataclasses.asdict(self), "table": [dict(row) for row in self.table], "notes": list(self.notes)}
+
+
+class _Steps:
+    """Says which step begins, and counts the seconds of each by its verb."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._verb = ""
+        self._began = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def begin(self, verb: str, line: str) -> None:
+        """End the step before, if any, and say the line of the next."""
+        self.end()
+        self._verb, self._began = verb, time.perf_counter()
+        self._say(line)
+
+    def end(self) -> None:
+        """Count the seconds of the step that is under way."""
+        if self._verb:
+            self.seconds[self._verb] = self.seconds.get(self._verb, 0.0) + time.perf_counter() - self._began
+        self._verb = ""
 
 
 def run(
@@ -142,7 +171,8 @@ def run(
 
     listing = scan(images, task=task, splits=splits)  # type: ignore[arg-type]
     check_trainable(listing)
-    say("features: one pass over the images")
+    steps = _Steps(say)
+    steps.begin("build", "features: one pass over the images")
     built = build_cache(
         listing, cache, backbone=backbone, weights=weights, model_kwargs=model_kwargs, mean=mean, std=std, store=store,
         dataset="images", say=lambda note: say(f"note: {note}"),
@@ -154,12 +184,12 @@ def run(
     if built.random_weights:
         notes.append(f"the backbone's weights are random ({built.weights}): it has learned nothing")
 
-    say("head: trained from the cache")
+    steps.begin("train", "head: trained from the cache")
     trained = train_head(cache, head=head)
     trained.save(place / "head", overwrite=True)
     notes += trained.notes
 
-    say("merge: preprocessing, backbone and head in one model")
+    steps.begin("merge", "merge: preprocessing, backbone and head in one model")
     models = {name: place / "models" / name for name in VARIANTS}
     merged = merge(place / "head", cache, out=models["float"], overwrite=True)
 
@@ -172,7 +202,10 @@ def run(
     pruned = quantized = searched = None
     source, shipped = "float", "int8"
     if budget_minutes is not None:
-        say(f"compress: the smallest model that loses at most {max_drop:.1%} of val, for {budget_minutes:g} minutes")
+        steps.begin(
+            "compress",
+            f"compress: the smallest model that loses at most {max_drop:.1%} of val, for {budget_minutes:g} minutes",
+        )
         shipped = "small"
         try:
             searched = compress(
@@ -190,7 +223,7 @@ def run(
             shipped = "float"
     else:
         if prune_amount > 0:
-            say(f"prune: {prune_amount:.0%} of the multiplications, then the head refitted")
+            steps.begin("prune", f"prune: {prune_amount:.0%} of the multiplications, then the head refitted")
             pruned = prune(
                 models["float"], cache=cache, out=models["pruned"], method="channel", amount=prune_amount,
                 overwrite=True,
@@ -200,7 +233,7 @@ def run(
             else:
                 lost = _lost("pruning", pruned.val_drop, max_drop)
                 notes.append(f"{lost}: the INT8 model is made of the unpruned one")
-        say("quantize: INT8 scales from training images, then the head refitted")
+        steps.begin("quantize", "quantize: INT8 scales from training images, then the head refitted")
         quantized = quantize(models[source], cache=cache, out=models["int8"], overwrite=True)
         notes += quantized.notes
         if quantized.val_drop is not None and not _keeps(quantized.val_drop, max_drop):
@@ -210,14 +243,14 @@ def run(
     made = [name for name, result in stages.items() if result]
     table, exported, bundle = [], {}, place / "bundle"
     for name in [name for name in made if name != shipped]:
-        say(f"export: the {name} model, run from image bytes")
+        steps.begin("export", f"export: the {name} model, run from image bytes")
         try:
             exported[name] = export(
                 models[name], out=place / "models" / f"{name}-bundle", formats=("onnx",), cache=cache, overwrite=True
             )
         except VerificationError as error:
             notes.append(f"{name}: {error}")
-    say(f"export: the {shipped} model, run from image bytes")
+    steps.begin("export", f"export: the {shipped} model, run from image bytes")
     try:
         exported[shipped] = export(models[shipped], out=bundle, formats=formats, cache=cache, overwrite=True)
     except VerificationError as error:
@@ -226,8 +259,14 @@ def run(
         # Integer kernels round between layers where the reference does not: a network can be too sensitive for that.
         notes.append(f"{shipped}: {error}: the bundle holds the {source} model")
         shipped = source
-        say(f"export: the {shipped} model for the bundle")
+        steps.begin("export", f"export: the {shipped} model for the bundle")
         exported[shipped] = export(models[shipped], out=bundle, formats=formats, cache=cache, overwrite=True)
+    val_accuracies = {
+        "float": trained.val_accuracy,
+        "pruned": pruned and pruned.val_accuracy_after_refit,
+        "int8": quantized and quantized.val_accuracy_after_refit,
+        "small": searched and _accuracy_of_chosen(searched),
+    }
     for name in made:
         entry = exported[name].formats["onnx"].to_json() if name in exported else {}
         latency = entry.get("latency_ms") or {}
@@ -235,18 +274,21 @@ def run(
             {
                 "model": name,
                 "accuracy": entry.get("accuracy"),
+                "val_accuracy": val_accuracies[name],
                 "bytes": entry.get("bytes"),
                 "latency_ms": latency.get("median"),
             }
         )
 
+    steps.begin("report", "report: one page of all of it")
+    notes = list(dict.fromkeys(notes))
     with open_cache(cache) as opened:
         described = opened.info()["datasets"]
     shipped_name = f"int8 of {source}" if shipped == "int8" else shipped
     if shipped == "small" and searched is not None:
         shipped_name = " + ".join(searched.chosen["steps"])
     document = read_report(place / "bundle" / "report.json")
-    steps: dict[str, Any] = {
+    results: dict[str, Any] = {
         "build": built.to_json(),
         "train": trained.to_json(),
         "merge": merged.to_json(),
@@ -257,19 +299,27 @@ def run(
     document["title"] = report_title(_dataset_name(Path(images)), trained.classes, task=trained.task)
     if searched is not None:
         document |= {"candidates": list(searched.tried), "chosen": searched.chosen["name"]}
-    document |= {"table": table, "datasets": described, "run": steps, "notes": notes, "shipped": shipped_name}
+    document |= {"table": table, "datasets": described, "run": results, "notes": notes, "shipped": shipped_name}
     write_atomically(report_json, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
     write_report(report_json, report_html, overwrite=True)
+    steps.end()
     return RunReport(
         bundle=os.fspath(place / "bundle"),
         shipped=shipped_name,
         table=tuple(table),
-        **steps,
+        **results,
         export=exported[shipped].to_json(),
         notes=tuple(notes),
+        seconds_by_step=steps.seconds,
         report_html=os.fspath(report_html),
         report_json=os.fspath(report_json),
     )
+
+
+def _accuracy_of_chosen(searched: CompressSearch) -> float:
+    """Return the accuracy on val of the candidate that a search chose."""
+    [chosen] = [one for one in searched.tried if one["name"] == searched.chosen["name"]]
+    return float(chosen["val_accuracy"])
 
 
 def _dataset_name(images: Path) -> str:

@@ -3,7 +3,8 @@
 A report document is JSON with any of these keys; each that is there becomes a section:
 
 - ``title``, ``created``, ``weights``, ``random_weights`` (bool), ``classes``, ``machine`` (`featcache.system.machine`);
-- ``table``: one entry per stage, ``{model, accuracy, bytes, latency_ms}``, and ``shipped``, the one in the bundle;
+- ``table``: one entry per stage, ``{model, accuracy, val_accuracy, bytes, latency_ms}``, and ``shipped``, the one in
+  the bundle;
 - ``run``: ``{build, train, merge, prune, quantize}``, what the verbs print with ``--json``; ``notes``: lines;
 - ``export``: ``{formats: {name: …}}`` as `ExportReport.to_json`; ``evaluation``: as `Evaluation.to_json`, with
   ``mistakes`` ``[{path, label, predicted, probability, thumbnail}]``;

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from featcache.errors import CorruptError
 from featcache.store._compact import replace_rows
@@ -35,6 +34,8 @@ class _RawArray:
 
     def check(self) -> None:
         """Read every block; note the bad ones and what is wrong with them."""
+        from tqdm import tqdm
+
         blocks = self.layout.blocks(self.rows)
         quiet = None if self.rows * self.layout.row_bytes > _SHOW_BAR_BYTES else True
         for block in tqdm(range(blocks), desc=f"verify {self.layout.name}", unit="block", disable=quiet, leave=False):

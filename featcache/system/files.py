@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ def sync_directory(path: Path) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace the file `path` by `data`, durable on return; `StorageError` where the disk refuses."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         try:
             with open(temporary, "xb") as file:
@@ -81,7 +80,7 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises `ExistsError` as `refuse_existing`, `StorageError` where the disk refuses.
     """
     refuse_existing(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
@@ -109,7 +108,7 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     Raises `ExistsError` as `refuse_existing`, `StorageError` where the disk refuses.
     """
     refuse_existing(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
@@ -128,7 +127,7 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        retired = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
+        retired = path.with_name(f".{path.name}.{os.urandom(4).hex()}.old")
         os.rename(path, retired)
         shutil.rmtree(retired)
     else:

@@ -45,7 +45,14 @@ def processor_count(cgroup_root: Path = CGROUP_ROOT) -> int:
 
 def affinity_count() -> int:
     """Return how many processors this process may be scheduled on, whatever its container's quota of their time."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(allowed_processors())
+
+
+def allowed_processors() -> frozenset[int]:
+    """Return the numbers of the processors this process may be scheduled on."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
 
 
 def _quotas(folder: Path) -> Iterator[float]:

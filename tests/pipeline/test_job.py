@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -126,3 +129,51 @@ def test_run_of_the_demo_ships_what_val_allows(tmp_path: Path) -> None:
     assert rows["float"]["accuracy"] >= 0.96
     assert report.export["formats"]["onnx"]["bytes"] == rows[report.shipped.partition(" ")[0]]["bytes"]
     assert rows["int8"]["bytes"] < 0.5 * rows["pruned"]["bytes"] < 0.5 * rows["float"]["bytes"]
+
+
+def test_run_without_a_test_split_shows_val_and_how_long_each_step_took(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The column is named so; a line for each step in order; a note that several steps have is said once."""
+    from featcache.cli.verbs import app
+
+    draw_shades(tmp_path / "images")
+    shutil.rmtree(tmp_path / "images" / "test")
+    arguments = [str(tmp_path / "images"), "--out", str(tmp_path / "out"), "--backbone", "test_efficientnet"]
+    app(["run", *arguments, "--weights", "random:0", "--prune-amount", "0"], standalone_mode=False)
+    said = capsys.readouterr()
+    rows = said.out.splitlines()
+    assert rows[0].split() == ["model", "val", "accuracy", "bytes", "latency"]
+    assert [row.split()[0] for row in rows[1:3]] == ["float", "int8"]
+    assert all("%" in row for row in rows[1:3])
+    lines = said.err.splitlines()
+    steps = [line.split(":")[0] for line in lines if re.fullmatch(r"[a-z]+: +\d+\.\d s", line)]
+    assert steps == ["build", "train", "merge", "quantize", "export", "report"]
+    notes = [line for line in lines if line.startswith("note: ")]
+    assert len(notes) == len(set(notes))
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert [row["accuracy"] for row in report["table"]] == [None, None]
+    assert report["table"][0]["val_accuracy"] == report["run"]["train"]["val_accuracy"]
+    assert report["table"][1]["val_accuracy"] == report["run"]["quantize"]["val_accuracy_after_refit"]
+
+
+def test_each_note_of_a_run_is_there_once_and_each_step_has_its_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps that note the same are one note; the seconds are of the verbs that ran, in their order."""
+    compression = importlib.import_module("featcache.compression")
+    usual = compression.quantize
+
+    def quantize(*arguments, **options):
+        result = usual(*arguments, **options)
+        return dataclasses.replace(result, notes=("twice", "twice", *result.notes))
+
+    monkeypatch.setattr(compression, "quantize", quantize)
+    draw_shades(tmp_path / "images")
+    report = featcache.run(
+        tmp_path / "images", out=tmp_path / "out", backbone="test_efficientnet", weights="random:0", prune_amount=0.0
+    )
+    assert report.notes.count("twice") == 1
+    assert list(report.seconds_by_step) == ["build", "train", "merge", "quantize", "export", "report"]
+    assert all(seconds > 0 for seconds in report.seconds_by_step.values())
+    assert report.to_json()["seconds_by_step"] == report.seconds_by_step

@@ -1,0 +1,81 @@
+"""What each verb loads: a start costs what it imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from reports.report import draw, draw_classes
+
+HEAVY = ("torch", "torchvision", "timm", "openvino", "onnx", "onnxruntime", "sklearn", "scipy", "pandas", "pyarrow",
+         "zarr", "rich", "huggingface_hub", "sympy", "matplotlib", "numpy", "PIL", "lmdb", "tqdm")  # fmt: skip
+CODE = (
+    "import sys\nfrom featcache.cli import main\ntry:\n    main()\nfinally:\n"
+    f"    import json\n    print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]), file=sys.stderr)"
+)
+
+
+def loaded(folder: Path, *arguments: object) -> set[str]:
+    """Run a verb and return which heavy modules it has loaded."""
+    command = [sys.executable, "-c", CODE, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stderr.strip().splitlines()[-1]))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos, their cache, and a bundle."""
+    folder = tmp_path_factory.mktemp("imports")
+    draw_classes(folder / "photos", "cat", "dog")
+    for command in (
+        ("build", "photos", "--cache", "cache"),
+        ("train", "cache", "--out", "head"),
+        ("merge", "head", "cache", "--out", "model"),
+        ("export", "model", "--out", "bundle", "--cache", "cache"),
+    ):
+        loaded(folder, *command)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        (["--help"], {"rich"}),
+        (["--version"], set()),
+        (["info", "--help"], {"rich"}),
+        (["info", "cache"], {"numpy", "lmdb"}),
+        (["build", "photos", "--cache", "cache"], {"numpy", "lmdb", "tqdm"}),
+        (["train", "cache", "--out", "other"], {"numpy", "lmdb"}),
+        (["predict", "bundle", "photos/cat/0.jpg"], {"numpy", "PIL", "tqdm", "onnxruntime"}),
+        (["evaluate", "bundle", "photos"], {"numpy", "PIL", "tqdm", "onnxruntime"}),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_a_verb_loads_what_it_needs_and_no_more(place: Path, arguments: list[str], allowed: set[str]) -> None:
+    """Help loads no numpy, a cache that is looked at no decoder, no runtime and no network."""
+    assert loaded(place, *arguments) <= allowed
+
+
+def test_new_images_are_added_without_timm(place: Path) -> None:
+    """The network that was compiled for the cache is opened as it was kept; torch is there for its resize alone."""
+    draw(place / "photos" / "cat" / "new.jpg", seed=77)
+    allowed = {"numpy", "lmdb", "PIL", "tqdm", "openvino", "torch"}
+    assert loaded(place, "build", "photos", "--cache", "cache") <= allowed
+
+
+@pytest.mark.parametrize(("written", "status"), [(["inf"], 2), (["info", "--nope"], 2), (["--help"], 0)])
+def test_only_the_verb_asked_for_is_made_and_all_are_known(tmp_path: Path, written: list[str], status: int) -> None:
+    """A verb that is not there is told the nearest one; the help shows them all."""
+    code = "from featcache.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *written], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status
+    if written == ["inf"]:
+        assert "Did you mean 'info'" in done.stderr
+    if written == ["--help"]:
+        assert all(verb in done.stdout for verb in ("build", "info", "train", "export", "predict", "run"))
