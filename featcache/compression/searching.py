@@ -62,6 +62,7 @@ _LEAST_STEP = 0.1  # between an amount that is within the budget and one that is
 _LEAST_TRAINING = 0.5  # minutes; less is not worth its start
 _MOST_TRAINING = 10.0
 _TRAINING_SHARE = 0.3  # of the time left
+_ALIKE = 1.01  # costs that make no difference
 FOLDER = "compression"  # beside the model's files: what was tried
 
 
@@ -243,7 +244,10 @@ def _choose(candidates: list[Candidate], cost: str) -> Candidate:
     smaller = [one for one in candidates[1:] if getattr(one, cost) < getattr(whole, cost)]
     good = [one for one in smaller if one.meets]
     if good:
-        return min(good, key=lambda one: (getattr(one, cost), one.drop))
+        least = min(getattr(one, cost) for one in good)
+        # among equals the one that loses least; of those the last, which was trained longest
+        alike = [one for one in good if getattr(one, cost) <= _ALIKE * least]
+        return min(reversed(alike), key=lambda one: one.drop)
     best = min(smaller or candidates[1:], key=lambda one: one.drop, default=whole)
     raise BudgetError(
         f"no model with less {cost.replace('_', ' ')} stays within --max-drop, of {len(candidates) - 1} tried; best: "
@@ -251,6 +255,10 @@ def _choose(candidates: list[Candidate], cost: str) -> Candidate:
         f"{best.drop_high:.2%}), {best.bytes:,} bytes, {best.latency_ms:.2f} ms: allow more, or give it more minutes",
         best=best.described(),
     )
+
+
+def _name(amount: float) -> str:
+    return f"channels-{round(100 * amount)}"
 
 
 class _Search:
@@ -290,6 +298,15 @@ class _Search:
                 within = middle
             else:
                 beyond = middle
+        self._trained(within)
+
+    def _trained(self, amount: float) -> None:
+        """Spend what time is left on the narrowest network within the budget, where it was not trained yet."""
+        narrow = self.candidates.get(_name(amount))
+        if amount > 0 and narrow is not None and narrow.meets and self._minutes() >= _LEAST_TRAINING:
+            trained = self._recovered(narrow)
+            if trained is not None and trained.meets:
+                self._integers(trained)
 
     def _without_ignored(self, whole: Candidate) -> Candidate:
         """Return the candidate without the features that the head ignores; `whole` where they cannot be spared."""
@@ -323,7 +340,7 @@ class _Search:
     def _narrowed(self, base: Candidate, amount: float) -> bool:
         """Try `base` without this share of its multiplications, trained where that is needed; whether it is within."""
         cache, dataset = self.source.cache, self.source.dataset
-        name = f"channels-{round(100 * amount)}"
+        name = _name(amount)
         removed = _REMOVED[self.target]
         steps = (*base.steps, f"channel {amount:.0%} of {removed}")
         try:
@@ -335,23 +352,27 @@ class _Search:
         except InputError as error:  # layers that keep their width leave less to take
             self.notes.append(f"channels, {amount:.0%} of {removed}: {error}")
             return False
-        if narrow is not None and not narrow.meets:
-            minutes = min(_TRAINING_SHARE * self.left / 60, _MOST_TRAINING)
-            if minutes >= _LEAST_TRAINING:
-                minutes = round(minutes, 1)
-                small = narrow.model
-                narrow = self._try(
-                    f"{name}-recovered",
-                    (*steps, f"recover {minutes:g} min"),
-                    lambda out: recover(
-                        small, cache=cache, out=out, minutes=minutes, teacher=self.source.model, dataset=dataset,
-                        say=self.say,
-                    ),
-                )  # fmt: skip
+        if narrow is not None and not narrow.meets and self._minutes() >= _LEAST_TRAINING:
+            narrow = self._recovered(narrow)
         if narrow is None or not narrow.meets:
             return False
         self._integers(narrow)
         return True
+
+    def _minutes(self) -> float:
+        """Return how long a training may take by the time that is left."""
+        return round(min(_TRAINING_SHARE * self.left / 60, _MOST_TRAINING), 1)
+
+    def _recovered(self, narrow: Candidate) -> Candidate | None:
+        minutes = self._minutes()
+        return self._try(
+            f"{narrow.name}-recovered",
+            (*narrow.steps, f"recover {minutes:g} min"),
+            lambda out: recover(
+                narrow.model, cache=self.source.cache, out=out, minutes=minutes, teacher=self.source.model,
+                dataset=self.source.dataset, say=self.say,
+            ),
+        )  # fmt: skip
 
     def _integers(self, of: Candidate) -> None:
         """Try the integers of a candidate, trained with the rounding inside where calibrated ones lose too much."""
@@ -363,7 +384,7 @@ class _Search:
         )
         if calibrated is None or calibrated.meets:
             return
-        minutes = round(min(_TRAINING_SHARE * self.left / 60, _MOST_TRAINING), 1)
+        minutes = self._minutes()
         if minutes >= _LEAST_TRAINING:
             self._try(
                 f"{of.name}-qat", (*of.steps, f"int8 qat {minutes:g} min"),
