@@ -76,7 +76,7 @@ def running(
     def work() -> None:
         try:
             serve(bundles, port=0, ready=ready, settings=settings or ServeSettings(reload_seconds=0.05), **options)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again in the test's own thread
             errors.append(error)
         finally:
             settled.set()

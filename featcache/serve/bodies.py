@@ -10,15 +10,14 @@ from starlette.requests import ClientDisconnect, Request
 
 from featcache.serve.refusals import CLOSE, RefusedError, busy
 
-READ_SECONDS = 30.0
 _LINGER_SECONDS = 2.0
 _BODIES_AT_ONCE = 16  # of the largest size: what all bodies together may take
 
 
 class Bodies:
-    """Reads bodies of at most `most` bytes each, and of a small multiple of that together."""
+    """Reads bodies of at most `most` bytes each, in at most `seconds`, and a small multiple of that size together."""
 
-    def __init__(self, most: int, *, seconds: float = READ_SECONDS) -> None:
+    def __init__(self, most: int, *, seconds: float) -> None:
         self._most, self._seconds = most, seconds
         self._held = 0
 

@@ -24,7 +24,7 @@ class Service:
 
     def __init__(self, models: Models, settings: ServeSettings, metrics: Metrics) -> None:
         self.models, self.settings, self.metrics = models, settings, metrics
-        self.bodies = Bodies(settings.max_body_bytes)
+        self.bodies = Bodies(settings.max_body_bytes, seconds=settings.body_seconds)
         self.stopping = False
         self._waiting = 0
 

@@ -26,6 +26,8 @@ class ServeSettings:
         Images that may wait or be worked on at once; more are refused with 503.
     max_body_mb
         Size of a request's body at most, in MB (10⁶ bytes).
+    body_seconds
+        How long a request's body may take to arrive.
     reload_seconds
         Between two looks for bundles that were replaced on disk.
 
@@ -41,10 +43,11 @@ class ServeSettings:
     max_delay_ms: float = 5.0
     max_queue: int = 256
     max_body_mb: float = 32.0
+    body_seconds: float = 30.0
     reload_seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("threads", "max_batch", "max_queue", "max_body_mb", "reload_seconds"):
+        for name in ("threads", "max_batch", "max_queue", "max_body_mb", "body_seconds", "reload_seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} must be above 0, got {value!r}")
