@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from export_models import saved_model, small_model
+
+from featcache.bundle.exporting import export
 from featcache.serve import ServeSettings, serve
 from featcache.serve.server import Started
 
@@ -58,6 +61,13 @@ def form(files: Sequence[tuple[str, bytes]], field: str = "files") -> tuple[byte
         head = f'--boundary\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'
         parts += [head.encode(), data, b"\r\n"]
     return b"".join([*parts, b"--boundary--\r\n"]), "multipart/form-data; boundary=boundary"
+
+
+def exported(place: Path, name: str, *, classes: tuple[str, ...]) -> Path:
+    """Return a bundle called `name` with these labels, of a small network with random weights."""
+    model = saved_model(place / f"{name}-model", model=small_model(gain=200.0, classes=classes))
+    export(model, out=place / name, formats=("onnx",))
+    return place / name
 
 
 @contextmanager

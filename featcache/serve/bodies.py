@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.requests import ClientDisconnect, Request
@@ -30,13 +30,13 @@ class Bodies:
         """
         held = 0
         try:
-            chunks = []
+            chunks, stream = [], request.stream()
             stated = request.headers.get("content-length", "")
             if stated.isdecimal() and int(stated) > self._most:
-                raise await self._too_large(request)
+                raise await self._too_large(stream)
             try:
                 async with asyncio.timeout(self._seconds):
-                    async for chunk in request.stream():
+                    async for chunk in stream:
                         held += len(chunk)
                         self._held += len(chunk)
                         if held > self._most or self._held > self._most * _BODIES_AT_ONCE:
@@ -51,18 +51,18 @@ class Bodies:
                     400, "the connection must stay open until the body has arrived, it was closed"
                 ) from error
             if held > self._most:
-                raise await self._too_large(request)
+                raise await self._too_large(stream)
             if self._held > self._most * _BODIES_AT_ONCE:
                 raise busy("the memory for bodies of requests is used up", close=True)
             yield b"".join(chunks)
         finally:
             self._held -= held
 
-    async def _too_large(self, request: Request) -> RefusedError:
+    async def _too_large(self, stream: AsyncGenerator[bytes, None]) -> RefusedError:
         """Return the refusal, after reading on for a moment: a client that sends before it listens would not see it."""
         try:
             async with asyncio.timeout(_LINGER_SECONDS):
-                async for _ in request.stream():
+                async for _ in stream:
                     pass
         except (TimeoutError, ClientDisconnect):
             pass
