@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports import machine, models, scan
+from reports import machine, models, scan, serving
 from reports.report import Report
 
-REPORTS: tuple[Report, ...] = (*scan.REPORTS, *machine.REPORTS, *models.REPORTS)
+REPORTS: tuple[Report, ...] = (*scan.REPORTS, *machine.REPORTS, *models.REPORTS, *serving.REPORTS)
