@@ -6,8 +6,6 @@
 Takes an image as the field ``file`` of a multipart ``POST /predict``, answers ``{label, probability}``.
 """
 
-from __future__ import annotations
-
 import litserve
 import numpy as np
 from fastapi import Request
@@ -17,7 +15,7 @@ from serve_fastapi import Classifier, parser
 class Api(litserve.LitAPI):
     """Decodes in the worker, runs what has come within 5 ms together."""
 
-    def __init__(self, bundle: object) -> None:
+    def __init__(self, bundle) -> None:
         super().__init__(max_batch_size=16, batch_timeout=0.005)
         self.bundle = bundle
 
