@@ -126,7 +126,7 @@ def test_half_open_connections_do_not_stop_the_next_one(narrow: Running, photos:
         (form([("a", b"1")])[0][:-4], form([])[1], "ends before its last boundary"),
         (form([("a", b"1")], "photo")[0], form([])[1], "fields must be named 'files', got 'photo'"),
         (form([("a", b"1")])[0].replace(b"Content-Disposition", b"X"), form([])[1], "fields must be named 'files'"),
-        (b"--boundary\r\n" + b"a" * 9000, form([])[1], "multipart/form-data as RFC 7578 has it"),
+        (b"--boundary\r\n" + b"a" * 9000, form([])[1], "multipart/form-data"),
     ],
 )
 def test_a_form_that_is_none_is_400(server: Running, body: bytes, content_type: str, words: str) -> None:
