@@ -40,6 +40,10 @@ class ImageError(FeatcacheError, ValueError):
     """The bytes of one image cannot be turned into pixels; the message is the recorded reason."""
 
 
+class LargeImageError(ImageError):
+    """An image has more pixels than are decoded."""
+
+
 class BackboneError(FeatcacheError, LookupError):
     """No such backbone, or one without what was asked of it."""
 

@@ -97,3 +97,28 @@ def photos(tmp_path: Path) -> Path:
         for i in range(12):
             write_photo(folder / name / f"{i:02}.jpg", seed=100 * hue + i, hue=hue)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a bundle of a small random network that tells cats from dogs; only to be read."""
+    from serving import exported
+
+    return exported(tmp_path_factory.mktemp("pets"), "pets", classes=("cat", "dog"))
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a bundle of the same network with other labels; only to be read."""
+    from serving import exported
+
+    return exported(tmp_path_factory.mktemp("zoo"), "zoo", classes=("ape", "bat", "cow"))
+
+
+@pytest.fixture(scope="session")
+def server(pets: Path) -> Iterator[object]:
+    """Return the client of a running server of `pets`."""
+    from serving import running
+
+    with running([pets]) as started:
+        yield started

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "featcache"
 ROOMS = (
     "errors", "system", "recipe", "images", "datasets", "backbone", "engines", "store", "cache", "extract", "heads",
     "train", "distillation", "model", "graph", "compression", "formats", "runtime", "bundle", "pipeline",
-    "verification", "sklearn", "testing", "cli",
+    "verification", "serve", "sklearn", "testing", "cli",
 )  # fmt: skip
 MOST_ROOMS = 26  # with the package's own __init__
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from featcache.cli import caches, heads, models, bundles, use, whole  # noqa: F401
+from featcache.cli import caches, heads, models, bundles, use, serving, whole  # noqa: F401
 from featcache.cli.application import app
 
 __all__ = ["app", "application_for"]

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
-from featcache.errors import ImageError
+from featcache.errors import ImageError, LargeImageError
 from featcache.images.jpeg import JpegHeader
 from featcache.images.orientation import read_orientation, turn_image
 from featcache.images.png import SIGNATURE, has_end, without_bulk
@@ -39,7 +39,6 @@ _DAMAGE = (
     MemoryError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 
 # Pillow logs an oddity of TIFF files; without a handler Python would print it. Handlers of the user still get it.
@@ -87,13 +86,15 @@ def open_other(data: bytes) -> Image.Image:
             raise ImageError(_unknown(data)) from error
         except ImageError:
             raise
+        except Image.DecompressionBombError as error:  # Pillow's own bound, where it knows the size before we do
+            raise LargeImageError(f"an image must have at most {MAX_PIXELS} pixels: {_reason(error)}") from error
         except _DAMAGE as error:
             raise ImageError(f"damaged image: {_reason(error)}") from error
 
 
-def too_large(width: int, height: int) -> ImageError:
+def too_large(width: int, height: int) -> LargeImageError:
     """Return the error of an image with too many pixels."""
-    return ImageError(f"an image must have at most {MAX_PIXELS} pixels, this one has {width}x{height}")
+    return LargeImageError(f"an image must have at most {MAX_PIXELS} pixels, this one has {width}x{height}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from featcache.errors import ImageError
+from featcache.errors import LargeImageError
 from featcache.images.views import View
 from featcache.recipe import Preprocessing
 
@@ -41,7 +41,7 @@ def _geometry(width: int, height: int, preprocessing: Preprocessing, view: View 
         source = whole if view is None else view.box(width, height)
         between = source[3] - source[1]  # rows of the image that is resized in width and not yet in height
         if p.width * between > MAX_PIXELS:
-            raise ImageError(
+            raise LargeImageError(
                 f"an image must have at most {MAX_PIXELS} pixels when it is {p.width} wide, this one of "
                 f"{width}x{height} would be {p.width}x{between}: too long and thin"
             )
@@ -51,7 +51,7 @@ def _geometry(width: int, height: int, preprocessing: Preprocessing, view: View 
     stretched = int(p.resize * long / short)
     new_width, new_height = (p.resize, stretched) if width <= height else (stretched, p.resize)
     if new_width * new_height > MAX_PIXELS:
-        raise ImageError(
+        raise LargeImageError(
             f"an image must have at most {MAX_PIXELS} pixels when its short side is {p.resize}, this one of {width}x"
             f"{height} would be {new_width}x{new_height}: too long and thin"
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from reports import machine, models, scan, waits
+from reports import machine, models, scan, serving, waits
 from reports.report import Report
 
-REPORTS: tuple[Report, ...] = (*scan.REPORTS, *machine.REPORTS, *models.REPORTS, *waits.REPORTS)
+REPORTS: tuple[Report, ...] = (
+    *scan.REPORTS, *machine.REPORTS, *models.REPORTS, *waits.REPORTS, *serving.REPORTS,
+)  # fmt: skip

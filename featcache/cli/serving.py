@@ -1,0 +1,77 @@
+"""Bundles over HTTP: serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featcache.cli.application import app
+from featcache.cli.options import Json
+from featcache.cli.output import finish_output, put, put_json
+from featcache.errors import DependencyError
+
+_NETWORK, _BOUNDS = "Network", "Bounds"
+
+
+@app.command()
+def serve(
+    bundles: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BUNDLE...", help="Bundles or folders of versions; NAME=BUNDLE, NAME/VERSION=BUNDLE give names."
+        ),
+    ],
+    cache: Annotated[
+        Path | None, typer.Option(help="Answer for images that this cache knows from their stored features.")
+    ] = None,
+    format: Annotated[str | None, typer.Option("--format", help="Which device file; default: the first.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads to compute and to decode with; default: all.")] = None,
+    host: Annotated[
+        str,
+        typer.Option(help="Address to listen on; any but this machine's own needs a token.", rich_help_panel=_NETWORK),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.", rich_help_panel=_NETWORK)] = 8000,
+    token: Annotated[
+        str | None, typer.Option(help="What requests must bring as Authorization: Bearer.", rich_help_panel=_NETWORK)
+    ] = None,
+    max_batch: Annotated[int, typer.Option(help="Images run at once at most.", rich_help_panel=_BOUNDS)] = 16,
+    max_delay_ms: Annotated[
+        float, typer.Option(help="How long a batch waits for images being decoded.", rich_help_panel=_BOUNDS)
+    ] = 5.0,
+    max_queue: Annotated[
+        int, typer.Option(help="Images that may wait; more are answered by 503.", rich_help_panel=_BOUNDS)
+    ] = 256,
+    max_body_mb: Annotated[
+        float, typer.Option(help="Size of a request's body at most.", rich_help_panel=_BOUNDS)
+    ] = 32.0,
+    as_json: Json = False,
+) -> None:
+    """Answer for bundles over HTTP until stopped: plain uploads and the Open Inference Protocol v2.\f
+
+    Raises `DependencyError` where the extra ``serve`` is not installed.
+    """
+    try:
+        from featcache.serve import ServeSettings
+        from featcache.serve import serve as serve_bundles
+        from featcache.serve.server import Started
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("featcache"):
+            raise
+        raise DependencyError(
+            f"serving needs the package {error.name}, which is not installed: pip install 'featcache[serve]'"
+        ) from error
+
+    def say_ready(started: Started) -> None:
+        if as_json:
+            put_json({"url": started.url, "models": list(started.models)})
+        else:
+            put(f"serving {', '.join(started.models)} at {started.url}; {started.url}/docs says how to ask")
+        finish_output()
+
+    settings = ServeSettings(
+        format=format, threads=threads, max_batch=max_batch, max_delay_ms=max_delay_ms, max_queue=max_queue,
+        max_body_mb=max_body_mb,
+    )  # fmt: skip
+    serve_bundles(bundles, host=host, port=port, cache=cache, token=token, settings=settings, ready=say_ready)

@@ -1,0 +1,172 @@
+"""`ServedModel`: one bundle, verified and loaded, and the way an image of a request goes through it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.errors import CorruptError, InputError
+from featcache.images.load import load_image
+from featcache.runtime.bundle import MANIFEST_FILE
+from featcache.runtime.classifier import Classifier, open_classifier
+from featcache.serve.batching import Batcher, Logits, Pixels
+from featcache.serve.known import KnownImages
+from featcache.serve.metrics import ModelMetrics
+from featcache.serve.places import Place
+from featcache.serve.settings import ServeSettings
+from featcache.verification import verify
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What the model says of one image: its `logits` (k,), and whether they come from stored features."""
+
+    logits: Logits
+    cached: bool = False
+
+
+class ServedModel:
+    """A bundle that answers. It is used inside `in_use`, so that whoever retires it knows when nobody does any more."""
+
+    def __init__(
+        self, place: Place, classifier: Classifier, known: KnownImages | None, settings: ServeSettings,
+        decoders: ThreadPoolExecutor, metrics: ModelMetrics,
+    ) -> None:  # fmt: skip
+        self.place, self.classifier, self.known, self.metrics = place, classifier, known, metrics
+        self._decoders = decoders
+        self._users = 0
+        self._retired = False
+        self._batcher = Batcher(
+            classifier.run,
+            max_batch=settings.max_batch,
+            max_delay=settings.max_delay_ms / 1e3,
+            ran=metrics.batch_ran,
+        )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, 3) of what the model reads."""
+        return (self.classifier.preprocessing.height, self.classifier.preprocessing.width, 3)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the model loaded inside the block. Called by the thread of the event loop alone, as is `retire`."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self._close_unused()
+
+    def retire(self) -> None:
+        """Let the model be closed as soon as no request uses it."""
+        self._retired = True
+        self._close_unused()
+
+    def _close_unused(self) -> None:
+        if self._retired and not self._users:
+            self._decoders.submit(self._close)  # it waits for the last batch, which the event loop must not
+
+    def _close(self) -> None:
+        self._batcher.close()
+        self.classifier.runner.close()
+
+    def classify(self, data: bytes) -> Future[Answer]:
+        """Return the answer to come for the bytes of an image file; it raises `ImageError` for what is none."""
+        answer: Future[Answer] = _started()
+        self._batcher.announce()
+        self._decoders.submit(self._prepare, data, answer)
+        return answer
+
+    def _prepare(self, data: bytes, answer: Future[Answer]) -> None:
+        try:
+            stored = None if self.known is None else self.known.logits(data)
+            pixels = None if stored is not None else load_image(data, self.classifier.preprocessing, decoder="pillow")
+        except BaseException as error:  # noqa: BLE001 - it is raised where the answer is awaited
+            self._batcher.withdraw()
+            answer.set_exception(error)
+            return
+        if pixels is None:
+            assert stored is not None
+            self._batcher.withdraw()
+            answer.set_result(Answer(stored, cached=True))
+        else:
+            self._batcher.put(pixels, _passed_to(answer))
+
+    def run(self, images: Pixels) -> list[Future[Answer]]:
+        """Return the answers to come for `images` (n, height, width, 3) that are decoded already."""
+        answers: list[Future[Answer]] = []
+        for pixels in images:
+            answer: Future[Answer] = _started()
+            self._batcher.announce()
+            self._batcher.put(pixels, _passed_to(answer))
+            answers.append(answer)
+        return answers
+
+
+def _started() -> Future[Any]:
+    """Return a future that cannot be cancelled: whoever awaited it may have gone, its image runs all the same."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def _passed_to(answer: Future[Answer]) -> Future[Logits]:
+    """Return a future of logits that settles `answer`."""
+    logits: Future[Logits] = _started()
+
+    def settle(done: Future[Logits]) -> None:
+        error = done.exception()
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(Answer(done.result()))
+
+    logits.add_done_callback(settle)
+    return logits
+
+
+def load_classifier(place: Place, settings: ServeSettings) -> Classifier:
+    """Return the bundle at `place`, every byte of it verified as `featcache verify` does, loaded, and run once.
+
+    Raises
+    ------
+    CorruptError
+        Where a byte is not as it was exported, the bundle is written to meanwhile, or its model does not answer as it
+        says.
+    InputError
+        Where it is something else than a bundle, or has no such format.
+    MissingError
+        Where there is nothing.
+    """
+    found = verify(place.path)
+    if found.kind != "bundle":
+        raise InputError(f"BUNDLE must be a bundle, {os.fspath(place.path)!r} is a {found.kind}: export it first")
+    if found.problems:
+        more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
+        raise CorruptError(
+            f"{os.fspath(place.path)!r} must be a bundle as it was exported, got: {found.problems[0]}{more}; "
+            "export the bundle again"
+        )
+    manifest = _manifest_of(place.path)
+    classifier = open_classifier(place.path, format=settings.format, threads=settings.thread_count)
+    try:
+        if _manifest_of(place.path) != manifest:
+            raise CorruptError(f"{os.fspath(place.path)!r} must stay as it is while it is loaded, it was written to")
+        height, width = classifier.preprocessing.height, classifier.preprocessing.width
+        classifier.run(np.zeros((1, height, width, 3), dtype=np.uint8))
+    except BaseException:
+        classifier.runner.close()
+        raise
+    return classifier
+
+
+def _manifest_of(path: Path) -> bytes:
+    return (path / MANIFEST_FILE).read_bytes()
