@@ -174,7 +174,7 @@ def _repaired(folder: Path) -> Commands:
     from featcache.verification import verify
 
     assert not verify(_scrambled(folder) / "cache", repair=True).ok
-    return [["build", "photos", "--cache", "cache", "--json"]]
+    return [["build", "photos", "--cache", "cache", "--dataset", "photos", "--json"]]
 
 
 def _without_layout(folder: Path) -> Path:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from reports import REPORTS
 from reports.report import Outcome, Report, replay, run_in_process
 
 FORKS = multiprocessing.get_context("forkserver")  # its processes begin where the imports are done
-FORKS.set_forkserver_preload(["featcache.cli.verbs", "featcache.extract.build", "featcache.train.fit", "timm", "onnx"])
+FORKS.set_forkserver_preload(["report_imports"])
 
 
 def _main(arguments: Sequence[str], folder: Path, outputs: tuple[str, str]) -> None:
@@ -44,6 +45,14 @@ def run_in_fork(arguments: Sequence[str], folder: Path, report: Report, *, last:
     said = [Path(path).read_text(encoding="utf-8") for path in outputs]
     assert fork.exitcode is not None
     return Outcome(fork.exitcode, said[0], said[1], time.perf_counter() - started, folder)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _server_of_forks() -> None:
+    """Start the process that forks, with this folder's modules to be found: it knows no path but its environment's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).resolve().parents[1]), *sys.path]))
+        forkserver.ensure_running()
 
 
 @pytest.mark.parametrize("report", REPORTS, ids=[report.name for report in REPORTS])
