@@ -25,6 +25,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what takes long for what it adds, unless it is asked for."""
+    if not os.environ.get("FEATCACHE_LONG"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="long for what it adds: set FEATCACHE_LONG=1 to run it"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _private_cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep compiled networks of the tests out of the user's cache directory."""

@@ -1,7 +1,7 @@
 """`compress`: the smallest or fastest model within a budget of accuracy, found by trying, the cheapest things first.
 
-    features that the head ignores go       no loss, a second; where it ignores none, a head of half of them is fitted
     integers                                a minute
+    features that the head ignores go       no loss, a second; where it ignores none, a head of half of them is fitted
     channels go, the others solved again    a few minutes, then integers of what is left
     training toward the float features      where that lost too much, as long as there is time
     training with the rounding inside       where integers lost too much
@@ -283,8 +283,10 @@ class _Search:
         """Try one thing after the other, the cheapest first, while there is time."""
         whole = self._try("float", (), lambda out: save_model(self.source.model, out, golden=self.source.golden))
         assert whole is not None
+        self._integers(whole)
         base = self._without_ignored(whole)
-        self._integers(base)
+        if base is not whole:
+            self._integers(base)
         within, beyond = 0.0, 1.0
         for amount in _AMOUNTS:
             if self._narrowed(base, amount):

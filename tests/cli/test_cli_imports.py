@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from reports.report import draw, draw_classes
 
 HEAVY = ("torch", "torchvision", "timm", "openvino", "onnx", "onnxruntime", "sklearn", "scipy", "pandas", "pyarrow",

@@ -80,6 +80,7 @@ def test_the_main_job_opens_no_connection(job: dict[str, str], tmp_path: Path) -
     assert [path.name for path in (tmp_path / "home").glob(".cache/*")] in ([], ["featcache"])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_main_job_needs_no_network(job: dict[str, str], tmp_path: Path) -> None:
     """In a network of its own without a route, not even to itself, it does the same."""

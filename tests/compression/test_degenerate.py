@@ -94,7 +94,7 @@ def _black(path: Path, number: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["black", "copies"])
+@pytest.mark.parametrize("kind", ["black", pytest.param("copies", marks=pytest.mark.long)])
 def test_every_compression_ends(kind: str, tmp_path: Path) -> None:
     """From image files to the smaller model, whatever the photos are."""
     for number in range(12):

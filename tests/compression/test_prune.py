@@ -76,7 +76,7 @@ def test_a_transformer_loses_channels_and_the_limit_is_named(photos: Path, tmp_p
     place = made(photos, "test_vit")
     result = prune(place / "model", cache=place / "cache", out=tmp_path / "p", method="channel", amount=0.1)
     assert result.macs / result.macs_before == pytest.approx(0.9, abs=0.018)
-    with pytest.raises(InputError, match=r"at most 0\.\d\d for 'test_vit'"):
+    with pytest.raises(InputError, match=r"at most 0\.\d+ for 'test_vit'"):
         prune(place / "model", cache=place / "cache", out=tmp_path / "x", method="channel", amount=0.9)
     assert not (tmp_path / "x").exists()
 

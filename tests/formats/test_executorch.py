@@ -57,7 +57,10 @@ def single_of(model: MergedModel, folder: Path) -> Path:
 # --- the graph ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "kwargs"), [("test_resnet", {}), ("test_efficientnet", {"pad_type": "same"})])
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [pytest.param("test_resnet", {}, marks=pytest.mark.long), ("test_efficientnet", {"pad_type": "same"})],
+)
 def test_the_graph_with_integers_where_kernels_fit_computes_the_same(
     tmp_path: Path, name: str, kwargs: dict[str, object]
 ) -> None:
@@ -143,6 +146,7 @@ def test_executorch_computes_the_stored_scales_in_integers(
     assert np.square(found - reference).mean() < of_floats, "nearer than the model before its rounding"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.target
 def test_executorch_says_that_a_vision_transformer_stays_in_floats(tmp_path: Path) -> None:

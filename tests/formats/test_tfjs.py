@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 
 from featcache.bundle.exporting import export
 from featcache.cli import app
-from featcache.errors import DependencyError, VerificationError
+from featcache.errors import CorruptError, DependencyError, VerificationError
 from featcache.formats.interface import Target
 from featcache.formats.onnx import open_unoptimised
 from featcache.formats.registry import find_target
@@ -187,7 +187,10 @@ def test_an_exported_bundle_is_run_and_a_changed_weight_is_noticed(tmp_path: Pat
     middle = len(data) // 8 * 4
     data[middle : middle + 400] = np.full(100, 0.5, dtype=np.float32).tobytes()
     shard.write_bytes(data)
-    with find_target("tfjs").open(opened.files("tfjs"), threads=1) as runner:
+    with pytest.raises(CorruptError, match="must have the sha256 stated for it"):
+        opened.files("tfjs")
+    files = tuple(sorted((tmp_path / "bundle" / "tfjs").iterdir(), key=lambda file: file.suffix != ".json"))
+    with find_target("tfjs").open(files, threads=1) as runner:
         assert np.abs(runner.run(images) - whole).max() > 1e-4
 
 

@@ -120,7 +120,7 @@ def test_golden_photos_need_unchanged_files(folder: Path, tmp_path: Path) -> Non
         kept = golden_photos(cache)
         assert len(set(kept)) == len(kept)
         shutil.rmtree(tmp_path / "photos")
-        with pytest.raises(MissingError, match="synthetic"):
+        with pytest.raises(MissingError, match=r"must lie in .*photos.* pass --images"):
             golden_photos(cache)
 
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_each_verb_is_timed_in_each_setting(tmp_path: Path) -> None:
     """The figures are of this machine, so only that they are there and are of one another is right or wrong."""
