@@ -18,7 +18,7 @@ from featcache.serve.protocol_v2 import v2_router
 from featcache.serve.refusals import RefusedError, status_of
 from featcache.serve.service import Service, json_response
 
-_ABOUT = "Classifiers that were trained on cached features and exported as bundles. Errors are `{error}`, one line."
+_ABOUT = 'Classifiers that were trained on cached features and exported as bundles. An error is one line: {"error": …}.'
 
 
 def make_application(service: Service, *, token: str | None = None) -> Border:
