@@ -60,7 +60,7 @@ def latencies_ms(paths: Sequence[str | Path]) -> list[float]:
 
     Runs alternate between the files, so that whatever else the machine does falls on all of them alike.
     """
-    sessions = [open_session(path, threads=processor_count()) for path in paths]
+    sessions = [open_session(path, threads=processor_count(), spinning=True) for path in paths]
     shape = sessions[0].get_inputs()[0].shape
     image = np.random.default_rng(0).integers(0, 256, size=(1, *shape[1:]), dtype=np.uint8)
     seconds: list[list[float]] = [[] for _ in sessions]

@@ -57,7 +57,8 @@ _REMOVED: Mapping[SearchTarget, Target] = {"size": "parameters", "latency": "mac
 
 MOST_MINUTES = 40.0
 _FEATURES = 0.5  # the share that a head is to read which reads all
-_AMOUNTS = (0.3, 0.5, 0.7)  # of what is removed, until a step loses too much
+# shares of what is removed, until a step loses too much
+_AMOUNTS: Mapping[SearchTarget, tuple[float, ...]] = {"size": (0.5, 0.7, 0.85), "latency": (0.3, 0.5, 0.7)}
 _LEAST_STEP = 0.1  # between an amount that is within the budget and one that is not
 _LEAST_TRAINING = 0.5  # minutes; less is not worth its start
 _MOST_TRAINING = 10.0
@@ -285,10 +286,8 @@ class _Search:
         assert whole is not None
         self._integers(whole)
         base = self._without_ignored(whole)
-        if base is not whole:
-            self._integers(base)
         within, beyond = 0.0, 1.0
-        for amount in _AMOUNTS:
+        for amount in _AMOUNTS[self.target]:
             if self._narrowed(base, amount):
                 within = amount
             else:
@@ -300,12 +299,15 @@ class _Search:
                 within = middle
             else:
                 beyond = middle
-        self._trained(within)
+        if within:
+            self._trained(within)
+        elif base is not whole:
+            self._integers(base)
 
     def _trained(self, amount: float) -> None:
         """Spend what time is left on the narrowest network within the budget, where it was not trained yet."""
         narrow = self.candidates.get(_name(amount))
-        if amount > 0 and narrow is not None and narrow.meets and self._minutes() >= _LEAST_TRAINING:
+        if narrow is not None and narrow.meets and self._minutes() >= _LEAST_TRAINING:
             trained = self._recovered(narrow)
             if trained is not None and trained.meets:
                 self._integers(trained)

@@ -72,7 +72,7 @@ def _times(model: MergedModel, network: nn.Module) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = write_onnx(with_network(model, network), Path(folder) / "network.onnx")
         owners = _owners(Graph(onnx.load(str(path))))
-        session = open_session(path, threads=processor_count(), profile=Path(folder))
+        session = open_session(path, threads=processor_count(), profile=Path(folder), spinning=True)
         image = np.zeros((1, *session.get_inputs()[0].shape[1:]), dtype=np.uint8)
         for _ in range(_RUNS):
             session.run(None, {"image": image})

@@ -28,6 +28,7 @@ def open_session(
     optimise: bool = True,
     save_optimised: Path | None = None,
     profile: Path | None = None,
+    spinning: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Return ONNX Runtime's session of an ONNX file, on the processor.
 
@@ -43,6 +44,9 @@ def open_session(
         Where to write the graph in the form that is run.
     profile
         A folder for the times of all nodes, in a file that ``end_profiling`` of the session names.
+    spinning
+        Let threads without work turn in a loop, ONNX Runtime's default: a small network's image is faster by a sixth
+        on an idle machine, which is what is timed, and slower where others hold the processors.
 
     Raises
     ------
@@ -65,8 +69,8 @@ def open_session(
     options.inter_op_num_threads = 1  # nodes one after the other
     # stated always: left to itself, it counts the machine's processors and pins threads to some that are not ours
     options.intra_op_num_threads = processor_count() if threads is None else threads
-    # a thread without work sleeps: turning in a loop, it would hold the processor that the others wait for
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # else a thread without work sleeps: turning in a loop, it would hold the processor that the others wait for
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if save_optimised is not None:

@@ -52,7 +52,7 @@ class _OnnxRunner(Runner):
         from featcache.engines.session import open_session
 
         self._name = path.name
-        self._session = open_session(path, threads=threads, optimise=optimise)
+        self._session = open_session(path, threads=threads, optimise=optimise, spinning=True)
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the logits."""

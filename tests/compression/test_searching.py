@@ -60,7 +60,6 @@ def test_a_smaller_model_within_the_budget_is_written_with_all_that_was_tried(pl
     assert not (tmp_path / "small.work").exists()
     with pytest.raises(ExistsError):
         search(place / "model", cache=place / "cache", out=tmp_path / "small", max_drop=0.4)
-    assert any("head of" in line for line in lines)  # half of the features were tried first
     for name in ("onnx", "openvino"):
         report = export(tmp_path / "small", out=tmp_path / name, formats=[name], images=place / "photos")
         assert report.formats[name].executed
