@@ -37,12 +37,13 @@ def predict(
         say(f"cache: {hits} hits, {len(predictions) - hits} misses")
     if as_json:
         put_json([prediction.to_json() for prediction in predictions])
-    for prediction in [] if as_json else predictions:
-        if prediction.reason is not None:
-            say(f"failed: {prediction.path}: {prediction.reason}")
-            continue
-        listed = "  ".join(f"{label} {value:.3f}" for label, value in prediction.top)
-        put(str(prediction.path), str("unknown" if prediction.unknown else prediction.label), listed)
+    else:
+        for prediction in predictions:
+            if prediction.reason is not None:
+                say(f"failed: {prediction.path}: {prediction.reason}")
+                continue
+            listed = "  ".join(f"{label} {value:.3f}" for label, value in prediction.top)
+            put(str(prediction.path), "unknown" if prediction.unknown else str(prediction.label), listed)
     if all(prediction.reason is not None for prediction in predictions):
         raise InputError(
             f"at least one image must be readable, none of {len(predictions)} is: {predictions[0].path}: "

@@ -23,7 +23,7 @@ from torch import nn
 from featcache.compression.groups import ProbedBackbone, dependency_graph, example_images, flat_features
 from featcache.errors import InputError, VerificationError
 from featcache.heads import Head, LinearHead
-from featcache.heads.agreement import logit_tolerance
+from featcache.heads.agreement import SAME_ARITHMETIC, logit_tolerance
 from featcache.model.merged import MergedModel, wrap_network
 
 _CHECKED_IMAGES = 2
@@ -180,7 +180,7 @@ def _difference(model: MergedModel, network: nn.Module, head: LinearHead) -> flo
         before = model.head(flat_features(model.backbone, images))
         after = head.to_module()(flat_features(backbone, images))
     difference = float((before - after).abs().max())
-    limit = logit_tolerance(before.numpy())
+    limit = logit_tolerance(before.numpy(), SAME_ARITHMETIC)
     if not difference <= limit:
         raise VerificationError(
             f"head-driven pruning must keep the logits within {limit:.2g}, got a difference of {difference:.2g}: "

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from featcache.heads.base import sigmoid, softmax
 
 RELATIVE_TOLERANCE = 1e-4  # ten times what runtimes were seen to differ by, whatever the penalty
+SAME_ARITHMETIC = 1e-5  # one runtime, its float32 sums in another order: merged models, features that go
 
 
 def logit_spread(logits: npt.NDArray[Any]) -> float:

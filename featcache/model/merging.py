@@ -16,7 +16,7 @@ from featcache.backbone.load import load_backbone
 from featcache.cache import FeatureCache, borrow_cache
 from featcache.errors import InputError, VerificationError, WeightsError
 from featcache.heads import Head, load_head
-from featcache.heads.agreement import logit_tolerance
+from featcache.heads.agreement import SAME_ARITHMETIC, logit_tolerance
 from featcache.images.batches import first_decoded
 from featcache.model.directory import model_bytes, save_model
 from featcache.model.golden import GoldenKind
@@ -182,7 +182,7 @@ def _difference_to_halves(model: MergedModel) -> float:
         merged = model(image)[0].numpy()
     separate = model.fitted_head.predict_logits(features)
     difference = float(np.abs(merged - separate).max())
-    limit = logit_tolerance(separate)
+    limit = logit_tolerance(separate, SAME_ARITHMETIC)
     if not difference <= limit:
         raise VerificationError(
             f"the merged model must give the logits of head(backbone(x)) within {limit:.2g}, got a difference of "

@@ -17,7 +17,7 @@ from featcache.compression.refitting import open_source
 from featcache.compression.searching import search
 from featcache.errors import BudgetError, ExistsError, InputError, MissingError
 from featcache.extract.build import build_cache
-from featcache.model.directory import load_model
+from featcache.model.directory import load_model, save_model
 from featcache.model.merging import merge
 from featcache.train.fit import train_head
 from featcache.train.options import LinearOptions
@@ -76,6 +76,19 @@ def test_channels_that_cannot_go_end_nothing(place: Path, tmp_path: Path, monkey
         tried = searching._Search(open_source(place / "model", cache), tmp_path, 0.4, "size", 60.0, print)
         assert not tried._narrowed(candidate("float", accuracy=0.9, size=100), 0.3)
     assert tried.notes == ["channels, 30% of parameters: --amount must be at most 0.04 for this network, got 0.3"]
+
+
+def test_a_head_of_half_the_features_is_tried_where_all_are_read(place: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    with open_cache(place / "cache") as cache:
+        tried = searching._Search(open_source(place / "model", cache), tmp_path, 0.4, "size", 600.0, lines.append)
+        whole = tried._try("float", (), lambda out: save_model(tried.source.model, out, golden=tried.source.golden))
+        assert whole is not None
+        narrow = tried._without_ignored(whole)
+    assert narrow.name == "head" and narrow.parameters < whole.parameters
+    assert narrow.steps[0].startswith("head of ") and len(lines) == 2
+    assert load_model(narrow.model).fitted_head.num_features < tried.source.model.fitted_head.num_features
+    assert (Path(narrow.model) / "golden").exists()  # what will ship is compared with it
 
 
 def test_images_that_are_gone_are_one_line(place: Path, tmp_path: Path) -> None:
