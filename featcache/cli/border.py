@@ -17,6 +17,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ _ADVICE = {
     errno.EMFILE: "allow more open files (ulimit -n)", errno.ENFILE: "allow more open files (ulimit -n)",
     errno.ENOMEM: "free memory, or work on less at once",
 }  # fmt: skip
+
+_LATER_S = 0.02
 
 
 class Interrupted(BaseException):
@@ -92,7 +95,30 @@ def _interrupts_raised() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise `Interrupted`; while a module is being imported, a moment later.
+
+    C++ that imports Python modules as it is imported itself (torch does) ends the process at any exception from there.
+    """
+    if _is_importing(frame):
+        later = threading.Timer(_LATER_S, _signal_main_thread, [number])
+        later.daemon = True
+        later.start()
+        return
     raise Interrupted(number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _signal_main_thread(number: int) -> None:
+    ident = threading.main_thread().ident
+    if ident is not None and threading.main_thread().is_alive():
+        signal.pthread_kill(ident, number)
 
 
 def _refuse(message: str) -> int:

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -256,3 +257,25 @@ def test_closed_streams_take_no_numbers(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, preexec_fn=close_all)
     assert int((tmp_path / "file").read_text(encoding="ascii")) > 2
+
+
+def test_an_interrupt_waits_until_what_is_imported_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "interrupted_while_imported.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.1)\ncomplete = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    went_on = []
+
+    def command() -> None:
+        import interrupted_while_imported
+
+        assert interrupted_while_imported.complete
+        time.sleep(10)
+        went_on.append(True)
+
+    assert run_to_exit_status(command) == 130
+    assert capsys.readouterr().err.startswith("featcache: interrupted;")
+    assert sys.modules.pop("interrupted_while_imported").complete
+    assert not went_on
