@@ -78,7 +78,7 @@ def test_docstring_examples_run(name: str, workplace: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "last_line"),
     [
-        ("main_job.py", "verify: every byte is as it was written"),
+        pytest.param("main_job.py", "verify: every byte is as it was written", marks=pytest.mark.long),
         ("penalty_path.py", r"\d+ of \d+ features are used; .*"),
     ],
 )

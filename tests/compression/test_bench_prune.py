@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_table_has_both_methods_at_equal_work(tmp_path: Path) -> None:
     file = tmp_path / "table.json"

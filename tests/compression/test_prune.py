@@ -62,9 +62,10 @@ def test_channel_pruning_reaches_the_multiplications_asked_for(place: Path, tmp_
     np.testing.assert_allclose(logits_of_images(pruned, golden.images), golden.logits, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_pruned_model_can_be_quantized(place: Path, tmp_path: Path) -> None:
     prune(place / "model", cache=place / "cache", out=tmp_path / "p", method="channel", amount=0.2)
-    result = quantize(tmp_path / "p", cache=place / "cache", out=tmp_path / "q")
+    result = quantize(tmp_path / "p", cache=place / "cache", out=tmp_path / "q", calibration_images=2)
     model = load_model(tmp_path / "q")
     assert [step["verb"] for step in model.lineage] == ["merge", "prune", "quantize"]
     assert result.macs_before < 0.85 * graph_macs(write_onnx(load_model(place / "model"), tmp_path / "f.onnx"))
@@ -88,6 +89,9 @@ def test_a_residual_network_is_pruned_and_then_quantized(photos: Path, tmp_path:
     assert result.macs / result.macs_before == pytest.approx(0.9, abs=0.018)
     quantize(tmp_path / "p", cache=place / "cache", out=tmp_path / "q", calibration_images=2)
     again = load_model(tmp_path / "q")
+    assert [step["verb"] for step in again.lineage] == ["merge", "prune", "quantize"]
+    with pytest.raises(InputError, match="prune first"):
+        prune(tmp_path / "q", cache=place / "cache", out=tmp_path / "x", amount=0.2)
     assert again.surgery.widths and again.surgery.folded
 
 

@@ -66,7 +66,8 @@ def test_cosine_head_graph_normalises_each_row(graph: Path) -> None:
     "name",
     [
         "onnx", "openvino", "tflite", "tfjs", "ncnn", "coreml",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("executorch", "mslite", "mindir", "mindspore")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("mslite", "mindir", "mindspore")),
+        pytest.param("executorch", marks=[pytest.mark.slow, pytest.mark.long]),
     ],
 )  # fmt: skip
 def test_cosine_head_exported_gives_torchs_logits(model: MergedModel, graph: Path, tmp_path: Path, name: str) -> None:

@@ -117,7 +117,10 @@ def test_weights_beside_the_integer_pattern_become_the_floats_they_stand_for(tmp
 
 @pytest.mark.slow
 @pytest.mark.target
-@pytest.mark.parametrize(("name", "kwargs"), [("test_resnet", {}), ("test_efficientnet", {"pad_type": "same"})])
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [("test_resnet", {}), pytest.param("test_efficientnet", {"pad_type": "same"}, marks=pytest.mark.long)],
+)
 def test_executorch_computes_the_stored_scales_in_integers(
     tmp_path: Path, name: str, kwargs: dict[str, object]
 ) -> None:

@@ -253,7 +253,9 @@ def test_coreml_with_another_weight_is_noticed(model: MergedModel, graph: Path, 
 
 
 @pytest.mark.target
-@pytest.mark.parametrize("name", ["mslite", "mindir", "mindspore", "ncnn", "executorch"])
+@pytest.mark.parametrize(
+    "name", ["mslite", "mindir", "mindspore", "ncnn", pytest.param("executorch", marks=pytest.mark.long)]
+)
 def test_format_gives_torchs_logits_in_its_own_runtime(
     model: MergedModel, graph: Path, tmp_path: Path, name: str
 ) -> None:

@@ -102,6 +102,7 @@ def test_minutes_must_be_above_zero(tmp_path: Path) -> None:
         featcache.run(tmp_path / "images", out=tmp_path / "out", budget_minutes=0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_run_of_the_demo_ships_what_val_allows(tmp_path: Path) -> None:
     """What scripts/demo does once .venv is there: each step goes on only if it cost at most two points on val.
