@@ -27,7 +27,10 @@ import numpy.typing as npt
 
 from featcache.cache import FeatureCache, borrow_cache
 from featcache.compression.candidates import (
+    FEW_IMAGES,
+    VIEWS,
     Candidate,
+    is_within,
     paired_drop,
     pareto_front,
     right_answers,
@@ -408,7 +411,9 @@ class _Search:
             except (ValueError, TypeError, KeyError) as error:
                 raise CorruptError(f"{str(note)!r} must describe a candidate, got {error!r}: delete it") from error
             if name == "float":
-                self._right = self._answers(candidate)
+                model = load_model(candidate.model)
+                with tempfile.TemporaryDirectory() as folder:
+                    self._right = self._right_on_val(model, write_onnx(model, Path(folder) / "model.onnx"))
         else:
             if self.candidates and self.left <= 0 and len(self.candidates) > 1:
                 return None
@@ -418,15 +423,17 @@ class _Search:
             model = load_model(place)
             with tempfile.TemporaryDirectory() as folder:
                 graph = write_onnx(model, Path(folder) / "model.onnx")
-                right = right_answers(model, graph, self.source.cache, dataset=self.source.dataset, split="val")
+                right = self._right_on_val(model, graph)
                 if self._right is None:
                     self._right = right
-                drop, low, high = paired_drop(self._right, right)
+                drop = paired_drop(self._right, right)
+                before, after = self._right[:, 0], right[:, 0]
                 candidate = Candidate(
-                    name=name, steps=steps, model=str(place), val_accuracy=float(right.mean()), drop=drop, drop_low=low,
-                    drop_high=high, gained=int((right & ~self._right).sum()), lost=int((self._right & ~right).sum()),
-                    meets=drop <= self.max_drop + 1e-12, bytes=graph.stat().st_size, macs=graph_macs(graph),
-                    parameters=model.parameter_count(), latency_ms=0.0, seconds=time.perf_counter() - began,
+                    name=name, steps=steps, model=str(place), val_accuracy=float(after.mean()), drop=drop[0],
+                    drop_low=drop[1], drop_high=drop[2], gained=int((after & ~before).sum()),
+                    lost=int((before & ~after).sum()), meets=is_within(drop, self.max_drop),
+                    bytes=graph.stat().st_size, macs=graph_macs(graph), parameters=model.parameter_count(),
+                    latency_ms=0.0, seconds=time.perf_counter() - began,
                 )  # fmt: skip
             write_atomically(note, json.dumps(candidate.to_json()).encode())
         self.candidates[name] = candidate
@@ -437,13 +444,10 @@ class _Search:
         )
         return candidate
 
-    def _answers(self, candidate: Candidate, split: str = "val") -> npt.NDArray[Any]:
-        from featcache.graph.write import write_onnx
-
-        model = load_model(candidate.model)
-        with tempfile.TemporaryDirectory() as folder:
-            graph = write_onnx(model, Path(folder) / "model.onnx")
-            return right_answers(model, graph, self.source.cache, dataset=self.source.dataset, split=split)
+    def _right_on_val(self, model: MergedModel, graph: Path) -> npt.NDArray[Any]:
+        cache, dataset = self.source.cache, self.source.dataset
+        few = len(cache.select(split="val", dataset=dataset).indices) < FEW_IMAGES
+        return right_answers(model, graph, cache, dataset=dataset, split="val", views=VIEWS if few else 1)
 
     def timed(self) -> list[Candidate]:
         """Return the candidates with their latencies, all measured in turn."""
@@ -452,7 +456,16 @@ class _Search:
 
     def tested(self, chosen: Candidate) -> tuple[str, npt.NDArray[Any], npt.NDArray[Any]]:
         """Return the best split there is, and which of its images the float and the chosen model answer rightly."""
+        from featcache.graph.write import write_onnx
+
         split = next(
             name for name in SPLITS if len(self.source.cache.select(split=name, dataset=self.source.dataset).indices)
         )
-        return split, self._answers(self.candidates["float"], split), self._answers(chosen, split)
+        right = []
+        for candidate in (self.candidates["float"], chosen):
+            model = load_model(candidate.model)
+            with tempfile.TemporaryDirectory() as folder:
+                graph = write_onnx(model, Path(folder) / "model.onnx")
+                found = right_answers(model, graph, self.source.cache, dataset=self.source.dataset, split=split)
+                right.append(found[:, 0])
+        return split, right[0], right[1]

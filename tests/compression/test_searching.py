@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,12 @@ from conftest import write_photo
 
 from featcache import evaluate, export, open_cache
 from featcache.compression import searching
-from featcache.compression.candidates import Candidate, paired_drop, pareto_front
+from featcache.compression.candidates import Candidate, is_within, paired_drop, pareto_front, zoom
 from featcache.compression.refitting import open_source
 from featcache.compression.searching import search
 from featcache.errors import BudgetError, ExistsError, InputError, MissingError
 from featcache.extract.build import build_cache
+from featcache.formats.registry import find_target, target_names
 from featcache.model.directory import load_model, save_model
 from featcache.model.merging import merge
 from featcache.train.fit import train_head
@@ -65,6 +69,26 @@ def test_a_smaller_model_within_the_budget_is_written_with_all_that_was_tried(pl
         assert report.formats[name].executed
     measured = evaluate(tmp_path / "onnx", place / "photos")
     assert measured.accuracy == pytest.approx(found.accuracy_after_refit)  # from image bytes, in the other process
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.target
+def test_every_format_answers_photos_as_what_was_chosen(place: Path, tmp_path: Path) -> None:
+    """From the saved JSON and safetensors, in a fresh process, in each format whose tools are here."""
+    found = search(place / "model", cache=place / "cache", out=tmp_path / "small", max_drop=0.4, max_minutes=0.2)
+    formats = [name for name in target_names() if find_target(name).available() is None]
+    command = [
+        sys.executable, "-c", "from featcache.cli import main; main()", "export", tmp_path / "small", "--json",
+            "--out", tmp_path / "bundle", "--format", ",".join(formats), "--images", place / "photos",
+        ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    exported = json.loads(done.stdout)["formats"]
+    assert set(exported) == set(formats) and {"onnx", "openvino"} <= set(formats)
+    for name, entry in exported.items():
+        assert entry["n_compared"] == found.n, name
+        assert not entry["executed"] or entry["accuracy"] == pytest.approx(found.accuracy_after_refit), name
 
 
 def test_channels_that_cannot_go_end_nothing(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +200,35 @@ def test_flips_decide_the_interval_not_the_accuracies() -> None:
     swapped = paired_drop(before, np.roll(before, 1))
     assert same[0] == swapped[0] == 0
     assert same[1] < 0 < same[2] < swapped[2]
+
+
+def test_views_of_an_image_count_once_and_narrow_the_interval() -> None:
+    """Flips that only one view of five has say less than images that are lost in all of them."""
+    before = np.ones((200, 5), dtype=bool)
+    once, always = before.copy(), before.copy()
+    once[:20, 0] = always[:4] = False
+    assert paired_drop(before, once)[0] == paired_drop(before, always)[0] == pytest.approx(0.02)
+    widths = [high - low for _, low, high in (paired_drop(before, once), paired_drop(before, always))]
+    assert widths[0] < widths[1]
+    repeated = np.repeat(always[:, :1], 5, axis=1)
+    assert paired_drop(before, repeated) == pytest.approx(paired_drop(before[:, 0], always[:, 0]))
+
+
+def test_the_smallest_of_many_has_to_be_a_little_better_than_the_budget() -> None:
+    before = np.ones(341, dtype=bool)
+    flips = before.copy()
+    flips[:3] = False
+    assert is_within(paired_drop(before, flips), 0.0125) and not is_within(paired_drop(before, flips), 0.01)
+    assert is_within(paired_drop(before, before), 0.0)
+
+
+def test_zooms_show_the_corners_in_full_size() -> None:
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    pixels[:3] = pixels[:, :5] = 200  # outside the last corner's zoom, which begins at row 4 and column 6
+    assert zoom(pixels, 0) is pixels
+    corners = [zoom(pixels, view) for view in range(1, 5)]
+    assert {corner.shape for corner in corners} == {pixels.shape}
+    assert [corner.any() for corner in corners] == [True, True, True, False]
 
 
 def test_the_frontier_holds_what_none_beats() -> None:
