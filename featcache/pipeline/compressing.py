@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from featcache.cache import FeatureCache
-from featcache.compression.searching import FOLDER, MOST_MINUTES, CompressSearch, SearchTarget, search
+from featcache.compression.attempts import SearchTarget
+from featcache.compression.searching import FOLDER, MOST_MINUTES, CompressSearch, search
 from featcache.model.merged import MergedModel
 from featcache.pipeline.page import FORMAT, VERSION, write_report
 from featcache.system.files import write_atomically

@@ -14,7 +14,8 @@ import pytest
 from conftest import write_photo
 
 from featcache import evaluate, export, open_cache
-from featcache.compression import searching
+from featcache.compression import attempts
+from featcache.compression.attempts import Attempts
 from featcache.compression.candidates import Candidate, is_within, paired_drop, pareto_front, zoom
 from featcache.compression.refitting import open_source
 from featcache.compression.searching import search
@@ -95,9 +96,9 @@ def test_channels_that_cannot_go_end_nothing(place: Path, tmp_path: Path, monkey
     def refuse(*arguments: object, **options: object) -> object:
         raise InputError("--amount must be at most 0.04 for this network, got 0.3")
 
-    monkeypatch.setattr(searching, "prune", refuse)
+    monkeypatch.setattr(attempts, "prune", refuse)
     with open_cache(place / "cache") as cache:
-        tried = searching._Search(open_source(place / "model", cache), tmp_path, 0.4, "size", 60.0, print)
+        tried = Attempts(open_source(place / "model", cache), tmp_path, 0.4, "size", 60.0, print)
         assert not tried._narrowed(candidate("float", accuracy=0.9, size=100), 0.3)
     assert tried.notes == ["channels, 30% of parameters: --amount must be at most 0.04 for this network, got 0.3"]
 
@@ -105,7 +106,7 @@ def test_channels_that_cannot_go_end_nothing(place: Path, tmp_path: Path, monkey
 def test_a_head_of_half_the_features_is_tried_where_all_are_read(place: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     with open_cache(place / "cache") as cache:
-        tried = searching._Search(open_source(place / "model", cache), tmp_path, 0.4, "size", 600.0, lines.append)
+        tried = Attempts(open_source(place / "model", cache), tmp_path, 0.4, "size", 600.0, lines.append)
         whole = tried._try("float", (), lambda out: save_model(tried.source.model, out, golden=tried.source.golden))
         assert whole is not None
         narrow = tried._without_ignored(whole)
