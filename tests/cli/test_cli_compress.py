@@ -6,29 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import write_photo
+from small_models import merged, write_split_photos
 from typer.testing import CliRunner
 
 from featcache.cli import app
 from featcache.errors import BudgetError, InputError
-from featcache.extract.build import build_cache
-from featcache.model.merging import merge
-from featcache.train.fit import train_head
-from featcache.train.options import LinearOptions
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compress")
-    for split, count in (("train", 8), ("val", 6), ("test", 4)):
-        for hue, name in enumerate(["cat", "dog"]):
-            for i in range(count):
-                seed = 1000 * hue + 100 * len(split) + i
-                write_photo(folder / "photos" / split / name / f"{i:02}.jpg", seed=seed, hue=hue, size=(80, 80))
-    build_cache(folder / "photos", folder / "cache", backbone="test_efficientnet", weights="random:3", precision="fp32")
-    train_head(folder / "cache", head=LinearOptions(l2=0.1)).save(folder / "head")
-    merge(folder / "head", folder / "cache", out=folder / "model")
-    return folder
+    photos = write_split_photos(folder, {"train": 8, "val": 6, "test": 4}, size=(80, 80))
+    return merged(photos, folder, "test_efficientnet")
 
 
 def test_what_was_chosen_and_tried_is_one_json_object(place: Path, tmp_path: Path) -> None:

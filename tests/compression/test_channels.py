@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_photo
+from small_models import merged, write_photos
 from torch import Tensor, nn
 
 from featcache.backbone.timm_import import import_timm
@@ -37,21 +38,12 @@ from featcache.train.options import LinearOptions
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("channels") / "photos"
-    for hue, name in enumerate(["cat", "dog"]):
-        for i in range(12):
-            write_photo(folder / name / f"{i:02}.jpg", seed=100 * hue + i, hue=hue, size=(180, 170))
-    return folder
+    return write_photos(tmp_path_factory.mktemp("channels"))
 
 
 def made(photos: Path, backbone: str) -> Path:
     """Return the folder with the cache and the model of `backbone` on the photos, made once."""
-    place = photos.parent / backbone
-    if not (place / "model").exists():
-        build_cache(photos, place / "cache", backbone=backbone, weights="random:3", precision="fp32")
-        train_head(place / "cache", head=LinearOptions(l2=0.1)).save(place / "head")
-        merge(place / "head", place / "cache", out=place / "model")
-    return place
+    return merged(photos, photos.parent / backbone, backbone)
 
 
 def centred(inputs: Tensor, outputs: Tensor) -> Moments:

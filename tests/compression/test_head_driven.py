@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_photo
 from export_models import small_model
+from small_models import write_photos
 from torch import Tensor, nn
 
 from featcache.bundle.exporting import export
@@ -46,10 +46,7 @@ def _short_timing() -> Iterator[None]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a cache, and a model whose head keeps a quarter of the features at most."""
     folder = tmp_path_factory.mktemp("head")
-    for hue, name in enumerate(["cat", "dog"]):
-        for i in range(12):
-            write_photo(folder / "photos" / name / f"{i:02}.jpg", seed=100 * hue + i, hue=hue, size=(180, 170))
-    build_cache(folder / "photos", folder / "cache", backbone=BACKBONE, weights="random:3", precision="fp32")
+    build_cache(write_photos(folder), folder / "cache", backbone=BACKBONE, weights="random:3", precision="fp32")
     train_head(folder / "cache", head=LinearOptions(l2=0.1, keep_features=KEPT)).save(folder / "sparse")
     train_head(folder / "cache", head=LinearOptions(l2=0.1)).save(folder / "dense")
     merge(folder / "sparse", folder / "cache", out=folder / "model")

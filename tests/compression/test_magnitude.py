@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_photo
+from small_models import merged, write_photos
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -20,22 +20,12 @@ from featcache.compression.moments import Moments
 from featcache.compression.refitting import Source, open_source
 from featcache.compression.sparse_solver import keep_largest, keep_two_of_four, solve_sparse, solve_support
 from featcache.errors import InputError
-from featcache.extract.build import build_cache
 from featcache.model.directory import load_model
-from featcache.model.merging import merge
-from featcache.train.fit import train_head
-from featcache.train.options import LinearOptions
 
 
 def made(folder: Path, backbone: str) -> Path:
     """Return the folder with photos, a cache and a model of `backbone`."""
-    for hue, name in enumerate(["cat", "dog"]):
-        for i in range(12):
-            write_photo(folder / "photos" / name / f"{i:02}.jpg", seed=100 * hue + i, hue=hue, size=(180, 170))
-    build_cache(folder / "photos", folder / "cache", backbone=backbone, weights="random:3", precision="fp32")
-    train_head(folder / "cache", head=LinearOptions(l2=0.1)).save(folder / "head")
-    merge(folder / "head", folder / "cache", out=folder / "model")
-    return folder
+    return merged(write_photos(folder), folder, backbone)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,40 +5,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_photo
+from small_models import merged, write_photos
 
 from featcache.compression import prune, quantize
 from featcache.compression.measurement import graph_macs
 from featcache.errors import ExistsError, InputError
-from featcache.extract.build import build_cache
 from featcache.graph.write import write_onnx
 from featcache.model.directory import load_model
 from featcache.model.golden import Golden
-from featcache.model.merging import merge
 from featcache.model.reference import logits_of_images
-from featcache.train.fit import train_head
-from featcache.train.options import LinearOptions
 
 BACKBONE = "mobilenetv2_050"
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("prune") / "photos"
-    for hue, name in enumerate(["cat", "dog"]):
-        for i in range(12):
-            write_photo(folder / name / f"{i:02}.jpg", seed=100 * hue + i, hue=hue, size=(180, 170))
-    return folder
+    return write_photos(tmp_path_factory.mktemp("prune"))
 
 
 def made(photos: Path, backbone: str) -> Path:
     """Return the folder with the cache and the model of `backbone` on the photos, made once."""
-    place = photos.parent / backbone
-    if not (place / "model").exists():
-        build_cache(photos, place / "cache", backbone=backbone, weights="random:3", precision="fp32")
-        train_head(place / "cache", head=LinearOptions(l2=0.1)).save(place / "head")
-        merge(place / "head", place / "cache", out=place / "model")
-    return place
+    return merged(photos, photos.parent / backbone, backbone)
 
 
 @pytest.fixture

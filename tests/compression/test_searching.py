@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_photo
+from small_models import merged, write_split_photos
 
 from featcache import evaluate, export, open_cache
 from featcache.compression import attempts
@@ -32,15 +32,8 @@ from featcache.train.options import LinearOptions
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with photos of two colours that are easily told apart, a cache and a float model of them."""
     folder = tmp_path_factory.mktemp("search")
-    for split, count in (("train", 12), ("val", 10), ("test", 6)):
-        for hue, name in enumerate(["cat", "dog"]):
-            for i in range(count):
-                seed = 1000 * hue + 100 * len(split) + i
-                write_photo(folder / "photos" / split / name / f"{i:02}.jpg", seed=seed, hue=hue, size=(90, 80))
-    build_cache(folder / "photos", folder / "cache", backbone="test_efficientnet", weights="random:3", precision="fp32")
-    train_head(folder / "cache", head=LinearOptions(l2=0.1)).save(folder / "head")
-    merge(folder / "head", folder / "cache", out=folder / "model")
-    return folder
+    photos = write_split_photos(folder, {"train": 12, "val": 10, "test": 6}, size=(90, 80))
+    return merged(photos, folder, "test_efficientnet")
 
 
 def candidate(name: str, *, accuracy: float, size: int) -> Candidate:
