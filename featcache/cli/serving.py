@@ -36,7 +36,9 @@ def serve(
     token: Annotated[
         str | None, typer.Option(help="What requests must bring as Authorization: Bearer.", rich_help_panel=_NETWORK)
     ] = None,
-    max_batch: Annotated[int, typer.Option(help="Images run at once at most.", rich_help_panel=_BOUNDS)] = 16,
+    max_batch: Annotated[
+        int, typer.Option(help="Images run at once at most; fewer where faster.", rich_help_panel=_BOUNDS)
+    ] = 16,
     max_delay_ms: Annotated[
         float, typer.Option(help="How long a batch waits for images being decoded.", rich_help_panel=_BOUNDS)
     ] = 5.0,

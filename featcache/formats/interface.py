@@ -93,10 +93,11 @@ class Converted:
 
 
 class Runner(ABC):
-    """A device file, loaded in its own runtime. Not thread-safe; use as a context manager.
+    """A device file, loaded in its own runtime; use as a context manager.
 
     `described`: what computes, where that is more or other than the format's own runtime. `threads`: how many it
-    computes with, where it cannot have the number it was opened with.
+    computes with, where it cannot have the number it was opened with. `concurrent`: whether several threads may be in
+    `run` at once; else it is not thread-safe.
 
     Examples
     --------
@@ -113,6 +114,7 @@ class Runner(ABC):
 
     described: str | None = None
     threads: int | None = None
+    concurrent: bool = False
 
     @abstractmethod
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -48,6 +48,8 @@ def open_unoptimised(path: Path, *, threads: int) -> Runner:
 
 
 class _OnnxRunner(Runner):
+    concurrent = True
+
     def __init__(self, path: Path, threads: int, *, optimise: bool = True) -> None:
         from featcache.engines.session import open_session
 

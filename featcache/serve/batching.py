@@ -1,8 +1,8 @@
-"""`Batcher`: the images that wait for one model are run together, on a thread of its own.
+"""`Batcher`: the images that wait for one model are run together, on threads of its own.
 
-While a batch is computed, the images that come meanwhile are the next one. A batch is begun as soon as the thread is
-free, unless further images are being decoded: then it waits for them, though no longer than `max_delay`. A lone image
-therefore never waits.
+While batches are computed, the images that come meanwhile are the next ones. A batch is begun as soon as a thread is
+free, unless it may hold more than one image and further ones are being decoded: then it waits for them, though no
+longer than `max_delay`. A lone image therefore never waits.
 """
 
 from __future__ import annotations
@@ -20,15 +20,20 @@ from featcache.errors import CorruptError
 
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
+Batch = list[tuple[Pixels, Future[Logits]]]
 
 
 class Batcher:
-    """A thread that runs batches of images. Thread-safe.
+    """Threads that run batches of images. Thread-safe.
 
     Parameters
     ----------
     run
-        Returns the logits (n, k) of images (n, height, width, 3); called by one thread, with n ≤ `max_batch`.
+        Returns the logits (n, k) of images (n, height, width, 3); called by `workers` threads, with n ≤ `max_batch`.
+    lone
+        The same for one image while no other is there: what answers soonest, not most. None: `run`.
+    workers
+        How many threads run batches.
     max_batch
         Images in a batch at most.
     max_delay
@@ -43,15 +48,23 @@ class Batcher:
         *,
         max_batch: int,
         max_delay: float,
+        workers: int = 1,
+        lone: Callable[[Pixels], Logits] | None = None,
         ran: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
-        self._run, self._max_batch, self._max_delay, self._ran = run, max_batch, max_delay, ran
+        self._run, self._lone = run, run if lone is None else lone
+        self._max_batch, self._max_delay, self._ran = max_batch, max_delay, ran
         self._changed = threading.Condition()
         self._ready: deque[tuple[Pixels, Future[Logits], float]] = deque()
         self._announced = 0
+        self._under_way = 0
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="featcache-batches", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"featcache-batches-{number}", daemon=True)
+            for number in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def announce(self) -> None:
         """Say that an image is being decoded; it is then `put`, or withdrawn."""
@@ -62,46 +75,66 @@ class Batcher:
         """Say that an announced image does not come."""
         with self._changed:
             self._announced -= 1
-            self._changed.notify()
+            self._changed.notify_all()
 
     def put(self, pixels: Pixels, answer: Future[Logits]) -> None:
         """Let an announced image (height, width, 3) be run; its logits (k,), or the error, become those of `answer`."""
         with self._changed:
             self._announced -= 1
             self._ready.append((pixels, answer, time.monotonic()))
-            self._changed.notify()
+            if self._max_batch > 1:
+                self._changed.notify_all()
+            else:
+                self._changed.notify()
 
     def close(self) -> None:
-        """Run what waits, then end the thread; nothing may be announced any more."""
+        """Run what waits, then end the threads; nothing may be announced any more."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _work(self) -> None:
-        while batch := self._next_batch():
-            started = time.monotonic()
-            try:
-                logits = self._run(np.stack([pixels for pixels, _ in batch]))
-                if not np.isfinite(logits).all():
-                    raise CorruptError("the model must answer with finite numbers, it did not: export the bundle again")
-            except BaseException as error:  # noqa: BLE001 - it is raised where each answer is awaited
-                for _, answer in batch:
-                    answer.set_exception(error)
-                continue
-            self._ran(len(batch), time.monotonic() - started)
-            for (_, answer), row in zip(batch, logits, strict=True):
-                answer.set_result(row)
+        while True:
+            batch, run = self._next_batch()
+            if not batch:
+                return
+            self._answer(batch, run)
+            with self._changed:
+                self._under_way -= 1
 
-    def _next_batch(self) -> list[tuple[Pixels, Future[Logits]]]:
-        """Return the next images to run; none once the batcher is closed and nothing waits."""
+    def _answer(self, batch: Batch, run: Callable[[Pixels], Logits]) -> None:
+        started = time.monotonic()
+        try:
+            logits = run(np.stack([pixels for pixels, _ in batch]))
+            if not np.isfinite(logits).all():
+                raise CorruptError("the model must answer with finite numbers, it did not: export the bundle again")
+        except BaseException as error:  # noqa: BLE001 - it is raised where each answer is awaited
+            for _, answer in batch:
+                answer.set_exception(error)
+            return
+        self._ran(len(batch), time.monotonic() - started)
+        for (_, answer), row in zip(batch, logits, strict=True):
+            answer.set_result(row)
+
+    def _next_batch(self) -> tuple[Batch, Callable[[Pixels], Logits]]:
+        """Return the next images and what runs them; none once the batcher is closed and nothing waits."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._closed)
-            if self._ready:
-                until = self._ready[0][2] + self._max_delay
-                self._changed.wait_for(
-                    lambda: len(self._ready) >= self._max_batch or not self._announced,
-                    timeout=max(0.0, until - time.monotonic()),
-                )
+            while True:
+                self._changed.wait_for(lambda: self._ready or self._closed)
+                if not self._ready:
+                    return [], self._run
+                if self._max_batch > 1:
+                    until = self._ready[0][2] + self._max_delay
+                    self._changed.wait_for(self._has_batch, timeout=max(0.0, until - time.monotonic()))
+                if self._ready:  # else another thread was first
+                    break
             count = min(len(self._ready), self._max_batch)
-            return [self._ready.popleft()[:2] for _ in range(count)]
+            batch = [self._ready.popleft()[:2] for _ in range(count)]
+            alone = count == 1 and not self._ready and not self._announced and not self._under_way
+            self._under_way += 1
+            return batch, self._lone if alone else self._run
+
+    def _has_batch(self) -> bool:
+        return len(self._ready) >= self._max_batch or not self._announced or not self._ready

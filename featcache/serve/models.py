@@ -13,7 +13,7 @@ from featcache.serve.logs import log
 from featcache.serve.metrics import Metrics
 from featcache.serve.places import Place, version_order
 from featcache.serve.refusals import RefusedError
-from featcache.serve.served import ServedModel, load_classifier
+from featcache.serve.served import ServedModel, load_lanes
 from featcache.serve.settings import ServeSettings
 
 
@@ -45,15 +45,15 @@ class Models:
         self._versions: dict[str, dict[str, ServedModel]] = {}
 
     def load(self, place: Place) -> ServedModel:
-        """Return the bundle at `place`, verified and loaded, not yet answering; raises as `load_classifier`."""
-        classifier = load_classifier(place, self.settings)
+        """Return the bundle at `place`, verified and loaded, not yet answering; raises as `load_lanes`."""
+        lanes = load_lanes(place, self.settings)
         try:
             known = self._known(place)
         except BaseException:
-            classifier.runner.close()
+            lanes.close()
             raise
         metrics = self.metrics.of_model(place.name, place.version)
-        return ServedModel(place, classifier, known, self.settings, self._decoders, metrics)
+        return ServedModel(place, lanes, known, self.settings, self._decoders, metrics)
 
     def _known(self, place: Place) -> KnownImages | None:
         if self._stored is None:
@@ -111,10 +111,14 @@ class Models:
 
 
 def loaded(models: Models, places: Sequence[Place]) -> Models:
-    """Return `models` with the bundles at `places` in it; raises as `load_classifier` and `Models.check_cache_used`."""
+    """Return `models` with the bundles at `places` in it; raises as `load_lanes` and `Models.check_cache_used`."""
     for place in places:
         models.put(models.load(place))
         models.metrics.bundle(place.name, place.version, "loaded")
-        log("loaded", model=place.name, version=place.version, path=str(place.path))
+        lanes = models.get(place.name, place.version).lanes
+        log(
+            "loaded", model=place.name, version=place.version, path=str(place.path), threads=lanes.workers,
+            batch=lanes.batch, lone_by_all=lanes.lone is not None,
+        )  # fmt: skip
     models.check_cache_used()
     return models

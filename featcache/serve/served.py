@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from featcache.errors import CorruptError, InputError
 from featcache.images.load import load_image
 from featcache.runtime.bundle import MANIFEST_FILE
-from featcache.runtime.classifier import Classifier, open_classifier
 from featcache.serve.batching import Batcher, Logits, Pixels
 from featcache.serve.known import KnownImages
+from featcache.serve.lanes import Lanes, open_lanes
 from featcache.serve.metrics import ModelMetrics
 from featcache.serve.places import Place
 from featcache.serve.settings import ServeSettings
@@ -36,17 +34,20 @@ class ServedModel:
     """A bundle that answers. It is used inside `in_use`, so that whoever retires it knows when nobody does any more."""
 
     def __init__(
-        self, place: Place, classifier: Classifier, known: KnownImages | None, settings: ServeSettings,
+        self, place: Place, lanes: Lanes, known: KnownImages | None, settings: ServeSettings,
         decoders: ThreadPoolExecutor, metrics: ModelMetrics,
     ) -> None:  # fmt: skip
-        self.place, self.classifier, self.known, self.metrics = place, classifier, known, metrics
+        self.place, self.lanes, self.known, self.metrics = place, lanes, known, metrics
+        self.classifier = lanes.classifier
         self._decoders = decoders
         self._users = 0
         self._retired = False
         self._batcher = Batcher(
-            classifier.run,
-            max_batch=settings.max_batch,
+            lanes.classifier.run,
+            max_batch=lanes.batch,
             max_delay=settings.max_delay_ms / 1e3,
+            workers=lanes.workers,
+            lone=None if lanes.lone is None else lanes.lone.run,
             ran=metrics.batch_ran,
         )
 
@@ -76,7 +77,7 @@ class ServedModel:
 
     def _close(self) -> None:
         self._batcher.close()
-        self.classifier.runner.close()
+        self.lanes.close()
 
     def classify(self, data: bytes) -> Future[Answer]:
         """Return the answer to come for the bytes of an image file; it raises `ImageError` for what is none."""
@@ -133,8 +134,8 @@ def _passed_to(answer: Future[Answer]) -> Future[Logits]:
     return logits
 
 
-def load_classifier(place: Place, settings: ServeSettings) -> Classifier:
-    """Return the bundle at `place`, every byte of it verified as `featcache verify` does, loaded, and run once.
+def load_lanes(place: Place, settings: ServeSettings) -> Lanes:
+    """Return the bundle at `place`, every byte of it verified as `featcache verify` does, loaded, and run.
 
     Raises
     ------
@@ -156,16 +157,11 @@ def load_classifier(place: Place, settings: ServeSettings) -> Classifier:
             "export the bundle again"
         )
     manifest = _manifest_of(place.path)
-    classifier = open_classifier(place.path, format=settings.format, threads=settings.thread_count)
-    try:
-        if _manifest_of(place.path) != manifest:
-            raise CorruptError(f"{os.fspath(place.path)!r} must stay as it is while it is loaded, it was written to")
-        height, width = classifier.preprocessing.height, classifier.preprocessing.width
-        classifier.run(np.zeros((1, height, width, 3), dtype=np.uint8))
-    except BaseException:
-        classifier.runner.close()
-        raise
-    return classifier
+    lanes = open_lanes(place.path, settings)
+    if _manifest_of(place.path) != manifest:
+        lanes.close()
+        raise CorruptError(f"{os.fspath(place.path)!r} must stay as it is while it is loaded, it was written to")
+    return lanes
 
 
 def _manifest_of(path: Path) -> bytes:

@@ -17,9 +17,9 @@ class ServeSettings:
     format
         Which device file of each bundle runs; None: its first.
     threads
-        How many compute one batch, and how many images are decoded at once; None: all processors.
+        How many compute, and how many images are decoded at once; None: all processors.
     max_batch
-        Images that are run at once at most.
+        Images that a batch holds at most; fewer where smaller batches are faster here, which is tried at the start.
     max_delay_ms
         How long a batch waits at most for images that are being decoded, in milliseconds.
     max_queue

@@ -115,3 +115,41 @@ def test_close_runs_what_waits() -> None:
     closing.join(10)
     assert not closing.is_alive()
     assert all(answer.done() for answer in answers)
+
+
+def test_threads_that_share_a_queue_go_on() -> None:
+    model = Model()
+    for most in (1, 4):
+        batcher = Batcher(model.run, max_batch=most, max_delay=0.01, workers=2)
+        for _ in range(5):  # a thread that finds nothing left waits for more
+            answers = [put(batcher) for _ in range(most + 1)]
+            assert [answer.result(5).tolist() for answer in answers] == [[7.0]] * len(answers)
+        batcher.close()
+
+
+def test_as_many_batches_are_under_way_as_there_are_threads() -> None:
+    together = threading.Barrier(2)
+
+    def run(images: np.ndarray) -> np.ndarray:
+        together.wait(10)  # passes only where two threads are here
+        return np.ones((len(images), 1), dtype=np.float32)
+
+    batcher = Batcher(run, max_batch=1, max_delay=0, workers=2)
+    answers = [put(batcher) for _ in range(6)]
+    assert [answer.result(10).tolist() for answer in answers] == [[1.0]] * 6
+    batcher.close()
+
+
+def test_an_image_with_no_other_beside_it_is_run_for_the_soonest_answer() -> None:
+    model, wide = Model(), Model()
+    batcher = Batcher(model.run, max_batch=1, max_delay=0, workers=2, lone=wide.run)
+    put(batcher).result(5)
+    wide.gate.clear()
+    answers = [put(batcher) for _ in range(3)]
+    time.sleep(0.05)
+    wide.gate.set()
+    for answer in answers:
+        answer.result(5)
+    assert wide.sizes[0] == 1 and model.sizes
+    assert len(wide.sizes) + len(model.sizes) == 4
+    batcher.close()
