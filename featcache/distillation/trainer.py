@@ -108,7 +108,7 @@ class Trainer:
             soft = targets.soft_labels(batch.positions, batch.views)
             parts["soft"] = soft_loss(
                 logits,
-                torch.from_numpy(soft.classes).to(device),
+                torch.from_numpy(soft.classes.copy()).to(device),  # may be one row for all images: not writable
                 torch.from_numpy(soft.probabilities).to(device),
                 temperature=self.settings.temperature,
             )
