@@ -192,17 +192,18 @@ def test_quant_json_of_rows_has_the_new_version_and_others_the_old(transformer: 
         Quantization(("a",), dynamic=("a",))
 
 
+@pytest.mark.long
 def test_the_worst_layers_are_named_and_stay_in_floats_until_the_budget_holds(convolutions: Path) -> None:
-    """With half of the plain error as budget, some of the worst stay in floats, and the error is within it."""
+    """With nine tenths of the plain error as budget, some of the worst stay in floats, and the error is within it."""
     place = convolutions
-    plain = quantize(place / "model", cache=place / "cache", out=place / "all", float_share=0, calibration_images=1)
+    plain = quantize(place / "model", cache=place / "cache", out=place / "all", float_share=0, calibration_images=6)
     assert plain.feature_error is not None
     errors = [entry["error"] for entry in plain.worst_layers]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 0
     assert plain.float_layers == ()
-    budget = 0.7 * plain.feature_error
-    found = quantize(place / "model", cache=place / "cache", out=place / "some", max_error=budget, calibration_images=1)
+    budget = 0.9 * plain.feature_error
+    found = quantize(place / "model", cache=place / "cache", out=place / "some", max_error=budget, calibration_images=6)
     assert found.feature_error is not None
     assert found.feature_error <= budget
     assert found.float_layers

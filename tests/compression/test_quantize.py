@@ -15,7 +15,7 @@ from conftest import write_photo
 from onnx import helper, numpy_helper
 
 from featcache.cache import open_cache
-from featcache.compression import CompressResult, apply_quantization, quantization, quantize, refitting
+from featcache.compression import CompressResult, apply_quantization, quantization, quantize, refitting, shipping
 from featcache.compression.choosing import integer_nodes
 from featcache.compression.layerwise import calibrate, usual_error
 from featcache.compression.measurement import graph_macs, integer_share
@@ -255,16 +255,16 @@ def test_of_two_walks_the_one_nearer_to_the_float_features_counts(place: Path, m
 
 
 def test_integers_that_are_slower_here_are_said_to_be() -> None:
-    assert quantization._speed_notes(2.0, 1.0, processor="any") == []
-    (note,) = quantization._speed_notes(0.86, 1.08, processor="any")
+    assert shipping.speed_notes(2.0, 1.0, precision="int8", processor="any") == []
+    (note,) = shipping.speed_notes(0.86, 1.08, precision="int8", processor="any")
     assert note.startswith("INT8 is slower here: 1.08 ms against 0.86 ms in floats")
 
 
 def test_a_file_for_vnni_says_so_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization, "processor_has_int8", lambda: False)
-    (note,) = quantization._speed_notes(2.0, 1.0, processor="vnni")
+    monkeypatch.setattr(shipping, "processor_has_int8", lambda: False)
+    (note,) = shipping.speed_notes(2.0, 1.0, precision="int8", processor="vnni")
     assert "sums saturate here" in note
-    assert quantization._speed_notes(2.0, 1.0, processor="any") == []
+    assert shipping.speed_notes(2.0, 1.0, precision="int8", processor="any") == []
 
 
 def test_a_cache_of_another_recipe_is_refused(place: Path, tmp_path: Path) -> None:
