@@ -34,6 +34,9 @@ from make_digits import write_digits
 METHODS: dict[str, dict[str, Any]] = {
     "ptq": {},
     "ptq-vnni": {"processor": "vnni"},
+    "qat": {"method": "qat"},
+    "fp16": {"precision": "fp16"},
+    "max-error": {"max_error": 0.01},
 }
 DATASETS = ("digits", "tinyimagenet200", "clothing10")
 SEEDS = 10

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from featcache.backbone.load import load_backbone
-from featcache.compression.quantization import integer_nodes
+from featcache.compression.choosing import integer_nodes
 from featcache.compression.ranges import affine_qparams
 from featcache.formats.interface import ModelFacts
 from featcache.graph.qdq import consumers_of, integer_output

@@ -49,7 +49,7 @@ def model_card(facts: ModelFacts, files: Mapping[str, tuple[str, ...]], *, weigh
     front: dict[str, Any] = {
         "library_name": "featcache",
         "pipeline_tag": "image-classification",
-        "tags": ["image-classification", *(["int8"] if facts.quantized else []), *files],
+        "tags": ["image-classification", *_numbers(facts)[0], *files],
     }
     if "/" in facts.name:
         front["base_model"] = one_line(facts.name).removeprefix("hf-hub:").removeprefix("hf_hub:")
@@ -70,7 +70,7 @@ def model_card(facts: ModelFacts, files: Mapping[str, tuple[str, ...]], *, weigh
         f"- Task: {facts.task}, {len(facts.classes)} classes: {shown}{more}",
         f"- Input: RGB, {width} x {height} pixels, made as `preprocess.json` says; mean and std are in the model",
         f"- Backbone: {_inline(facts.name)}, weights {_inline(weights)}",
-        f"- Numbers: {'8-bit integers (static, per channel), refitted head' if facts.quantized else '32-bit floats'}",
+        f"- Numbers: {_numbers(facts)[1]}",
         "- Measurements (accuracy, size, latency, agreement with the reference): `report.json`",
         "",
         "| format | files |",
@@ -83,6 +83,15 @@ def model_card(facts: ModelFacts, files: Mapping[str, tuple[str, ...]], *, weigh
         "",
     ]
     return "\n".join(lines)
+
+
+def _numbers(facts: ModelFacts) -> tuple[list[str], str]:
+    """Return the tags for what the model's numbers are, and the same for people."""
+    if facts.dynamic:
+        return ["int8"], "weights 8-bit integers (per channel), activations rounded where they are read, refitted head"
+    if facts.quantized:
+        return ["int8"], "8-bit integers (static, per channel), refitted head"
+    return (["fp16"], "weights 16-bit floats") if facts.halves else ([], "32-bit floats")
 
 
 def _step(step: Mapping[str, Any]) -> str:

@@ -104,7 +104,8 @@ def export(
     facts = _facts(merged)
     recipe = merged.recipe
     with new_directory(place, overwrite=overwrite) as folder, tempfile.TemporaryDirectory() as scratch:
-        graph = write_onnx(merged, Path(scratch) / "model.onnx", metadata={"lineage": canonical_json(facts.lineage)})
+        metadata = {"lineage": canonical_json(facts.lineage)}
+        graph = write_onnx(merged, Path(scratch) / "model.onnx", metadata=metadata, dynamic=False)
         converted = _convert(targets, graph, folder, facts)
         write_contents(folder, facts, converted, recipe=recipe, golden=golden)
         costs = {name: count_cost(graph, integers=made.takes_scales) for name, made in converted.items()}
@@ -172,6 +173,7 @@ def _facts(model: MergedModel) -> ModelFacts:
     unknown = model.fitted_head.unknown
     return ModelFacts(
         model.recipe.model, model.classes, model.preprocessing, lineage, quantized=model.quantization is not None,
+        halves=model.halves, dynamic=model.quantization is not None and bool(model.quantization.dynamic),
         task=model.fitted_head.task, unknown=None if unknown is None else unknown.to_json(),
     )  # fmt: skip
 

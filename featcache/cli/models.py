@@ -19,6 +19,7 @@ from featcache.cli.options import (
     MovedImages,
     OutOption,
     Overwrite,
+    Precision,
     ProcessorKind,
     PruneMethod,
     PrunePattern,
@@ -143,6 +144,13 @@ def quantize(
     model: ModelArgument,
     cache: CacheOption,
     out: OutOption,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            help="int8: integers with scales from the training images. int8-dynamic: a transformer's weights, rows "
+            "rounded at run time. fp16: weights of half the bytes, the same answers."
+        ),
+    ] = Precision.int8,
     method: Annotated[QuantizeMethod, typer.Option(help="ptq only calibrates; qat then trains, rounding inside.")] = (
         QuantizeMethod.ptq
     ),
@@ -160,20 +168,27 @@ def quantize(
             "little nearer to float there; on x86 without VNNI their sums saturate and answers differ."
         ),
     ] = ProcessorKind.any,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest error of the features, a share of their variance: the layers that cost most stay in floats "
+            "until it holds. Default: the first convolutions, a tenth of the multiplications, do."
+        ),
+    ] = None,
     dataset: DatasetOption = None,
     images: MovedImages = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Quantize to INT8 with scales from the training images, then refit the head on the result's own features."""
+    """Make a model of fewer bits, by default INT8, and refit the head on the result's own features."""
     from featcache.compression import quantize as quantize_model
     from featcache.compression.recovery import parse_minutes
 
     minutes = None if recover is None else parse_minutes(recover, option="--recover", words=("off", "auto"))
     result = quantize_model(
-        model, cache=cache, out=out, method=method.value, recover=minutes, head_precision=head_precision.value,
-        processor=processor.value, dataset=dataset, images=images, overwrite=overwrite,
-        say=say,
+        model, cache=cache, out=out, precision=precision.value, method=method.value, recover=minutes,
+        head_precision=head_precision.value, processor=processor.value, max_error=max_error, dataset=dataset,
+        images=images, overwrite=overwrite, say=say,
     )  # fmt: skip
     show(result.to_json(), as_json)
 

@@ -62,6 +62,14 @@ class HeadPrecision(StrEnum):
     float = "float"
 
 
+class Precision(StrEnum):
+    """What a quantized model's numbers are."""
+
+    int8 = "int8"
+    int8_dynamic = "int8-dynamic"
+    fp16 = "fp16"
+
+
 class QuantizeMethod(StrEnum):
     """How the integers are found."""
 

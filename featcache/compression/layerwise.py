@@ -67,7 +67,7 @@ def calibrate(
     for node in tqdm(model.graph.node, desc="quantize", unit="layer", disable=None):
         walk.step(node)
     output = model.graph.output[0].name
-    error = _error_over_variance(walk.exact[output], walk.rough[output])
+    error = error_over_variance(walk.exact[output], walk.rough[output])
     return Calibrated(walk.values, Quantization(tuple(nodes), walk.activations, walk.weights), error)
 
 
@@ -131,7 +131,7 @@ class _Walk:
         source, weight_name = node.input[0], node.input[1]
         bias_name = node.input[2] if len(node.input) > 2 else ""
         weight, bias = self.constants[weight_name], self.constants.get(bias_name)
-        shape = _Convolution(self.convolutions[node.name])
+        shape = Convolution(self.convolutions[node.name])
         wanted = shape(self.exact[source], weight, bias)
         scales = channel_scales(weight, limit=self.limit)
         if bias is not None:  # a bias must fit 32 bits at the scale input · weight, also where all weights are tiny
@@ -146,7 +146,7 @@ class _Walk:
             rounded = round_nearest(weight, scales, limit=self.limit)
         got = shape(self.rough[source], rounded, bias)
         if bias is not None and bias_name in self.adjustable:
-            correction = _usual_error(wanted - got)
+            correction = usual_error(wanted - got)
             self.values[bias_name] = (bias + correction).numpy()
             got += correction.view(1, -1, 1, 1)
         self.weights[weight_name] = along_axis(scales.tolist(), axis=0)
@@ -191,7 +191,7 @@ class _Walk:
         return run_node(node, inputs, opset=self.opset)
 
 
-class _Convolution:
+class Convolution:
     """A Conv node as torch computes it; pads may differ from side to side."""
 
     def __init__(self, node: Node) -> None:
@@ -205,6 +205,7 @@ class _Convolution:
         return functional.pad(inputs, self.pads) if any(self.pads) else inputs
 
     def __call__(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return what the node gives of `inputs` (n, channels, h, w)."""
         return functional.conv2d(
             self._padded(inputs), weight, bias, stride=self.strides, dilation=self.dilations, groups=self.groups
         )
@@ -219,9 +220,12 @@ class _Convolution:
         return columns.permute(1, 0, 2).reshape(self.groups, rows // self.groups, n * positions)
 
 
-def _error_over_variance(exact: Tensor, rough: Tensor) -> float:
-    """Return the mean squared error of `rough`, each feature's over its variance in `exact`, averaged over features."""
-    variance = exact.var(dim=0, correction=0)
+def error_over_variance(exact: Tensor, rough: Tensor, *, of: Tensor | None = None) -> float:
+    """Return the mean squared error of `rough`, each feature's over its variance, averaged over features.
+
+    The variance is that in `of`, where `exact` is too few rows to tell it, else in `exact`.
+    """
+    variance = (exact if of is None else of).var(dim=0, correction=0)
     constant = 1e-6 * float(variance.max()) + _TINY
     return float(((rough - exact).square().mean(dim=0) / variance.clamp(min=constant)).mean())
 
@@ -239,7 +243,7 @@ def _useful_limits(readers: Sequence[Node]) -> tuple[float | None, float | None]
     return None, None
 
 
-def _usual_error(difference: Tensor) -> Tensor:
+def usual_error(difference: Tensor) -> Tensor:
     """Return the mean (channels,) of `difference` (n, channels, h, w) without its largest and smallest fifth.
 
     A range that clips a few large values makes a few large errors, and a mean follows those: taken back by the bias, it

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import torch
 
 from featcache.cache import FeatureCache, borrow_cache
+from featcache.compression.choosing import FLOAT_SHARE, fewest_floats, integer_nodes, nodes_without
 from featcache.compression.folded import FoldedModel, fold_model, with_integers
 from featcache.compression.layerwise import Calibrated, calibrate
-from featcache.compression.measurement import compressed_bytes, integer_share, latencies_ms, zero_share
+from featcache.compression.products import integer_products
 from featcache.compression.qat import train_quantized, training_settings
 from featcache.compression.ranges import POWERS
 from featcache.compression.recovering import finish_step, work_of
@@ -32,30 +33,28 @@ from featcache.compression.refitting import (
 )
 from featcache.compression.result import CompressResult
 from featcache.compression.rounding import FULL_LIMIT, LIMIT, MomentsSum, channel_scales, round_jointly
+from featcache.compression.sensitivity import LayerError, layer_errors
+from featcache.compression.shipping import ship
 from featcache.engines import open_engine
-from featcache.engines.session import open_session
 from featcache.errors import InputError, MissingError
 from featcache.graph.cost import node_macs
 from featcache.heads import Head, LinearHead
 from featcache.images.batches import first_decoded
-from featcache.model.directory import save_model
-from featcache.model.golden import Golden
+from featcache.model.halves import in_halves
 from featcache.model.merged import MergedModel, changed_recipe
 from featcache.model.quantization import Quantization, along_axis
-from featcache.model.reference import load_pixels
 from featcache.system.files import refuse_existing
-from featcache.system.processor import processor_has_int8, processor_name
 
 HeadPrecision = Literal["int8", "float"]
 QuantizeMethod = Literal["ptq", "qat"]
+Precision = Literal["int8", "int8-dynamic", "fp16"]
 ProcessorKind = Literal["any", "vnni", "arm"]
 
 CALIBRATION_IMAGES = 64
 _MOST_SMALL = 4  # times as many, of small images
-FLOAT_SHARE = 0.1  # of the multiplications, spent on the first convolutions: they cost most when rounded
-_MOST_FLOAT_CONVOLUTIONS = 0.15  # of all; integer kernels must stay the rule
 _HEAD_WEIGHT = "head.weight"
 MOST_MOVED = 0.05  # of the logits' spread that rounding a head may cost without a word
+WORST_LAYERS = 8  # named in the result
 _MOMENT_ROWS = 4096  # of features multiplied at a time
 
 
@@ -64,6 +63,7 @@ def quantize(
     *,
     cache: FeatureCache | str | os.PathLike[str],
     out: str | os.PathLike[str],
+    precision: Precision = "int8",
     method: QuantizeMethod = "ptq",
     recover: Minutes | Literal["off"] | None = None,
     head_precision: HeadPrecision = "int8",
@@ -72,17 +72,18 @@ def quantize(
     images: str | os.PathLike[str] | None = None,
     calibration_images: int = CALIBRATION_IMAGES,
     float_share: float = FLOAT_SHARE,
+    max_error: float | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> CompressResult:
-    """Write the INT8 form of a model and return its size, speed and accuracy, before and after.
+    """Write a model in fewer bits and return its size, speed and accuracy, before and after.
 
-    Batch norms are folded; then a walk over the graph rounds each layer's weights (per output channel) for the inputs
-    it will really get, takes back the usual error with its bias, and chooses the range of its 8-bit output; of two such
-    walks, which choose ranges differently, the one that ends nearer to the float features counts. ``qat`` then trains
-    with the rounding inside, scales included, toward the cached float features; killed, the same call goes on from
-    ``OUT.work``. Then the backbone is final, and the head is fitted again on its features; a refit that val says is
-    worse is not kept.
+    Of ``int8``, the default: batch norms are folded; then a walk over the graph rounds each layer's weights (per output
+    channel) for the inputs it will really get, takes back the usual error with its bias, and chooses the range of its
+    8-bit output; of two such walks, which choose ranges differently, the one that ends nearer to the float features
+    counts. ``qat`` then trains with the rounding inside, scales included, toward the cached float features; killed, the
+    same call goes on from ``OUT.work``. Then the backbone is final, and the head is fitted again on its features; a
+    refit that val says is worse is not kept.
 
     Parameters
     ----------
@@ -92,8 +93,13 @@ def quantize(
         The one that its head was trained on, with its images where they were.
     out
         The MODEL directory to write.
+    precision
+        ``int8``: weights and values on the way are integers with stored scales. ``int8-dynamic``: of a transformer, the
+        weights that rows are multiplied with; the rows are rounded at run time, nothing is calibrated. ``fp16``:
+        weights are stored in half precision and computed with in floats; the head is the old one.
     method
-        ``ptq``: calibrated, no training. ``qat``: trained from there, which val can refuse: then it is as ``ptq``.
+        Of ``int8``. ``ptq``: calibrated, no training. ``qat``: trained from there, which val can refuse: then it is as
+        ``ptq``.
     recover
         How long ``qat`` trains: minutes, or ``auto`` (the default) for what the data are worth. ``ptq`` takes ``off``.
     head_precision
@@ -112,6 +118,10 @@ def quantize(
     float_share
         The first convolutions, up to this share of the multiplications, stay in floats: they read pixels, have few
         channels, and their error reaches everything.
+    max_error
+        Instead of the first convolutions, as few as do of those layers whose integers alone cost the features most stay
+        in floats, so that the features' mean squared error on the calibration images, each over its variance, is at
+        most this.
     overwrite
         Replace what is at `out`.
     say
@@ -140,25 +150,35 @@ def quantize(
     """
     if head_precision not in ("int8", "float"):
         raise InputError(f"head_precision must be 'int8' or 'float', got {head_precision!r}")
+    if processor not in get_args(ProcessorKind):
+        raise InputError(f"processor must be 'any', 'vnni' or 'arm', got {processor!r}")
+    if precision not in get_args(Precision):
+        raise InputError(f"--precision must be 'int8', 'int8-dynamic' or 'fp16', got {precision!r}")
     if method not in ("ptq", "qat"):
         raise InputError(f"--method must be 'ptq' or 'qat', got {method!r}")
+    _refuse_together(precision, method=method, max_error=max_error, processor=processor)
     if calibration_images < 1 or not 0 <= float_share <= 1:
         raise InputError(
             "calibration_images must be at least 1 and float_share from 0 to 1, got "
             f"{calibration_images!r} and {float_share!r}"
         )
     training = _training(method, recover)
-    if processor not in get_args(ProcessorKind):
-        raise InputError(f"processor must be 'any', 'vnni' or 'arm', got {processor!r}")
+    if max_error is not None and not 0 < max_error < math.inf:
+        raise InputError(f"--max-error must be above 0, a share of the features' variance, got {max_error!r}")
     refuse_existing(Path(out), overwrite=overwrite)
     with borrow_cache(cache, images=images, dataset=dataset) as opened:
         source = open_source(model, opened, dataset=dataset)
         before = float_features(source)
+        if precision != "int8":
+            with tempfile.TemporaryDirectory() as folder:
+                make = _in_halves if precision == "fp16" else _with_integer_products
+                return make(source, before, Path(folder), out, head_precision, processor, overwrite)
         pixels = calibration_pixels(source, calibration_images)
         folded = fold_model(source.model)
-        found = _calibrated(folded, pixels, float_share, processor)
+        found, errors = _calibrated_within(folded, pixels, float_share, processor, max_error)
         settings: dict[str, Any] = {
-            "method": method, "calibration_images": len(pixels), "float_share": float_share, "processor": processor,
+            "method": method, "calibration_images": len(pixels), "processor": processor,
+            **({"float_share": float_share} if max_error is None else {"max_error": max_error}),
         }  # fmt: skip
         notes: tuple[str, ...] = ()
         if training is not None:
@@ -172,11 +192,76 @@ def quantize(
         with tempfile.TemporaryDirectory() as folder:
             result = _finish(
                 source, before, compressed, Path(folder), out, head_precision, processor, overwrite, settings=settings,
-                notes=notes,
+                notes=notes, feature_error=found.error,
+                worst_layers=tuple(entry.to_json() for entry in errors[:WORST_LAYERS]),
+                float_layers=tuple(entry.layer for entry in errors if not entry.integers),
             )  # fmt: skip
         if training is not None:
             finish_step(Path(out))
         return result
+
+
+def _refuse_together(
+    precision: Precision, *, method: QuantizeMethod, max_error: float | None, processor: ProcessorKind
+) -> None:
+    """Raise `InputError` for options that say nothing about such a model."""
+    for option, given, why in (
+        ("--method", method != "ptq", "there are no stored scales to train"),
+        ("--max-error", max_error is not None, "there are no layers to choose from"),
+    ):
+        if given and precision != "int8":
+            raise InputError(f"{option} must be left out with --precision {precision}: {why}; --precision int8 has it")
+    if precision == "fp16" and processor != "any":
+        raise InputError(
+            f"--processor must be 'any' with --precision fp16, got {processor!r}: floats are the same on all"
+        )
+
+
+def _in_halves(
+    source: Source,
+    before: Features,
+    folder: Path,
+    out: str | os.PathLike[str],
+    head_precision: HeadPrecision,
+    processor: ProcessorKind,
+    overwrite: bool,
+) -> CompressResult:
+    """Write the model with weights in half precision and its old head, and measure it."""
+    halved = in_halves(fold_model(source.model).model, head=head_precision != "float")
+    after = float_features(dataclasses.replace(source, model=halved))
+    head = dataclasses.replace(halved.fitted_head, fingerprint=halved.recipe.fingerprint)
+    comparison = compare_accuracy(source.model.fitted_head, head, before=before, after=after)
+    used = "fp16" if head_precision != "float" and isinstance(head, LinearHead) else "float"
+    step = {
+        "verb": "quantize", "precision": "fp16", "head_precision": used, "refit_kept": False,
+        "accuracy": dataclasses.asdict(comparison),
+    }  # fmt: skip
+    final = MergedModel(
+        halved.backbone, head, recipe=halved.recipe, surgery=halved.surgery, halves=True,
+        lineage=[*source.model.lineage, step],
+    )  # fmt: skip
+    return ship(
+        source, final, folder, out, comparison, precision="fp16", head_precision=used, settings={}, refit_kept=False,
+        notes=(), processor=processor, overwrite=overwrite,
+    )  # fmt: skip
+
+
+def _with_integer_products(
+    source: Source,
+    before: Features,
+    folder: Path,
+    out: str | os.PathLike[str],
+    head_precision: HeadPrecision,
+    processor: ProcessorKind,
+    overwrite: bool,
+) -> CompressResult:
+    """Write the model with integer weights for rows that are rounded at run time, its head refitted, and measure it."""
+    folded = fold_model(source.model)
+    compressed = folded.model.copy(quantization=integer_products(folded.graph, limit=weight_limit(processor)))
+    return _finish(
+        source, before, compressed, folder, out, head_precision, processor, overwrite,
+        settings={"processor": processor}, notes=(), precision="int8-dynamic",
+    )  # fmt: skip
 
 
 def _training(method: QuantizeMethod, recover: Minutes | Literal["off"] | None) -> RecoverySettings | None:
@@ -204,8 +289,13 @@ def _finish(
     *,
     settings: Mapping[str, Any],
     notes: tuple[str, ...],
+    precision: Precision = "int8",
+    **found: Any,
 ) -> CompressResult:
-    """Fit the head on the features of the `compressed` backbone, write the model, measure it."""
+    """Fit the head on the features of the `compressed` backbone, write the model, measure it.
+
+    `found`: fields of the result that tell what the integers cost.
+    """
     from featcache.graph.write import write_onnx
 
     integer_graph = write_onnx(compressed, folder / "features.onnx", outputs=("features",))
@@ -232,6 +322,7 @@ def _finish(
     comparison = compare_accuracy(source.model.fitted_head, head, before=before, after=after)
     step = {
         "verb": "quantize",
+        "precision": precision,
         **settings,
         "head_precision": used_precision,
         "refit_kept": refit.kept,
@@ -241,55 +332,10 @@ def _finish(
         compressed.backbone, head, recipe=recipe, surgery=compressed.surgery, quantization=quantization,
         lineage=[*source.model.lineage, step],
     )  # fmt: skip
-    graphs = [
-        write_onnx(source.model, folder / "before.onnx"),
-        write_onnx(final, folder / "after.onnx"),
-    ]
-    times = latencies_ms(graphs)
-    remarks += _speed_notes(*times, processor=processor)
-    integer, convolutions = integer_share(str(graphs[1]))
-    macs = sum(node_macs(onnx.load(str(graphs[0]))).values())
-    path = save_model(final, out, golden=_golden(source.golden, final, graphs[1]), overwrite=overwrite)
-    return CompressResult(
-        model=str(path),
-        method="int8",
-        amount=None,
-        parameters=final.parameter_count(),
-        macs=macs,
-        macs_before=macs,
-        sparsity=zero_share(final),
-        bytes_before=graphs[0].stat().st_size,
-        bytes_after=graphs[1].stat().st_size,
-        compressed_bytes_before=compressed_bytes(graphs[0]),
-        compressed_bytes_after=compressed_bytes(graphs[1]),
-        **dataclasses.asdict(comparison),
-        latency_ms_before=times[0],
-        latency_ms_after=times[1],
-        integer_convolutions=integer,
-        convolutions=convolutions,
-        head_precision=used_precision,
-        weights=recipe.weights,
-        random_weights=recipe.random_weights,
-        settings=settings,
-        refit_kept=refit.kept,
-        notes=tuple(remarks),
-    )
-
-
-def _speed_notes(before: float, after: float, *, processor: ProcessorKind) -> list[str]:
-    """Return what must be said of milliseconds measured here, and of the processor they were measured on."""
-    notes = []
-    if after > before:
-        notes.append(
-            f"INT8 is slower here: {after:.3g} ms against {before:.3g} ms in floats (one image, ONNX Runtime, "
-            f"{processor_name()}); it is smaller, not faster"
-        )
-    if processor == "vnni" and not processor_has_int8():
-        notes.append(
-            f"the model is for processors with VNNI, which {processor_name()} has not: sums saturate here, and "
-            "accuracy and speed are those of this processor; --processor any answers alike everywhere"
-        )
-    return notes
+    return ship(
+        source, final, folder, out, comparison, precision=precision, head_precision=used_precision, settings=settings,
+        refit_kept=refit.kept, notes=remarks, processor=processor, overwrite=overwrite, **found,
+    )  # fmt: skip
 
 
 def quantized_model(
@@ -311,7 +357,12 @@ def quantized_model(
 def _calibrated(
     folded: FoldedModel, pixels: npt.NDArray[np.uint8], float_share: float, processor: ProcessorKind
 ) -> Calibrated:
-    nodes = integer_nodes(folded.graph, float_share=float_share)
+    return _walked(folded, pixels, integer_nodes(folded.graph, float_share=float_share), processor)
+
+
+def _walked(
+    folded: FoldedModel, pixels: npt.NDArray[np.uint8], nodes: Sequence[str], processor: ProcessorKind
+) -> Calibrated:
     walks = [
         calibrate(
             folded.graph, pixels, nodes=nodes, adjustable=folded.adjustable, limit=weight_limit(processor), power=power
@@ -321,43 +372,32 @@ def _calibrated(
     return min(walks, key=lambda walk: walk.error)  # which power is better differs from network to network
 
 
+def _calibrated_within(
+    folded: FoldedModel,
+    pixels: npt.NDArray[np.uint8],
+    float_share: float,
+    processor: ProcessorKind,
+    max_error: float | None,
+) -> tuple[Calibrated, tuple[LayerError, ...]]:
+    """Return the integers, and what each layer's alone cost, the worst first; with a budget those in floats as well."""
+    if max_error is None:
+        found = _calibrated(folded, pixels, float_share, processor)
+        return found, layer_errors(folded.graph, pixels, found)
+
+    def walk(floats: Collection[str]) -> Calibrated:
+        return _walked(folded, pixels, nodes_without(folded.graph, floats), processor)
+
+    errors = layer_errors(folded.graph, pixels, walk(()))
+    found = fewest_floats(
+        walk, {entry.layer: entry.error for entry in errors}, node_macs(folded.graph), max_error=max_error
+    )
+    integers = set(found.quantization.nodes)
+    return found, tuple(dataclasses.replace(entry, integers=entry.layer in integers) for entry in errors)
+
+
 def weight_limit(processor: ProcessorKind) -> int:
     """Return the largest integer of a weight for `processor`."""
     return LIMIT if processor == "any" else FULL_LIMIT
-
-
-def integer_nodes(graph: onnx.ModelProto, *, float_share: float) -> list[str]:
-    """Return the names of the nodes to compute in integers: convolutions, products with weights, sums of such results.
-
-    The leading convolutions are left out while all of them together take at most `float_share` of the multiplications.
-    Raises `InputError` where nothing is left.
-    """
-    macs = node_macs(graph)
-    budget = float_share * sum(macs.values())
-    weights = {tensor.name for tensor in graph.graph.initializer}
-    heavy = [n for n in graph.graph.node if n.op_type in ("Conv", "MatMul") and n.input[1] in weights]
-    convolutions = [node for node in heavy if node.op_type == "Conv"]
-    kept: set[str] = set()
-    for node in convolutions[: int(_MOST_FLOAT_CONVOLUTIONS * len(convolutions))]:
-        budget -= macs[node.name]
-        if budget < 0:
-            break
-        kept.add(node.name)
-    chosen: list[str] = []
-    from_integers: set[str] = set()
-    for node in graph.graph.node:
-        if node in heavy and node.name not in kept:
-            chosen.append(node.name)
-            if node.op_type == "Conv":
-                from_integers.add(node.output[0])
-        elif node.op_type in ("Relu", "Clip") and node.input[0] in from_integers:
-            from_integers.add(node.output[0])
-        elif node.op_type == "Add" and all(name in from_integers for name in node.input):
-            chosen.append(node.name)
-            from_integers.add(node.output[0])
-    if not chosen:
-        raise InputError("the network must have convolutions or linear layers to quantize, it has none left")
-    return chosen
 
 
 def calibration_pixels(source: Source, count: int) -> npt.NDArray[np.uint8]:
@@ -411,13 +451,3 @@ def _moved(exact: Head, rounded: Head, features: Features) -> float:
     before = exact.predict_logits(rows).astype(np.float64)
     change = np.sqrt(np.square(rounded.predict_logits(rows) - before).mean())
     return float(change / max(before.std(axis=0).mean(), np.finfo(np.float64).tiny))
-
-
-def _golden(golden: Golden | None, model: MergedModel, graph: Path) -> Golden | None:
-    """Return the golden images with the logits of the stored scales, computed in floats on any machine alike."""
-    if golden is None:
-        return None
-    session = open_session(graph, optimise=False)
-    pixels = load_pixels(golden.images, model.preprocessing)
-    logits = np.concatenate([session.run(["logits"], {"image": image[None]})[0] for image in pixels])
-    return Golden(golden.kind, "the stored scales in float32", golden.images, logits)

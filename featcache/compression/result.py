@@ -22,6 +22,9 @@ class CompressResult:
     `refit_kept`: whether the head that ships is the refitted one; where val says that it is worse than the old one, the
     old one ships, `accuracy_after_refit` is of that, and `notes` say why.
     `val_accuracy_float`, `val_accuracy_after_refit`: the same on val, to choose by; None without val.
+    `feature_error`: of `quantize`, the mean squared error of the features on the calibration images, each over its
+    variance, as calibrated. `worst_layers`: of those whose integers alone cost most of that, the ``layer``, its
+    ``error``, its ``macs_share`` and whether it computes in ``integers``. `float_layers`: those that stay in floats.
     `gained`, `lost`: images of `split` that only the compressed, only the float model gets right (classification).
     """
 
@@ -55,6 +58,9 @@ class CompressResult:
     settings: Mapping[str, Any] = field(default_factory=dict)
     refit_kept: bool = True
     notes: tuple[str, ...] = ()
+    feature_error: float | None = None
+    worst_layers: tuple[Mapping[str, Any], ...] = ()
+    float_layers: tuple[str, ...] = ()
 
     @property
     def val_drop(self) -> float | None:
@@ -65,4 +71,5 @@ class CompressResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {**dataclasses.asdict(self), "settings": dict(self.settings), "notes": list(self.notes)}
+        lists = {name: list(getattr(self, name)) for name in ("notes", "worst_layers", "float_layers")}
+        return {**dataclasses.asdict(self), "settings": dict(self.settings), **lists}

@@ -24,6 +24,10 @@ from featcache.heads.agreement import RELATIVE_TOLERANCE
 from featcache.recipe import Preprocessing
 
 FLOATS_FOR_INTEGERS = "float32: weights are what their integers stand for, activations are not rounded"
+FLOATS_FOR_HALVES = "float32: weights are what their float16 numbers stand for"
+WEIGHTS_ONLY = "weights INT8 with a scale per output, made float32 to compute with; activations are not rounded"
+DYNAMIC = "weights INT8 with a scale per output; activations INT8 with a scale per row, found at run time"
+HALVES = "weights float16, made float32 to compute with"
 _WARM_UP = 5
 
 
@@ -43,6 +47,11 @@ class ModelFacts:
         JSON values that say where the model came from (recipe, weights, head, compression).
     quantized
         Whether the graph holds QuantizeLinear/DequantizeLinear pairs.
+    halves
+        Whether its weights are numbers of half precision, to be stored so where the format can.
+    dynamic
+        Of a quantized graph, whether its weights alone are, so that a format that can may round the rows they are
+        multiplied with at run time.
     task
         ``classification``, ``multilabel`` or ``regression``.
     unknown
@@ -61,6 +70,8 @@ class ModelFacts:
     preprocessing: Preprocessing
     lineage: Mapping[str, Any]
     quantized: bool
+    halves: bool = False
+    dynamic: bool = False
     task: str = "classification"
     unknown: Mapping[str, Any] | None = None
 
@@ -75,9 +86,9 @@ class Converted:
     """What `Target.convert` made of one model.
 
     `files`: what was written, the one to open first. `tensors`: ``inputs`` and ``outputs`` by name, with dtype, layout
-    and shape, and what else a reader must know, as JSON values. `numbers`: of a quantized model, for people, what the
-    file computes in where that is not the reference's. `takes_scales`: whether it computes a quantized model in
-    integers with the stored scales; else in floats.
+    and shape, and what else a reader must know, as JSON values. `numbers`: of a quantized model or one in half
+    precision, for people, what the file holds or computes in where that is not the reference's. `takes_scales`: whether
+    it computes a quantized model in integers with the stored scales; else in floats.
     """
 
     files: tuple[Path, ...]
@@ -235,6 +246,20 @@ class Target(ABC):
         reason = self.available()
         if reason is not None:
             raise DependencyError(f"format {self.name!r} needs its tools installed, got: {reason}; {self.needs}")
+
+
+def numbers_of(
+    facts: ModelFacts, *, integers: str | None, halves: str = FLOATS_FOR_HALVES, dynamic: str = WEIGHTS_ONLY
+) -> str | None:
+    """Return `Converted.numbers`: what a format says of such a model, None of one in floats.
+
+    `integers`: with stored scales. `halves`: weights of half precision. `dynamic`: integer weights alone.
+    """
+    if facts.dynamic:
+        return dynamic
+    if facts.quantized:
+        return integers
+    return halves if facts.halves else None
 
 
 def single_tensors(facts: ModelFacts) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import VerificationError
-from featcache.formats.interface import FLOATS_FOR_INTEGERS, Converted, ModelFacts, Runner, Target
+from featcache.formats.interface import FLOATS_FOR_INTEGERS, Converted, ModelFacts, Runner, Target, numbers_of
 from featcache.system.files import write_atomically
 
 _FILES = ("model.ncnn.param", "model.ncnn.bin")
@@ -62,7 +62,7 @@ class NcnnTarget(Target):
                 raise VerificationError(f"ncnn's converter pnnx must take this model, it says: {complaint}")
             for name in _FILES:
                 write_atomically(folder / name, (place / name).read_bytes())
-        numbers = FLOATS_FOR_INTEGERS if facts.quantized else None
+        numbers = numbers_of(facts, integers=FLOATS_FOR_INTEGERS)
         return Converted(tuple(folder / name for name in _FILES), _tensors(facts), numbers, takes_scales=False)
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:

@@ -11,7 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import FormatError
-from featcache.formats.interface import Converted, ModelFacts, Runner, Target, classifier_tensors
+from featcache.formats.interface import (
+    DYNAMIC,
+    HALVES,
+    Converted,
+    ModelFacts,
+    Runner,
+    Target,
+    classifier_tensors,
+    numbers_of,
+)
 from featcache.system.files import write_atomically
 
 
@@ -33,13 +42,27 @@ class OnnxTarget(Target):
         """Copy the file as ``model.onnx``: the plain graph, not one that a runtime optimised for its processor."""
         self.require()
         destination = folder / "model.onnx"
-        write_atomically(destination, onnx_path.read_bytes())
-        return Converted((destination,), classifier_tensors(facts))
+        write_atomically(destination, _with_integer_products(onnx_path) if facts.dynamic else onnx_path.read_bytes())
+        return Converted(
+            (destination,), classifier_tensors(facts), numbers_of(facts, integers=None, halves=HALVES, dynamic=DYNAMIC)
+        )
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the session."""
         self.require()
         return _OnnxRunner(files[0], threads)
+
+
+def _with_integer_products(path: Path) -> bytes:
+    """Return the ONNX file at `path`, the rows that its stored integers are multiplied with rounded at run time."""
+    import onnx
+
+    from featcache.graph.dynamic import expand_products
+
+    proto = onnx.load(str(path))
+    expand_products(proto)
+    onnx.checker.check_model(proto)
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 def open_unoptimised(path: Path, *, threads: int) -> Runner:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import FormatError
-from featcache.formats.interface import Converted, ModelFacts, Runner, Target, classifier_tensors
+from featcache.formats.interface import HALVES, Converted, ModelFacts, Runner, Target, classifier_tensors, numbers_of
 from featcache.system.json import canonical_json
 
 
@@ -47,7 +47,9 @@ class OpenVinoTarget(Target):
         model.set_rt_info(canonical_json(facts.preprocessing.to_json()), ["featcache", "preprocessing"])
         xml = folder / "model.xml"
         save_network(model, xml)
-        return Converted((xml, folder / "model.bin"), classifier_tensors(facts))
+        return Converted(
+            (xml, folder / "model.bin"), classifier_tensors(facts), numbers_of(facts, integers=None, halves=HALVES)
+        )
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the compiled model."""

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import VerificationError
-from featcache.formats.interface import Converted, ModelFacts, Runner, Target, classifier_tensors
+from featcache.formats.interface import HALVES, Converted, ModelFacts, Runner, Target, classifier_tensors, numbers_of
 from featcache.system.files import write_atomically
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ class TensorRtTarget(Target):
         write_atomically(folder / _FILES[0], proto.SerializeToString(deterministic=True))
         write_atomically(folder / _FILES[1], _command(facts).encode())
         return Converted(
-            tuple(folder / name for name in _FILES), classifier_tensors(facts), _NUMBERS if facts.quantized else None
+            tuple(folder / name for name in _FILES),
+            classifier_tensors(facts),
+            numbers_of(facts, integers=_NUMBERS, halves=HALVES),
         )
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:

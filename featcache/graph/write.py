@@ -38,6 +38,7 @@ def write_onnx(
     outputs: Sequence[str] = ("logits", "probabilities"),
     metadata: Mapping[str, str] | None = None,
     quantized: bool = True,
+    dynamic: bool = True,
 ) -> Path:
     """Return `path`, where `model` is written as an ONNX file of opset 18; the same model gives the same bytes.
 
@@ -58,6 +59,9 @@ def write_onnx(
         More ``metadata_props`` beside labels and preprocessing.
     quantized
         Whether a model with stored scales is written with QuantizeLinear/DequantizeLinear pairs, or in floats.
+    dynamic
+        Whether products whose rows are rounded at run time are written so, or as products with the floats that stored
+        integers stand for.
 
     Returns
     -------
@@ -93,6 +97,14 @@ def write_onnx(
         from featcache.graph.qdq import apply_quantization
 
         proto = apply_quantization(proto, _of_outputs(model.quantization, proto))
+        if dynamic and model.quantization.dynamic:
+            from featcache.graph.dynamic import expand_products
+
+            expand_products(proto)
+    if model.halves:
+        from featcache.graph.halves import store_halves
+
+        store_halves(proto)
     described = {
         "labels": canonical_json(list(model.classes)),
         "preprocessing": canonical_json(model.preprocessing.to_json()),
@@ -151,6 +163,7 @@ def _of_outputs(quantization: Quantization, proto: onnx.ModelProto) -> Quantizat
     return dataclasses.replace(
         quantization,
         nodes=tuple(name for name in quantization.nodes if not of_head(name)),
+        dynamic=tuple(name for name in quantization.dynamic if not of_head(name)),
         activations={n: params for n, params in quantization.activations.items() if n in present and not of_head(n)},
         weights={name: params for name, params in quantization.weights.items() if not of_head(name)},
     )

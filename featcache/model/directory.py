@@ -27,6 +27,7 @@ from featcache.heads import Head, head_class
 from featcache.heads.calibration import Calibration
 from featcache.heads.unknown import UnknownRule
 from featcache.model.golden import Golden
+from featcache.model.halves import goes_in_half
 from featcache.model.merged import MergedModel, wrap_network
 from featcache.model.quantization import Quantization
 from featcache.model.surgery import Surgery
@@ -159,19 +160,22 @@ def load_model(path: str | os.PathLike[str]) -> MergedModel:
         if QUANT_FILE in document["sha256"]:
             text = _checked_bytes(path, QUANT_FILE, document)
             quantization = Quantization.from_json(parse_document(text, _QUANT_DOCUMENT, place=Path(path) / QUANT_FILE))
-        tensors = load(data)
+        stored = load(data)
+        halves = any(tensor.dtype == torch.float16 for tensor in stored.values())
+        tensors = {name: t.float() if t.dtype == torch.float16 else t for name, t in stored.items()}
         recipe = Recipe.from_json(document["recipe"])
         architecture = document["architecture"]
         surgery = Surgery(architecture["folded"], architecture["widths"])
         network = _build_network(architecture)
         surgery.apply(network)
-        stored = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
-        network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in stored.items()})
+        state = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
+        network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
         backbone = wrap_network(network, recipe, outputs=architecture["outputs"])
         head = _head_from_document(document["head"], tensors, document["classes"])
         return MergedModel(
-            backbone, head, recipe=recipe, surgery=surgery, quantization=quantization, lineage=document["lineage"]
-        )
+            backbone, head, recipe=recipe, surgery=surgery, quantization=quantization, halves=halves,
+            lineage=document["lineage"],
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, SafetensorError, RuntimeError) as error:
         if isinstance(error, FeatcacheError) and not isinstance(error, InputError):
             raise
@@ -220,11 +224,15 @@ def model_bytes(path: str | os.PathLike[str]) -> int:
 
 
 def _stored(model: MergedModel) -> dict[str, torch.Tensor]:
-    """Return what goes into the weights file: the backbone's state, the head's arrays."""
+    """Return what goes into the weights file: the backbone's state, the head's arrays, in half precision where so."""
     tensors = {f"backbone.{name}": tensor for name, tensor in model.backbone.state_dict().items()}
     for name, array in model.fitted_head.arrays().items():
         tensors[f"head.{name}"] = torch.tensor(array)
-    return tensors
+    if not model.halves:
+        return tensors
+    # what is not exactly a half (another kind of head's arrays) stays as it is
+    halved = {name: tensor.half() for name, tensor in tensors.items() if goes_in_half(tensor)}
+    return {**tensors, **{name: half for name, half in halved.items() if torch.equal(half.float(), tensors[name])}}
 
 
 def _timm_name(model: MergedModel) -> str:

@@ -39,6 +39,8 @@ class MergedModel(nn.Module):
         What was done to the network's layout since timm built it.
     quantization
         What ``quant.json`` holds, None for a float model.
+    halves
+        Whether weights are stored in half precision: all of two axes or more are such numbers, held in float32.
     lineage
         One entry per verb, from merge on.
 
@@ -65,6 +67,7 @@ class MergedModel(nn.Module):
         recipe: Recipe,
         surgery: Surgery | None = None,
         quantization: Quantization | None = None,
+        halves: bool = False,
         lineage: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__()
@@ -74,6 +77,7 @@ class MergedModel(nn.Module):
         self.recipe = recipe
         self.surgery = surgery or Surgery()
         self.quantization = quantization
+        self.halves = halves
         self.lineage = tuple(dict(step) for step in lineage)
         preprocessing = recipe.preprocessing
         self.register_buffer("pixel_mean", torch.tensor(preprocessing.mean) * 255.0, persistent=False)
@@ -117,13 +121,14 @@ class MergedModel(nn.Module):
         """Return a model of this backbone (shared) with another head."""
         return MergedModel(
             self.backbone, fitted_head, recipe=self.recipe, surgery=self.surgery, quantization=self.quantization,
-            lineage=self.lineage,
+            halves=self.halves, lineage=self.lineage,
         )  # fmt: skip
 
     def copy(self, **changes: Any) -> MergedModel:
         """Return a deep copy that shares no tensor; `changes` replace constructor arguments."""
         values = {
-            "recipe": self.recipe, "surgery": self.surgery, "quantization": self.quantization, "lineage": self.lineage,
+            "recipe": self.recipe, "surgery": self.surgery, "quantization": self.quantization,
+            "halves": self.halves, "lineage": self.lineage,
         }  # fmt: skip
         return MergedModel(copy.deepcopy(self.backbone), self.fitted_head, **{**values, **changes})
 

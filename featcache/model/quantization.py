@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from featcache.errors import CorruptError, FormatError, InputError
 
-QUANTIZATION_VERSION = 1
+QUANTIZATION_VERSION = 2
+_WITHOUT_DYNAMIC = 1  # what has no `dynamic` is written so, for readers that know no other
 _LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}
 
 
@@ -105,6 +106,9 @@ class Quantization:
     weights
         Of each quantized weight, by name; of a node that is not in `nodes` only the stored bytes shrink, and it
         computes in floats.
+    dynamic
+        Names of the products (MatMul) whose other factor is rounded at run time, each row with a scale of its own,
+        where the runtime can; else they compute in floats.
 
     Raises
     ------
@@ -122,10 +126,11 @@ class Quantization:
     nodes: tuple[str, ...]
     activations: Mapping[str, QuantParams] = field(default_factory=dict)
     weights: Mapping[str, QuantParams] = field(default_factory=dict)
+    dynamic: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(set(self.nodes)) != len(self.nodes):
-            raise InputError("nodes must each be named once")
+        if len({*self.nodes, *self.dynamic}) != len(self.nodes) + len(self.dynamic):
+            raise InputError("nodes and dynamic must name each node once")
         for name, params in self.activations.items():
             if params.axis is not None:
                 raise InputError(f"activations[{name!r}].axis must be None, got {params.axis!r}")
@@ -137,11 +142,13 @@ class Quantization:
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of ``quant.json``."""
+        dynamic = {"dynamic": list(self.dynamic)} if self.dynamic else {}
         return {
-            "version": QUANTIZATION_VERSION,
+            "version": QUANTIZATION_VERSION if self.dynamic else _WITHOUT_DYNAMIC,
             "nodes": list(self.nodes),
             "activations": {name: params.to_json() for name, params in self.activations.items()},
             "weights": {name: params.to_json() for name, params in self.weights.items()},
+            **dynamic,
         }
 
     @classmethod
@@ -152,16 +159,14 @@ class Quantization:
         """
         if not isinstance(document, Mapping):
             raise CorruptError("quant.json must be a JSON object: quantize the model again")
-        if document.get("version") != QUANTIZATION_VERSION:
+        if document.get("version") not in (_WITHOUT_DYNAMIC, QUANTIZATION_VERSION):
             raise FormatError(
-                f"quant.json must be of version {QUANTIZATION_VERSION}, got {document.get('version')!r}: open it with "
-                "the featcache that wrote it"
+                f"quant.json must be of version {_WITHOUT_DYNAMIC} or {QUANTIZATION_VERSION}, got "
+                f"{document.get('version')!r}: open it with the featcache that wrote it"
             )
-        nodes = document.get("nodes")
-        if not isinstance(nodes, list) or not all(isinstance(name, str) for name in nodes):
-            raise CorruptError("nodes of quant.json must be a list of names: quantize the model again")
+        nodes, dynamic = _names(document.get("nodes"), "nodes"), _names(document.get("dynamic", []), "dynamic")
         try:
-            return cls(tuple(nodes), _params(document, "activations"), _params(document, "weights"))
+            return cls(nodes, _params(document, "activations"), _params(document, "weights"), dynamic)
         except InputError as error:
             raise CorruptError(f"in quant.json {error}: quantize the model again") from error
 
@@ -169,6 +174,13 @@ class Quantization:
 def along_axis(scales: Sequence[float], *, axis: int) -> QuantParams:
     """Return the parameters of a weight stored as int8 with these `scales` along `axis` and zero points of 0."""
     return QuantParams(tuple(float(scale) for scale in scales), (0,) * len(scales), "int8", axis)
+
+
+def _names(names: Any, key: str) -> tuple[str, ...]:
+    """Return the names that stand under `key` of ``quant.json``; `CorruptError` where it is something else."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CorruptError(f"{key} of quant.json must be a list of names: quantize the model again")
+    return tuple(names)
 
 
 def _params(document: Mapping[str, Any], part: str) -> dict[str, QuantParams]:

@@ -149,6 +149,23 @@ def _equal_photos(folder: Path) -> Commands:
     return [["quantize", "m", "--cache", "c", "--out", "q", "--json"]]
 
 
+def _precision(precision: str) -> Callable[[Path], Commands]:
+    def arrange(folder: Path) -> Commands:
+        return [
+            *_equal_photos(folder)[:-1],
+            ["quantize", "m", "--cache", "c", "--out", "q", "--precision", precision, "--json"],
+        ]
+
+    return arrange
+
+
+def _half_the_bytes(outcome: Outcome) -> None:
+    assert outcome.status == 0, outcome.stderr
+    result = outcome.json()
+    assert result["bytes_after"] < 0.55 * result["bytes_before"], result
+    assert (result["method"], result["gained"], result["lost"]) == ("fp16", 0, 0), result
+
+
 def _odd_input(size: str) -> Callable[[Path], Commands]:
     def arrange(folder: Path) -> Commands:
         draw_classes(folder / "photos", "cat", "dog", each=3)
@@ -303,6 +320,14 @@ REPORTS = (
     Report(
         "black-photos", "calibration on black photos ends in LinAlgError", "the model is quantized",
         _equal_photos, _right,
+    ),
+    Report(
+        "half-precision", "quantize knows INT8 alone: there is no file of half the bytes with the same answers",
+        "--precision fp16 writes one", _precision("fp16"), _half_the_bytes,
+    ),
+    Report(
+        "rows-of-convolutions", "integers found at run time, of a network of convolutions, would shrink nothing",
+        "one line says what they are for", _precision("int8-dynamic"), _refused("linear layers", "--precision int8"),
     ),
     Report(
         "input-not-of-patches", "test_vit with img_size=[100,100] is an AssertionError",

@@ -15,13 +15,14 @@ from conftest import write_photo
 from onnx import TensorProto, helper, numpy_helper
 
 from featcache.cache import open_cache
+from featcache.compression.choosing import integer_nodes
 from featcache.compression.fake_quantization import FakeQuantized
 from featcache.compression.folded import FoldedModel, fold_model, with_integers
 from featcache.compression.integers import Grid, Integers, Sum
 from featcache.compression.layerwise import Calibrated, calibrate
 from featcache.compression.learned_scales import ActivationRounding, WeightRounding
 from featcache.compression.qat import fake_quantized, start_within, train_quantized, training_settings
-from featcache.compression.quantization import integer_nodes, quantize
+from featcache.compression.quantization import quantize
 from featcache.compression.refitting import open_source
 from featcache.compression.rounding import LIMIT
 from featcache.errors import BackboneError, InputError

@@ -15,10 +15,11 @@ from conftest import write_photo
 from onnx import helper, numpy_helper
 
 from featcache.cache import open_cache
-from featcache.compression import CompressResult, apply_quantization, quantization, quantize, refitting
-from featcache.compression.layerwise import _usual_error, calibrate
+from featcache.compression import CompressResult, apply_quantization, quantization, quantize, refitting, shipping
+from featcache.compression.choosing import integer_nodes
+from featcache.compression.layerwise import calibrate, usual_error
 from featcache.compression.measurement import graph_macs, integer_share
-from featcache.compression.quantization import calibration_pixels, integer_head, integer_nodes, quantized_model
+from featcache.compression.quantization import calibration_pixels, integer_head, quantized_model
 from featcache.compression.ranges import affine_qparams, fake_quantize, power_range
 from featcache.compression.refitting import SplitRows, open_source
 from featcache.compression.rounding import FULL_LIMIT, LIMIT, MomentsSum, channel_scales, round_jointly, round_nearest
@@ -254,16 +255,16 @@ def test_of_two_walks_the_one_nearer_to_the_float_features_counts(place: Path, m
 
 
 def test_integers_that_are_slower_here_are_said_to_be() -> None:
-    assert quantization._speed_notes(2.0, 1.0, processor="any") == []
-    (note,) = quantization._speed_notes(0.86, 1.08, processor="any")
+    assert shipping.speed_notes(2.0, 1.0, precision="int8", processor="any") == []
+    (note,) = shipping.speed_notes(0.86, 1.08, precision="int8", processor="any")
     assert note.startswith("INT8 is slower here: 1.08 ms against 0.86 ms in floats")
 
 
 def test_a_file_for_vnni_says_so_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization, "processor_has_int8", lambda: False)
-    (note,) = quantization._speed_notes(2.0, 1.0, processor="vnni")
+    monkeypatch.setattr(shipping, "processor_has_int8", lambda: False)
+    (note,) = shipping.speed_notes(2.0, 1.0, precision="int8", processor="vnni")
     assert "sums saturate here" in note
-    assert quantization._speed_notes(2.0, 1.0, processor="any") == []
+    assert shipping.speed_notes(2.0, 1.0, precision="int8", processor="any") == []
 
 
 def test_a_cache_of_another_recipe_is_refused(place: Path, tmp_path: Path) -> None:
@@ -405,12 +406,12 @@ def test_bias_correction_takes_back_the_mean_error() -> None:
     assert (fixed - exact).abs().max() < 0.2 * (plain - exact).abs().max().clamp(min=0.5)
 
 
-def test_the_usual_error_is_not_moved_by_a_few_clipped_values() -> None:
+def test_theusual_error_is_not_moved_by_a_few_clipped_values() -> None:
     """One value in ten was clipped by 40: the other nine are right, and a bias must leave them so."""
     difference = torch.randn(4, 2, 10, 10, generator=torch.Generator().manual_seed(0)) * 0.01
     difference[:, 1] += 0.5
     difference[:, :, 0] += 40
-    assert torch.allclose(_usual_error(difference), torch.tensor([0.0, 0.5]), atol=0.01)
+    assert torch.allclose(usual_error(difference), torch.tensor([0.0, 0.5]), atol=0.01)
     assert difference.mean(dim=(0, 2, 3))[0] > 3
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import VerificationError
-from featcache.formats.interface import Converted, ModelFacts, Runner, Target, single_tensors
+from featcache.formats.interface import Converted, ModelFacts, Runner, Target, numbers_of, single_tensors
 from featcache.system.files import write_atomically
 
 _PACKAGE = "model.mlpackage"
@@ -106,7 +106,9 @@ class CoreMlTarget(Target):
             (package / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(package / name, value)
         files = tuple(package / name for name in contents)
-        return Converted(files, _tensors(facts), _NUMBERS if facts.quantized else None, takes_scales=False)
+        return Converted(
+            files, _tensors(facts), numbers_of(facts, integers=_NUMBERS, dynamic=_NUMBERS), takes_scales=False
+        )
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the model on macOS."""

@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from featcache.formats.interface import ModelFacts
+from featcache.formats.interface import ModelFacts, numbers_of
 from featcache.formats.tools.environments import Environment
 from featcache.formats.tools.program import EnvironmentTarget, Prepared
 
@@ -38,4 +38,4 @@ class MindSporeTarget(EnvironmentTarget):
     def prepare(self, onnx_path: Path, scratch: Path, *, facts: ModelFacts) -> Prepared:
         """Return the graph for one image, whose integers the file keeps."""
         prepared = super().prepare(onnx_path, scratch, facts=facts)
-        return dataclasses.replace(prepared, numbers=_NUMBERS if facts.quantized else None)
+        return dataclasses.replace(prepared, numbers=numbers_of(facts, integers=_NUMBERS))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import FormatError
-from featcache.formats.interface import FLOATS_FOR_INTEGERS, Converted, ModelFacts
+from featcache.formats.interface import FLOATS_FOR_INTEGERS, Converted, ModelFacts, numbers_of
 from featcache.formats.mindspore.ms_file import StoredWeight, put_integers
 from featcache.formats.tools.environments import Environment
 from featcache.formats.tools.program import EnvironmentTarget, Program, describe_for_program
@@ -60,10 +60,11 @@ class _LiteTarget(EnvironmentTarget):
         with tempfile.TemporaryDirectory() as scratch:
             single = write_single(onnx_path, Path(scratch) / "single.onnx")
             old = write_opset(single, Path(scratch) / "old.onnx")
+            numbers: str | None
             if facts.quantized:
                 files, numbers = self.write_quantized(single, old, folder, facts=facts)
             else:
-                files, numbers = self.write(old, folder, facts=facts), None
+                files, numbers = self.write(old, folder, facts=facts), numbers_of(facts, integers=None)
         return Converted(files, self.tensors(facts), numbers, takes_scales=False)
 
     def write(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from featcache.formats.channels_last.graph import ChannelsLastGraph, Value, laid
+from featcache.graph.halves import is_of_halves
 from featcache.graph.nodes import Array, Graph
 
 _TYPES = {"float32": "DT_FLOAT", "int32": "DT_INT32"}
@@ -29,34 +30,44 @@ _KINDS = {"Add": "AddV2", "Div": "RealDiv", "Max": "Maximum", "Min": "Minimum"} 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weight:
-    """One constant of the graph. `integers`: its whole numbers of −128 to 127 are stored as bytes, else as `values`."""
+    """One constant of the graph. `integers`: its whole numbers of −128 to 127 are stored as bytes, else as `values`.
+
+    `halves`: they are stored in half precision, which they are.
+    """
 
     name: str
     values: Array
     integers: bool
+    halves: bool = False
 
     def manifest(self) -> dict[str, Any]:
         """Return its entry in a ``weightsManifest``."""
         entry: dict[str, Any] = {"name": self.name, "shape": list(self.values.shape), "dtype": self.values.dtype.name}
         if self.integers:
             entry["quantization"] = {"dtype": "uint8", "scale": 1, "min": -_BYTE_SHIFT}
+        elif self.halves:
+            entry["quantization"] = {"dtype": "float16"}
         return entry
 
     def data(self) -> bytes:
         """Return its bytes, little-endian."""
         if self.integers:
             return (self.values + _BYTE_SHIFT).astype(np.uint8).tobytes()
+        if self.halves:
+            return self.values.astype("<f2").tobytes()
         return self.values.astype(self.values.dtype.newbyteorder("<")).tobytes()
 
 
 class GraphDef(ChannelsLastGraph):
     """The nodes and weights for the ONNX graph `source`, of known shapes: empty but for its image.
 
-    `nodes`, `weights`, `inputs` and `outputs` are what ``model.json`` holds, as JSON values.
+    `halves`: weights that are of half precision are stored so. `nodes`, `weights`, `inputs` and `outputs` are what
+    ``model.json`` holds, as JSON values.
     """
 
-    def __init__(self, source: Graph, *, outputs: tuple[str, ...]) -> None:
+    def __init__(self, source: Graph, *, outputs: tuple[str, ...], halves: bool = False) -> None:
         super().__init__(source, outputs=outputs)
+        self._halves = halves
         self.nodes: list[dict[str, Any]] = []
         self.weights: list[Weight] = []
         self.inputs: dict[str, Any] = {}
@@ -101,7 +112,8 @@ class GraphDef(ChannelsLastGraph):
             tensor = {"dtype": _TYPES[array.dtype.name], "tensorShape": _shape(array.shape)}
             attributes = {"dtype": type_of(array.dtype.name), "value": {"tensor": tensor}}
             self._made[key] = self._append("Const", self._name(name), (), attributes)
-            self.weights.append(Weight(self._made[key], array, integers))
+            halves = self._halves and not integers and is_of_halves(array)
+            self.weights.append(Weight(self._made[key], array, integers, halves))
         return self._made[key]
 
     def elementwise(self, kind: str, name: str, *inputs: str) -> str:

@@ -27,13 +27,14 @@ from featcache.formats.tfjs.graphdef import INPUT_TYPE, GraphDef, text, texts, t
 from featcache.graph.nodes import Array, Graph, Node
 
 
-def convert_graph(proto: onnx.ModelProto, *, outputs: tuple[str, ...]) -> GraphDef:
+def convert_graph(proto: onnx.ModelProto, *, outputs: tuple[str, ...], halves: bool = False) -> GraphDef:
     """Return the TensorFlow graph of the ONNX graph `proto`, of a fixed batch, from its image to `outputs`.
 
+    `halves`: weights that are of half precision are stored so.
     Raises `NotImplementedError` naming operations, or forms of them, without an equivalent, and `VerificationError`
     where the shape of a tensor is not known.
     """
-    return convert_nodes(GraphDef(Graph(proto), outputs=outputs), _OPERATIONS, form="TensorFlow.js")
+    return convert_nodes(GraphDef(Graph(proto), outputs=outputs, halves=halves), _OPERATIONS, form="TensorFlow.js")
 
 
 # --- what is quantized ----------------------------------------------------------------------------------------------

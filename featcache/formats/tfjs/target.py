@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from featcache.formats.interface import Converted, ModelFacts, Runner, Target, single_tensors
+from featcache.formats.interface import HALVES, Converted, ModelFacts, Runner, Target, numbers_of, single_tensors
 from featcache.formats.tools.npm import NodeProgram, NpmPackage
 from featcache.formats.tools.program import ProgramRunner
 from featcache.system.files import write_atomically
@@ -71,7 +71,7 @@ class TfjsTarget(Target):
         from featcache.formats.tfjs.operations import convert_graph
         from featcache.graph.passes import fixed_batch
 
-        graph = convert_graph(fixed_batch(onnx.load(onnx_path)), outputs=_OUTPUTS)
+        graph = convert_graph(fixed_batch(onnx.load(onnx_path)), outputs=_OUTPUTS, halves=facts.halves)
         data = b"".join(weight.data() for weight in graph.weights)
         pieces = [data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES)]
         names = [f"group1-shard{number}of{len(pieces)}.bin" for number in range(1, len(pieces) + 1)]
@@ -96,7 +96,7 @@ class TfjsTarget(Target):
             write_atomically(folder / name, piece)
         tensors = single_tensors(facts)
         tensors["inputs"]["image"].update(dtype="int32", range=[0, 255])
-        numbers = _NUMBERS if facts.quantized else None
+        numbers = numbers_of(facts, integers=_NUMBERS, halves=HALVES)
         return Converted(tuple(folder / name for name in contents), tensors, numbers, takes_scales=False)
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:

@@ -33,7 +33,7 @@ _OF_MANY_AXES = {"PAD": 4, "PADV2": 4, "SLICE": 5, "STRIDED_SLICE": 4, "TRANSPOS
 _OF_MANY_BROADCAST = {"DIV": 2, "MAXIMUM": 3, "MINIMUM": 3, "SUB": 3}
 _FEW_AXES = 4
 _BROADCAST_TO = 2  # its first version as an operator of its own
-_GROUPED_CONVOLUTION, _ROWS_PRODUCT, _CHANNEL_SCALES, _DILATED_DEPTHWISE = 6, 5, 5, 2
+_GROUPED_CONVOLUTION, _ROWS_PRODUCT, _CHANNEL_SCALES, _FROM_HALVES, _DILATED_DEPTHWISE = 6, 5, 5, 3, 2
 _BARE_PRODUCT = 6  # without a bias
 _ROUNDING_PRODUCT = 12  # of floats and integers with a scale per output
 
@@ -176,6 +176,8 @@ def _version(operator: Operator, tensors: Mapping[str, Tensor]) -> int:
         versions.append(_OF_INTEGERS.get(kind, 1))
         if kind == "DEQUANTIZE" and first.scale is not None and len(first.scale.values) > 1:
             versions.append(_CHANNEL_SCALES)
+    if kind == "DEQUANTIZE" and first.dtype == "float16":
+        versions.append(_FROM_HALVES)
     if len(first.shape) > _FEW_AXES:
         versions.append(_OF_MANY_AXES.get(kind, 1))
         if len({tensor.shape for tensor in inputs}) > 1:

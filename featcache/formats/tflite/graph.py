@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from featcache.formats.channels_last.graph import ChannelsLastGraph, Value
+from featcache.graph.halves import is_of_halves
 from featcache.graph.nodes import Array, Graph, Node
 
 # ONNX's words, where the schema's are others; the rest is the same in capitals
@@ -63,12 +64,13 @@ class Operator:
 class TfliteGraph(ChannelsLastGraph):
     """The graph that is written for the ONNX graph `source`, of known shapes: empty but for its image of uint8.
 
-    A node is called by the name of the tensor that it computes: keys of `tensors`. `inputs` and `outputs` are such
-    names; those of the ONNX graph are in the tensors.
+    `halves`: weights that are of half precision are stored so. A node is called by the name of the tensor that it
+    computes: keys of `tensors`. `inputs` and `outputs` are such names; those of the ONNX graph are in the tensors.
     """
 
-    def __init__(self, source: Graph, *, outputs: tuple[str, ...]) -> None:
+    def __init__(self, source: Graph, *, outputs: tuple[str, ...], halves: bool = False) -> None:
         super().__init__(source, outputs=outputs)
+        self._halves = halves
         self.tensors: dict[str, Tensor] = {}
         self.operators: list[Operator] = []
         self.inputs: tuple[str, ...] = (self._image,)
@@ -110,7 +112,14 @@ class TfliteGraph(ChannelsLastGraph):
     def numbers(self, values: Any, name: str) -> str:
         """Return the tensor of a constant: int32 where `values` are whole, else float32; equal ones are one tensor."""
         array = np.asarray(values)
-        return self.stored(array.astype(np.int32 if array.dtype.kind == "i" else np.float32), name)
+        array = array.astype(np.int32 if array.dtype.kind == "i" else np.float32)
+        if not (self._halves and is_of_halves(array)):
+            return self.stored(array, name)
+        stored = self.stored(array.astype(np.float16), name)
+        key = ("floats", stored)
+        if key not in self._made:
+            self._made[key] = self.node("DEQUANTIZE", f"{name}/floats", stored, shape=array.shape)
+        return self._made[key]
 
     def stored(self, values: Array, name: str, scale: Scale | None = None) -> str:
         """Return the tensor of a constant with the dtype of `values`; equal ones are one tensor."""

@@ -36,13 +36,14 @@ from featcache.graph.nodes import Array, Graph, Node, Window
 _ROW_AXES = 2  # of a batch of vectors
 
 
-def convert_graph(proto: onnx.ModelProto, *, outputs: tuple[str, ...]) -> TfliteGraph:
+def convert_graph(proto: onnx.ModelProto, *, outputs: tuple[str, ...], halves: bool = False) -> TfliteGraph:
     """Return the TensorFlow Lite graph of the ONNX graph `proto`, of a fixed batch, from its image to `outputs`.
 
+    `halves`: weights that are of half precision are stored so.
     Raises `NotImplementedError` naming operations, or forms of them, without an equivalent, and `VerificationError`
     where the shape of a tensor is not known.
     """
-    return convert_nodes(TfliteGraph(Graph(proto), outputs=outputs), _OPERATIONS, form="TensorFlow Lite")
+    return convert_nodes(TfliteGraph(Graph(proto), outputs=outputs, halves=halves), _OPERATIONS, form="TensorFlow Lite")
 
 
 # --- what is quantized ----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import VerificationError
-from featcache.formats.interface import Converted, ModelFacts, Runner, Target, single_tensors
+from featcache.formats.interface import HALVES, Converted, ModelFacts, Runner, Target, numbers_of, single_tensors
 from featcache.system.files import write_atomically
 
 _MODEL = "model.tflite"
@@ -54,7 +54,7 @@ class TfliteTarget(Target):
         from featcache.formats.tflite.operations import convert_graph
         from featcache.graph.passes import fixed_batch
 
-        graph = convert_graph(fixed_batch(onnx.load(onnx_path)), outputs=_OUTPUTS)
+        graph = convert_graph(fixed_batch(onnx.load(onnx_path)), outputs=_OUTPUTS, halves=facts.halves)
         height, width, _ = facts.image_shape
         metadata = metadata_bytes(
             name=facts.name,
@@ -66,7 +66,7 @@ class TfliteTarget(Target):
         maker = f"featcache {importlib.metadata.version('featcache')}"
         data = file_bytes(graph, description=maker, metadata={NAME: metadata})
         write_atomically(folder / _MODEL, data + attached_labels(labels_text(facts.classes)))
-        return Converted((folder / _MODEL,), single_tensors(facts), _NUMBERS if facts.quantized else None)
+        return Converted((folder / _MODEL,), single_tensors(facts), numbers_of(facts, integers=_NUMBERS, halves=HALVES))
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the interpreter, with the XNNPACK kernels that are its default."""

@@ -16,7 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import VerificationError
-from featcache.formats.interface import FLOATS_FOR_INTEGERS, Converted, ModelFacts, Runner, Target, single_tensors
+from featcache.formats.interface import (
+    FLOATS_FOR_INTEGERS,
+    Converted,
+    ModelFacts,
+    Runner,
+    Target,
+    numbers_of,
+    single_tensors,
+)
 from featcache.formats.tools.environments import Environment
 
 
@@ -186,7 +194,7 @@ class EnvironmentTarget(Target):
         from featcache.graph.passes import write_single
 
         single = write_single(onnx_path, scratch / "single.onnx")
-        return Prepared(single, {}, FLOATS_FOR_INTEGERS if facts.quantized else None)
+        return Prepared(single, {}, numbers_of(facts, integers=FLOATS_FOR_INTEGERS))
 
     def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> Converted:
         """Have the environment's tools write the files."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from featcache.formats.interface import Converted, ModelFacts, Runner, Target, classifier_tensors
+from featcache.formats.interface import HALVES, Converted, ModelFacts, Runner, Target, classifier_tensors, numbers_of
 from featcache.formats.tools.npm import NpmPackage
 from featcache.formats.web.browser import Browser, find_chromium
 from featcache.system.files import write_atomically
@@ -72,7 +72,8 @@ class WebTarget(Target):
         (folder / "ort").mkdir()
         for name, data in contents.items():
             write_atomically(folder / name, data)
-        return Converted(tuple(folder / name for name in contents), classifier_tensors(facts))
+        numbers = numbers_of(facts, integers=None, halves=HALVES)
+        return Converted(tuple(folder / name for name in contents), classifier_tensors(facts), numbers)
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the page's classifier in a headless Chromium, on one thread whatever `threads` says.
