@@ -379,10 +379,9 @@ def _calibrated_within(
     processor: ProcessorKind,
     max_error: float | None,
 ) -> tuple[Calibrated, tuple[LayerError, ...]]:
-    """Return the integers, and what each layer's alone cost, the worst first; with a budget those in floats as well."""
+    """Return the integers; with a budget also what each layer's alone cost, the worst first."""
     if max_error is None:
-        found = _calibrated(folded, pixels, float_share, processor)
-        return found, layer_errors(folded.graph, pixels, found)
+        return _calibrated(folded, pixels, float_share, processor), ()
 
     def walk(floats: Collection[str]) -> Calibrated:
         return _walked(folded, pixels, nodes_without(folded.graph, floats), processor)

@@ -23,8 +23,9 @@ class CompressResult:
     old one ships, `accuracy_after_refit` is of that, and `notes` say why.
     `val_accuracy_float`, `val_accuracy_after_refit`: the same on val, to choose by; None without val.
     `feature_error`: of `quantize`, the mean squared error of the features on the calibration images, each over its
-    variance, as calibrated. `worst_layers`: of those whose integers alone cost most of that, the ``layer``, its
-    ``error``, its ``macs_share`` and whether it computes in ``integers``. `float_layers`: those that stay in floats.
+    variance, as calibrated. With a budget of that (`max_error`), `worst_layers`: of those whose integers alone cost
+    most of it, the ``layer``, its ``error``, its ``macs_share`` and whether it computes in ``integers``;
+    `float_layers`: those that stay in floats for it.
     `gained`, `lost`: images of `split` that only the compressed, only the float model gets right (classification).
     """
 

@@ -198,16 +198,17 @@ def test_the_worst_layers_are_named_and_stay_in_floats_until_the_budget_holds(co
     place = convolutions
     plain = quantize(place / "model", cache=place / "cache", out=place / "all", float_share=0, calibration_images=6)
     assert plain.feature_error is not None
-    errors = [entry["error"] for entry in plain.worst_layers]
-    assert errors == sorted(errors, reverse=True)
-    assert errors[0] > 0
-    assert plain.float_layers == ()
+    assert plain.float_layers == plain.worst_layers == ()  # nobody asked: a run for each layer takes its time
     budget = 0.9 * plain.feature_error
     found = quantize(place / "model", cache=place / "cache", out=place / "some", max_error=budget, calibration_images=6)
     assert found.feature_error is not None
     assert found.feature_error <= budget
     assert found.float_layers
-    assert found.float_layers[0] == plain.worst_layers[0]["layer"]
+    errors = [entry["error"] for entry in found.worst_layers]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 0
+    assert found.float_layers[0] == found.worst_layers[0]["layer"]
+    assert not found.worst_layers[0]["integers"]
     quantization = load_model(place / "some").quantization
     assert quantization is not None
     assert not set(found.float_layers) & set(quantization.nodes)
