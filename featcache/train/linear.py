@@ -72,7 +72,10 @@ def fit_linear(data: TrainingData, head: LinearOptions, options: TrainOptions, s
     if not whole.is_long:  # solved again from nothing: naming the chosen value then gives this very head, bit for bit
         prepared, start = prepare_rows(rows), None
     solution = solve(prepared.problem, **{**penalties, free: chosen}, start=start, prepared=prepared)
-    return _head_fit(solution, data, free=free, selection=selection, path=path)
+    fit = _head_fit(solution, data, free=free, selection=selection, path=path)
+    if whole.components is None:
+        return fit
+    return dataclasses.replace(fit, details={**fit.details, "components": whole.components})
 
 
 def fit_selected(data: TrainingData, head: LinearOptions, options: TrainOptions, soft: SoftTargets | None) -> HeadFit:
