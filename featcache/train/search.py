@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from featcache.heads.solvers import Components, Prepared, Solution, solve
@@ -16,6 +18,8 @@ TOLERANCE = 1e-3  # relative gap along the way: far below what held-out rows can
 WALK_TOLERANCE = 1e-2  # of the walk where fits take long; around its best value `TOLERANCE` again
 LONG_FITS = 1 << 28  # n_rows * n_features * n_outputs
 ENOUGH = 0.9  # of the variance: where the leading components hold as much, looks are taken on them alone
+
+ScoreAt = Callable[[float, float], Score]  # of a penalty solved to a relative gap
 
 
 class Trial:
@@ -82,7 +86,7 @@ class Trial:
 
 def search(
     values: Sequence[float],
-    score: Callable[[float, float], Score],
+    score: ScoreAt,
     *,
     one_standard_error: bool,
     walk_tolerance: float = TOLERANCE,
@@ -122,6 +126,30 @@ def search(
         _refine(grid, scores, look, one_standard_error=True)
     chosen = choose(scores, one_standard_error=one_standard_error)
     return {value: scores[value] for value in sorted(scores, reverse=True)}, chosen
+
+
+def most_looks(n_values: int) -> int:
+    """Return how many values of a grid `search` looks at, at most, without the rule of one standard error."""
+    return -(-n_values // STRIDE) + 2 * (STRIDE // 2) + 1
+
+
+@contextmanager
+def looks_shown(score: ScoreAt, *, at_most: int, penalty: str) -> Iterator[ScoreAt]:
+    """Give `score`, its calls counted by a bar on a terminal once they have taken a second."""
+    if not sys.stderr.isatty():
+        yield score
+        return
+    from tqdm import tqdm  # here, as it is loaded where there is someone to see it
+
+    with tqdm(total=at_most, desc=f"train: {penalty}", unit="fit", delay=1.0, leave=False) as bar:
+
+        def counted(value: float, tolerance: float) -> Score:
+            bar.set_postfix_str(f"{value:.3g}", refresh=False)
+            result = score(value, tolerance)
+            bar.update()
+            return result
+
+        yield counted
 
 
 def choose(scores: Mapping[float, Score], *, one_standard_error: bool) -> float:
