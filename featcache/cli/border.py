@@ -129,13 +129,14 @@ def _refuse(message: str) -> int:
 def refusal_of_machine(error: BaseException) -> str | None:
     """Return what to tell the user where the machine refused (files, memory, text that is not UTF-8); None: it did not.
 
-    Told by the types of the error and of those it was raised from, never by a text.
+    Told by the types of the error and of those it was raised from; by a name in the text where torch has no type.
     """
     for one in _causes(error):
         if isinstance(one, OSError):
             return _refusal_of_system(one)
         if isinstance(one, MemoryError) or _is_memory_of_torch(one):
-            return f"memory must suffice, got: {str(one) or 'none is left'}; free memory, or work on less at once"
+            got = str(one).partition("\n")[0] or "none is left"
+            return f"memory must suffice, got: {got}; free memory, or work on less at once"
         if isinstance(one, UnicodeError):
             return f"text must be UTF-8, got: {one}; save it as UTF-8, or rename what has such a name"
     return None
@@ -149,8 +150,16 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_memory_of_torch(error: BaseException) -> bool:
+    """Return whether torch lacked memory: of a device, which has a type, or of the machine.
+
+    The latter is a plain `RuntimeError` without an errno or another mark. Its text is the failed check of torch's
+    allocator, whose class name is in it in every language and version; nothing else raises in that name.
+    """
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if torch is None:
+        return False
+    by_allocator = type(error) is RuntimeError and "DefaultCPUAllocator" in str(error)
+    return by_allocator or isinstance(error, torch.OutOfMemoryError)
 
 
 def _refusal_of_system(error: OSError) -> str:

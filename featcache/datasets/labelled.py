@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ class LabelledImages:
     (relative). `labels` (n,) int64: index into the model's classes, of several labels the first that it knows;
     -1 for images without a label or of a class the model does not know. `targets`: None, or (n, n_classes) float32 for
     multi-label and regression models, to be used where `labels` says that there is a label. `split`: which part of the
-    data set this is, None for all of it.
+    data set this is, None for all of it, and `labelled_splits` those parts that have labels of the model.
     `unknown_classes`: names in the data set that the model does not have. `notes`: those of its `Listing`.
     """
 
@@ -37,6 +38,7 @@ class LabelledImages:
     split: str | None
     unknown_classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    labelled_splits: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -86,7 +88,10 @@ def labelled_images(
                 f"{os.fspath(images)!r} must have images of the split {wanted!r}, it has none: name the folder of the "
                 f"images to measure on{''.join(f', or --split {name}' for name in others)}"
             )
-    return _matched(listing, chosen, digests=None, classes=classes, task=task, split=wanted)
+    found = _matched(listing, chosen, digests=None, classes=classes, task=task, split=wanted)
+    of_model = np.array([*(name in classes for name in listing.classes), False])[listing.labels]
+    labelled = tuple(name for name in SPLITS if (of_model & (splits == split_code(name))).any())
+    return dataclasses.replace(found, labelled_splits=labelled)
 
 
 def cached_images(

@@ -23,6 +23,7 @@ What becomes of an image, by either decoder:
 | grey, black and white, palette | read as RGB |
 | 16-bit and 12-bit grey, 16 bits per colour channel | the highest 8 bits are kept |
 | 16-bit grey without a value above 4095 | the highest 8 of 12 bits are kept: a 12-bit camera wrote it |
+| 16 bits per colour channel without a value above 4095 | fails, unless it is black: of the 12 bits 4 could be kept |
 | grey of 32 bits or floats | fails: no range is stated |
 | alpha, transparent palette entry | laid over white, as on a page; an opaque image keeps its colours |
 | CMYK, YCCK | converted by Pillow's formula; colour profiles are not applied, here or anywhere |

@@ -81,7 +81,10 @@ def open_other(data: bytes) -> Image.Image:
                 if width * height > MAX_PIXELS:
                     raise too_large(width, height)
                 image.load()
-                return turn_image(_to_rgb(image), _orientation_of(image))
+                pixels = _to_rgb(image)
+                if _channel_bits(image, data) == 16:
+                    _refuse_twelve_bits(pixels)
+                return turn_image(pixels, _orientation_of(image))
         except UnidentifiedImageError as error:
             raise ImageError(_unknown(data)) from error
         except ImageError:
@@ -110,6 +113,25 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, _BACKGROUND), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _channel_bits(image: Image.Image, data: bytes) -> int:
+    """Return the bits of a colour channel in the file, of which Pillow keeps the highest 8; 8 where it has no more."""
+    if image.mode not in ("RGB", "RGBA"):
+        return 8
+    if image.format == "PNG":
+        return data[24]  # of the header, which is the first chunk
+    if image.format == "TIFF":
+        return int(max(image.tag_v2.get(0x0102, (8,))))  # type: ignore[attr-defined]
+    return 8
+
+
+def _refuse_twelve_bits(pixels: Image.Image) -> None:
+    """Raise `ImageError` where all that was kept of 16 bits is near black: 12 were used, and their lowest are gone."""
+    if 0 < max(high for _, high in pixels.getextrema()) < 16:  # type: ignore[misc]
+        raise ImageError(
+            "16-bit colours must use more than 12 of their bits, these have none above 4095: save the image with 8 bits"
+        )
 
 
 def _orientation_of(image: Image.Image) -> int:

@@ -153,10 +153,8 @@ def score(
     if not len(used):
         reasons = sorted(set(failures.values()))
         where = "" if chosen.split is None else f" in the split {chosen.split!r}"
-        other = (
-            f"name another split that has labels, such as --split {'train' if chosen.split == 'val' else 'val'}, or "
-        )
-        advice = f": {other if chosen.split else ''}put the images into folders named after their classes"
+        others = "".join(f"name --split {name}, or " for name in chosen.labelled_splits[:1])
+        advice = f": {others if chosen.split else ''}put the images into folders named after their classes"
         raise InputError(
             f"at least one image must have a label of the model and decode, got none of {len(chosen)}{where}"
             + (f" ({reasons[0]})" if reasons else advice)

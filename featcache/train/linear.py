@@ -20,7 +20,7 @@ from featcache.train.head_fit import Certificate, HeadFit
 from featcache.train.options import PENALTIES, LinearOptions, TrainOptions
 from featcache.train.result import PathPoint
 from featcache.train.score import Score
-from featcache.train.search import TOLERANCE, WALK_TOLERANCE, Trial, search
+from featcache.train.search import TOLERANCE, WALK_TOLERANCE, Trial, looks_shown, most_looks, search
 from featcache.train.targets import LOSSES, Supervision, mix, supervise
 from featcache.train.teacher import SoftTargets
 
@@ -63,16 +63,20 @@ def fit_linear(data: TrainingData, head: LinearOptions, options: TrainOptions, s
         ]
         score, selection = partial(_mean_score, trials), f"{len(trials)} folds"
     grid = penalty_grid(prepared, penalty=free).tolist()
-    scores, chosen = search(
-        grid, score, one_standard_error=head.standard_error_rule,
-        walk_tolerance=WALK_TOLERANCE if whole.is_long else TOLERANCE,
-    )  # fmt: skip
+    with looks_shown(score, at_most=most_looks(len(grid)), penalty=free) as shown:
+        scores, chosen = search(
+            grid, shown, one_standard_error=head.standard_error_rule,
+            walk_tolerance=WALK_TOLERANCE if whole.is_long else TOLERANCE,
+        )  # fmt: skip
     path = tuple(_point(whole.solution(value), scores[value], value == chosen) for value in scores)
     start: Solution | None = whole.solution(chosen)
     if not whole.is_long:  # solved again from nothing: naming the chosen value then gives this very head, bit for bit
         prepared, start = prepare_rows(rows), None
     solution = solve(prepared.problem, **{**penalties, free: chosen}, start=start, prepared=prepared)
-    return _head_fit(solution, data, free=free, selection=selection, path=path)
+    fit = _head_fit(solution, data, free=free, selection=selection, path=path)
+    if whole.components is None:
+        return fit
+    return dataclasses.replace(fit, details={**fit.details, "components": whole.components})
 
 
 def fit_selected(data: TrainingData, head: LinearOptions, options: TrainOptions, soft: SoftTargets | None) -> HeadFit:

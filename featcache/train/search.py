@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from featcache.heads.solvers import Prepared, Solution, solve
+from featcache.heads.solvers import Components, Prepared, Solution, solve
 from featcache.train.data import Rows
 from featcache.train.options import PenaltyName
 from featcache.train.score import Score, score_rows
@@ -15,13 +17,22 @@ PATIENCE = 2  # worse looks in a row end the walk
 TOLERANCE = 1e-3  # relative gap along the way: far below what held-out rows can tell; what is chosen is solved on
 WALK_TOLERANCE = 1e-2  # of the walk where fits take long; around its best value `TOLERANCE` again
 LONG_FITS = 1 << 28  # n_rows * n_features * n_outputs
+ENOUGH = 0.9  # of the variance: where the leading components hold as much, looks are taken on them alone
+
+ScoreAt = Callable[[float, float], Score]  # of a penalty solved to a relative gap
 
 
 class Trial:
     """One problem, solved at any penalty it is asked for, and the held-out rows it is scored on.
 
+    `is_long`: whether a fit takes seconds, so that looks are taken loosely and the last fit begins at the last look.
+
     Each fit starts from the solution of the nearest stronger penalty; the columns that are zero there and keep their
     optimality condition stay out of the fit until they break it (screening with a check).
+
+    Where fits are long and L2 is free, looks are taken on the leading principal components of the features, if these
+    hold `ENOUGH` of the variance: held-out scores are nearly those of all features, at a fifth of the products. Such a
+    solution is a head on all features, whose gap is to the best head within the components.
     """
 
     def __init__(
@@ -33,10 +44,15 @@ class Trial:
         held_out: Rows | None,
         task: str,
     ) -> None:
-        self._prepared = prepared
         self._free, self._fixed = free, dict(fixed)
         self._held_out, self._task = held_out, task
         self._solutions: dict[float, Solution] = {}
+        self.is_long = prepared.rows.n_rows * prepared.n_features * prepared.n_outputs >= LONG_FITS
+        self._components: Components | None = None
+        if self.is_long and free == "l2" and not any(fixed.values()) and prepared.rows.in_memory:
+            components = prepared.derive(Components)
+            self._components = components if components.share >= ENOUGH else None
+        self._prepared = prepared if self._components is None else self._components.problem()
 
     def solution(self, value: float, tolerance: float | None = None) -> Solution:
         """Return the solution at penalty `value`: to a relative gap of `tolerance`, or as it was found last."""
@@ -52,13 +68,13 @@ class Trial:
                 prepared=self._prepared,
                 exact_objective=False,
             )
-        return self._solutions[value]
+        found = self._solutions[value]
+        return found if self._components is None else self._components.lift(found)
 
     @property
-    def is_long(self) -> bool:
-        """Whether a fit takes seconds, so that looks are taken loosely and the last fit begins at the last look."""
-        prepared = self._prepared
-        return prepared.rows.n_rows * prepared.n_features * prepared.n_outputs >= LONG_FITS
+    def components(self) -> int | None:
+        """Return how many components looks are taken on; None where on all features."""
+        return None if self._components is None else self._prepared.n_features
 
     def score(self, value: float, tolerance: float) -> Score:
         """Return how the head of penalty `value` does on the held-out rows."""
@@ -70,7 +86,7 @@ class Trial:
 
 def search(
     values: Sequence[float],
-    score: Callable[[float, float], Score],
+    score: ScoreAt,
     *,
     one_standard_error: bool,
     walk_tolerance: float = TOLERANCE,
@@ -110,6 +126,30 @@ def search(
         _refine(grid, scores, look, one_standard_error=True)
     chosen = choose(scores, one_standard_error=one_standard_error)
     return {value: scores[value] for value in sorted(scores, reverse=True)}, chosen
+
+
+def most_looks(n_values: int) -> int:
+    """Return how many values of a grid `search` looks at, at most, without the rule of one standard error."""
+    return -(-n_values // STRIDE) + 2 * (STRIDE // 2) + 1
+
+
+@contextmanager
+def looks_shown(score: ScoreAt, *, at_most: int, penalty: str) -> Iterator[ScoreAt]:
+    """Give `score`, its calls counted by a bar on a terminal once they have taken a second."""
+    if not sys.stderr.isatty():
+        yield score
+        return
+    from tqdm import tqdm  # here, as it is loaded where there is someone to see it
+
+    with tqdm(total=at_most, desc=f"train: {penalty}", unit="fit", delay=1.0, leave=False) as bar:
+
+        def counted(value: float, tolerance: float) -> Score:
+            bar.set_postfix_str(f"{value:.3g}", refresh=False)
+            result = score(value, tolerance)
+            bar.update()
+            return result
+
+        yield counted
 
 
 def choose(scores: Mapping[float, Score], *, one_standard_error: bool) -> float:

@@ -82,9 +82,16 @@ def test_text_that_is_not_utf8_is_one_line(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_memory_that_torch_lacks_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Told by its type."""
+    """Told by its type, or, of the machine's memory, by the name of the allocator that torch really fails in."""
     torch = pytest.importorskip("torch")
     assert _ends(torch.OutOfMemoryError("CUDA out of memory"), capsys)[0] == 1
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    status, said = _ends(raised.value, capsys)
+    assert status == 1
+    assert said.startswith("featcache: memory must suffice, got: ")
+    assert said.count("\n") == 1
+    assert _ends(RuntimeError("a shape"), capsys)[0] == 70
 
 
 def test_a_bug_says_that_it_is_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,3 +81,21 @@ def test_only_the_verb_asked_for_is_made_and_all_are_known(tmp_path: Path, writt
         assert "Did you mean 'info'" in done.stderr
     if written == ["--help"]:
         assert all(verb in done.stdout for verb in ("build", "info", "train", "export", "predict", "run"))
+
+
+def test_each_verb_is_in_the_file_that_the_table_says_and_loads_no_other() -> None:
+    """`VERBS` names every verb that there is, in the order of the help; one of them brings its own file only."""
+    from featcache.cli.verbs import VERBS, app
+
+    homes = [
+        (command.callback.__module__.rpartition(".")[2], command.callback.__name__)
+        for command in app.registered_commands
+        if command.callback is not None
+    ]
+    assert sorted(homes) == sorted((file, verb) for file, verbs in VERBS.items() for verb in verbs)
+    code = (
+        "import sys; from featcache.cli.verbs import VERBS, application_for; application_for(['info'])\n"
+        "print([file for file in VERBS if f'featcache.cli.{file}' in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['caches']"

@@ -54,3 +54,19 @@ def test_a_class_of_the_model_is_neither_a_wrapper_nor_a_split(tmp_path: Path) -
         (tmp_path / name).write_bytes(b"x")
     chosen = labelled_images(tmp_path, classes=("test", "train"), task="classification")
     assert chosen.labels.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(("val", "advice"), [("a", "name --split val, or put"), ("", "'test': put")])
+def test_an_unlabelled_test_split_names_another_only_where_that_has_labels(
+    tmp_path: Path, val: str, advice: str
+) -> None:
+    """A way out that is one."""
+    rows = [("0.jpg", "", "test"), ("1.jpg", val, "val"), ("2.jpg", "", "train")]
+    for name, _, _ in rows:
+        (tmp_path / name).write_bytes(b"x")
+    file = tmp_path / "images.csv"
+    file.write_text("path,label,split\n" + "".join(f"{name},{label},{split}\n" for name, label, split in rows))
+    chosen = labelled_images(file, classes=("a", "b"), task="classification")
+    assert chosen.labelled_splits == (("val",) if val else ())
+    with pytest.raises(InputError, match=advice):
+        score(chosen, np.zeros((1, 2), dtype=np.float32), {}, classes=("a", "b"), task="classification", format="onnx")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_cache import blobs
@@ -12,7 +13,7 @@ from featcache.train.options import (
     LinearOptions,
 )
 from featcache.train.score import Score
-from featcache.train.search import choose, search
+from featcache.train.search import choose, looks_shown, search
 
 
 def curve(*pairs):
@@ -50,3 +51,44 @@ def test_the_search_finds_the_best_of_the_grid_where_there_is_one_peak(peak, wid
     assert list(scores) == sorted(scores, reverse=True)
     _, careful = search(grid, lambda value, _: score(value), one_standard_error=True)
     assert careful == grid[max(peak - 1, 0)]
+
+
+def test_a_large_problem_is_walked_on_its_leading_components_and_ends_at_the_same_choice_and_the_exact_head(
+    monkeypatch,
+):
+    """What `--l2 auto` does from `LONG_FITS` on: cheaper looks, one certified fit, the choice of exact looks."""
+    from featcache.train import search as module
+
+    cache = blobs(n=1500, d=256, k=6, spread=2.5)
+    turn = np.linalg.qr(np.random.default_rng(5).normal(size=(256, 256)))[0]
+    values = cache.arrays["features"]
+    steep = ((values - values.mean(0)) / values.std(0)) * np.exp(-np.arange(256) / 6.0)
+    values[...] = (steep @ turn).astype(np.float32)
+    exact = train_head(cache)
+    assert "components" not in exact.details
+    monkeypatch.setattr(module, "LONG_FITS", 1)
+    looked = train_head(cache)
+    assert looked.details["components"] == 64
+    assert looked.l2 == exact.l2 and looked.gap <= 1e-6
+    assert abs(looked.objective / exact.objective - 1) <= 2e-6
+    monkeypatch.setattr(module, "ENOUGH", 1.1)  # a flat spectrum: on all features, then
+    assert "components" not in train_head(cache).details
+
+
+@pytest.mark.parametrize(("terminal", "seconds", "shown"), [(True, 2.0, True), (True, 0.0, False), (False, 2.0, False)])
+def test_a_walk_of_over_a_second_shows_a_bar_on_a_terminal(monkeypatch, capsys, terminal, seconds, shown):
+    """What is looked at, how many are done of how many at most; nothing where nobody sees it, or it is over at once."""
+    clock = [100.0]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+
+    def score(value, tolerance):
+        clock[0] += seconds
+        return Score(1.0, 0.0, 1.0, value, 10)
+
+    with looks_shown(score, at_most=3, penalty="l2") as counted:
+        values = [counted(value, 1e-3).loss for value in (10.0, 1.0, 0.1)]
+    assert values == [10.0, 1.0, 0.1]
+    said = capsys.readouterr().err
+    assert ("train: l2" in said and "3/3" in said) == shown
+    assert bool(said.strip()) == shown

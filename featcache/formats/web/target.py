@@ -20,7 +20,7 @@ from featcache.formats.web.browser import Browser, find_chromium
 from featcache.system.files import write_atomically
 
 _PAGE = Path(__file__).parent / "assets"
-_PAGE_FILES = ("index.html", "app.js", "classifier.js", "resize.js", "local.js", "style.css")
+_PAGE_FILES = ("index.html", "app.js", "classifier.js", "file.js", "resize.js", "local.js", "style.css")
 _LICENSE = "ort-license.txt"
 _MODULE = "driver/classify.js"
 _WARM_UP = 5

@@ -60,7 +60,8 @@ def _sparse(prepared: Prepared, penalty: Penalty, tolerance: float) -> bool:
 
 
 def _large_and_loose(prepared: Prepared, penalty: Penalty, tolerance: float) -> bool:
-    return _large(prepared, penalty, tolerance) and tolerance >= LOOSE and prepared.loss.kind != "squared"
+    worthwhile = _large(prepared, penalty, tolerance) or (prepared.turns and _logits_fit(prepared, penalty, tolerance))
+    return worthwhile and tolerance >= LOOSE and prepared.loss.kind != "squared"
 
 
 def _large(prepared: Prepared, penalty: Penalty, tolerance: float) -> bool:

@@ -115,8 +115,9 @@ def _solve(
     fit = _descend(prepared, penalty, start, tolerance=tolerance, max_passes=max_passes)
     state, gap, converged = fit.state, fit.gap, fit.converged
     if exact_objective:
-        state = State.certified(prepared, state.weight, state.bias, exact=True)
-        gap = relative_gap(prepared, state, penalty)
+        if not state.exact:
+            state = State.certified(prepared, state.weight, state.bias, exact=True)
+            gap = relative_gap(prepared, state, penalty)
         # what ended the iterations was an estimate in float32; weights of float32 may leave as much as its rounding
         converged = gap <= tolerance + ROUNDING
     solution = Solution(

@@ -30,6 +30,7 @@ class Prepared:
         self.rows = StandardisedRows(problem)
         self.loss = Loss(problem, self.rows.weights)
         self.n_features, self.n_outputs = problem.n_features, problem.n_outputs
+        self.turns = False  # whether the columns are principal components, which are uncorrelated
         self.passes = 0.0
         self._logits: Float32 | None = None
         self._gradient_at_zero: Float32 | None = None
@@ -107,6 +108,20 @@ class Prepared:
         part.n_features = len(columns)
         part._gradient_at_zero = np.ascontiguousarray(self.gradient_at_zero[:, columns])
         part._labelled_mean = self._labelled_mean[columns]
+        return part
+
+    def turned(self, scores: Float32, basis: Float32) -> Prepared:
+        """Return the problem on `scores` ``(n, r)``, the rows in an orthonormal `basis` ``(d, r)``, as they are.
+
+        They are not standardised again. Its solutions are weights on the scores; their `mean` and `std` say nothing of
+        the features.
+        """
+        part = self._copy()
+        part.rows = self.rows.replaced(scores)
+        part.n_features = scores.shape[1]
+        part.turns = True
+        part._gradient_at_zero = self.gradient_at_zero @ basis
+        part._labelled_mean = self._labelled_mean @ basis
         return part
 
     def with_targets(self, problem: Problem) -> Prepared:

@@ -205,3 +205,13 @@ class StandardisedRows:
             np.take(block, columns, axis=1, out=matrix[start : start + len(block)], mode="clip")
         part._matrix = matrix
         return part
+
+    def replaced(self, matrix: Float32) -> StandardisedRows:
+        """Return rows of these weights that are `matrix` ``(n_rows, r)`` as it is: centred, not standardised."""
+        part = StandardisedRows.__new__(StandardisedRows)
+        part.__dict__.update(self.__dict__)
+        part.n_features = matrix.shape[1]
+        part.mean, part.std = np.zeros(part.n_features), np.ones(part.n_features)
+        part.constant = np.zeros(part.n_features, dtype=np.bool_)
+        part._matrix = matrix
+        return part

@@ -40,6 +40,10 @@ class Spectral(Solver):
         self._points: list[tuple[float, Float32, Float32, Float32]] = []  # l2, weight, bias, logits
         self._loss_at_curvature = np.nan  # no loss is near it: the first is always computed
         self._fits = 0
+        # arrays as large as the logits are kept: the pages of new ones cost as much as what is computed in them
+        shape = (len(self._matrix), prepared.n_outputs)
+        self._residuals: Float32 = np.empty(shape, dtype=np.float32)
+        self._change: Float32 = np.empty(shape, dtype=np.float32)
 
     def _bend(self, logits: Float32, loss: float) -> None:
         """Decompose the curvature in the bias at `logits`, where the loss has moved enough since the last time."""
@@ -56,9 +60,12 @@ class Spectral(Solver):
         self._loss_at_curvature = loss
 
     def _residual(self, logits: Float32, change: Float32 | None, step: float) -> tuple[Float32, float, Float64, float]:
-        """Return the weighted residuals at ``logits - step * change``, the loss, its slope in the bias and along it."""
+        """Return the weighted residuals at ``logits - step * change``, the loss, its slope in the bias and along it.
+
+        The residuals are overwritten by the next call.
+        """
         n, k = logits.shape
-        residual: Float32 = np.empty_like(logits)
+        residual = self._residuals
         size = chunk_rows(k)
         sums: Float32 = np.empty((-(-n // size), k), dtype=np.float32)
         along: Float64 = np.zeros(len(sums))
@@ -124,7 +131,10 @@ class Spectral(Solver):
         return step, residual, loss, bias_slope
 
     def _begin(self, start: Start, l2: float) -> tuple[Float32, Float32, Float32]:
-        """Return weights, bias and logits to begin at: on the line through kept points, if `start` is one of them."""
+        """Return weights, bias and logits to begin at: on the line through kept points, if `start` is one of them.
+
+        The logits are the caller's to change.
+        """
         self._fits += 1
         points = [point for point in self._points if point[1].shape == start.weight.shape]
         if not any(np.array_equal(point[1], start.weight) for point in points):
@@ -135,7 +145,12 @@ class Spectral(Solver):
             second, weight2, bias2, logits2 = points[1]
             share = np.float32(np.clip(np.log(l2 / first) / np.log(first / second), -1.0, 2.0))
             weight, bias = weight + share * (weight - weight2), bias + share * (bias - bias2)
-            logits = logits + share * (logits - logits2)
+            ahead = logits - logits2
+            ahead *= share
+            ahead += logits
+            logits = ahead
+        else:
+            logits = logits.copy()
         if self._fits % REFRESH == 0:
             logits = forward(self._prepared, weight, bias)
         return weight, bias, logits
@@ -152,7 +167,8 @@ class Spectral(Solver):
             if float(np.abs(slope / prepared.loss.mean_target).max()) > 1e-6:  # what a certificate needs of the bias
                 move = self._bias_inverse @ slope
                 shift = (move / max(1.0, float(np.abs(move).max()))).astype(np.float32)
-                logits, bias = logits - shift, bias - shift
+                logits -= shift
+                bias = bias - shift
                 residual, loss, slope, _ = self._residual(logits, None, 0.0)
             gradient = backward(prepared, residual)
             if before is not None:
@@ -175,12 +191,12 @@ class Spectral(Solver):
             if not down > 0.0:
                 self._pairs.clear()
                 break
-            change = self._matrix @ d.T
+            change = np.matmul(self._matrix, d.T, out=self._change)
             change += db
             prepared.passes += 0.5
             step, residual, loss, slope_there = self._search(logits, change, weight, d, l2=l2, slope=down)
             change *= np.float32(step)
-            logits = logits - change
+            logits -= change
             s = np.float32(-step) * d
             before = (gradient, slope, s, bias)
             weight, bias, slope = weight + s, bias - np.float32(step) * db, slope_there

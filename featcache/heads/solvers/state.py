@@ -20,13 +20,17 @@ ROUNDING = 1e-6  # relative; below it float32 objectives do not compare, slopes 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """`weight` ``(k, d)`` and `bias` ``(k,)``, with the data term's loss, gradient ``(k, d)`` and bias gradient."""
+    """`weight` ``(k, d)`` and `bias` ``(k,)``, with the data term's loss, gradient ``(k, d)`` and bias gradient.
+
+    `exact`: whether logits and loss were float64.
+    """
 
     weight: Float32
     bias: Float32
     data_loss: float
     gradient: Float32
     bias_gradient: Float64
+    exact: bool = False
 
     @classmethod
     def at(cls, prepared: Prepared, weight: Float32, bias: Float32) -> State:
@@ -90,7 +94,7 @@ class State:
             slope += shifted.sum(axis=0, dtype=np.float64)
             gradient += pull_back(shifted.astype(np.float32, copy=False), block)
         prepared.passes += 0.5
-        return cls(weight, best.astype(np.float32), total, gradient, slope)
+        return cls(weight, best.astype(np.float32), total, gradient, slope, exact)
 
     def objective(self, penalty: Penalty) -> float:
         """Return the penalised objective."""

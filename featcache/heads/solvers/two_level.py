@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from featcache.heads.solvers.certificate import relative_gap
+from featcache.heads.solvers.components import Components
 from featcache.heads.solvers.history import History
 from featcache.heads.solvers.interface import Fit, Solver, Start
 from featcache.heads.solvers.penalty import Penalty
@@ -26,35 +27,21 @@ FAILURES = 8  # certificates that may fail before rounding is taken to be the li
 LOOSE = 3e-5  # a relative gap that logits updated in float32 can certify; below it they are computed afresh
 
 
-def _orthonormal(columns: Float32) -> Float32:
-    """Return an orthonormal basis of the columns' span, filled up where features of low rank leave fewer directions."""
-    return np.asarray(np.linalg.qr(columns.astype(np.float64))[0], dtype=np.float32)
-
-
 class TwoLevel(Solver):
     """The coarse space of one prepared problem, and the logits of the point where the descent stands."""
 
     def __init__(self, prepared: Prepared) -> None:
-        """Find the leading principal components (block power iteration from fixed noise) and the scores on them."""
-        matrix = prepared.rows.matrix
-        self._prepared, self._matrix = prepared, matrix
-        n, d = matrix.shape
-        rank = 32 * max(2, round(d / 7 / 32))
-        gram = prepared.gram.astype(np.float32)
-        basis: Float32 = np.random.default_rng(0).standard_normal((d, rank), dtype=np.float32)
-        for _ in range(4):
-            basis = _orthonormal(gram @ basis)
-        values, turn = np.linalg.eigh((basis.T @ (gram @ basis)).astype(np.float64))
-        self._basis: Float32 = np.ascontiguousarray(basis @ turn.astype(np.float32))
-        self._values: Float32 = np.maximum(values, 0.0).astype(np.float32)
-        self._rest_value = max(float(np.trace(gram)) - float(values.sum()), 0.0) / (d - rank)
-        self._scores: Float32 = matrix @ self._basis
-        self._offset: Float32 = np.zeros((n, prepared.n_outputs), dtype=np.float32)
+        """Take the leading components and the scores on them."""
+        components = prepared.derive(Components)
+        self._prepared, self._matrix = prepared, prepared.rows.matrix
+        self._basis, self._values, self._scores = components.basis, components.values, components.scores
+        self._rest_value = components.rest_value
+        self._offset: Float32 = np.zeros((len(self._matrix), prepared.n_outputs), dtype=np.float32)
         self._buffer: Float32 = np.empty((BLOCK_ROWS, prepared.n_outputs), dtype=np.float32)
+        self._ones: Float32 = np.ones(BLOCK_ROWS, dtype=np.float32)
         self._last_histories: tuple[float, History, History] | None = None
-        self._cost = rank / d  # of a coarse pass, in passes
+        self._cost = len(self._values) / prepared.n_features  # of a coarse pass, in passes
         self._curvature = prepared.loss.typical_curvature
-        prepared.passes += 0.5 * self._cost
 
     def _coarse(self, move: Float32, bias: Float32) -> tuple[float, Float32, Float32]:
         """Return data loss, gradient ``(k, r)`` and bias gradient with the logits moved by ``scores @ move'``."""
@@ -69,7 +56,7 @@ class TwoLevel(Solver):
             logits += bias
             total += self._prepared.loss.residual(logits, start)
             gradient += pull_back(logits, scores)
-            bias_gradient += logits.sum(axis=0, dtype=np.float64)
+            bias_gradient += self._ones[: len(logits)] @ logits
         self._prepared.passes += self._cost
         slope: Float32 = bias_gradient.astype(np.float32)
         return total, gradient, slope
@@ -157,11 +144,16 @@ class TwoLevel(Solver):
         weight, bias = start.weight, start.bias
         coarse_history, rest_history = self._histories(l2)
         nothing = np.zeros(0, dtype=np.float32)
-        self._offset = self._apply(weight) if weight.any() else np.zeros_like(self._offset)
         step: Float32 | None = None
         previous: Float32 | None = None
         objective: float = np.inf
-        rest_square: float = np.inf
+        rest_square = 0.0  # of a cold start, where the components are all that counts at first
+        if weight.any():
+            self._offset = self._apply(weight)
+            begin = self._rest(self._full_state(weight, bias).gradient + np.float32(l2) * weight)
+            rest_square = dot(begin, begin)
+        else:
+            self._offset = np.zeros_like(self._offset)
         failed = 0
         while prepared.passes < limit:
             goal = 0.2 * l2 * tolerance * abs(objective) if np.isfinite(objective) else 0.0
@@ -171,7 +163,7 @@ class TwoLevel(Solver):
                 bias,
                 coarse_history,
                 l2=l2,
-                stop=max(goal, 0.02 * rest_square if not first else 0.0),
+                stop=max(goal, 0.02 * rest_square),
                 most=12 if first else 8,
             )
             if step is not None and coarse_objective > objective + ROUNDING * abs(
@@ -197,7 +189,7 @@ class TwoLevel(Solver):
                 if gap <= tolerance and tolerance >= LOOSE:
                     return Fit(state, gap, True)
                 # float32 logits leave a bias gradient that, where the objective is small, no certificate can bear
-                state = State.certified(prepared, weight, bias, exact=failed > 0)
+                state = State.certified(prepared, weight, bias, exact=tolerance < LOOSE or failed > 0)
                 gap = relative_gap(prepared, state, penalty)
                 failed += 1
                 if gap <= tolerance or failed > FAILURES:

@@ -2,6 +2,7 @@
 // Nothing is fetched from anywhere but this folder.
 
 import * as ort from "./ort/ort.wasm.bundle.min.mjs";
+import { refusal } from "./file.js";
 import { resizeCrop } from "./resize.js";
 
 const HERE = new URL("./", import.meta.url);
@@ -13,6 +14,8 @@ ort.env.logLevel = "error";
 
 // Return {data, width, height}: RGBA bytes of an image file (a Blob) turned upright, or of a video frame, over white.
 export async function decode(source) {
+  const reason = source instanceof Blob ? refusal(new Uint8Array(await source.arrayBuffer())) : null;
+  if (reason !== null) throw new Error(reason);
   const options = { imageOrientation: "from-image", colorSpaceConversion: "none" };
   const bitmap = await createImageBitmap(source, options);
   const { width, height } = bitmap;
