@@ -26,6 +26,7 @@ from featcache.engines.session import open_session
 from featcache.graph.nodes import Graph, Node
 from featcache.graph.qdq import consumers_of, integer_output, opset_of
 from featcache.model.quantization import Quantization, QuantParams, along_axis
+from featcache.system.threads import one_torch_thread
 
 _POSITIONS_PER_BATCH = 200  # of a feature map, drawn per batch of images for the input moments
 _BATCH = 8
@@ -47,6 +48,7 @@ class Calibrated:
     error: float
 
 
+@one_torch_thread()  # two save a sixth of the time; on a busy machine they wait for each other at every layer
 def calibrate(
     model: onnx.ModelProto,
     images: npt.NDArray[np.uint8],
