@@ -48,7 +48,7 @@ class Calibrated:
     error: float
 
 
-@one_torch_thread()  # two save a sixth of the time; on a busy machine they wait for each other at every layer
+@one_torch_thread()  # two hardly save time; on a busy machine they wait for each other at every layer
 def calibrate(
     model: onnx.ModelProto,
     images: npt.NDArray[np.uint8],
