@@ -21,6 +21,7 @@ from featcache.serve.studio.documents import (
     Duplicates,
     HeadState,
     LabelRequest,
+    Labels,
     Order,
     PlaneMap,
     Point,
@@ -101,6 +102,12 @@ def datasets_router(studio: Studio) -> APIRouter:
         return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=86400"})
 
     # --- labels ---
+
+    @router.get("/{number}/labels", summary="The class of every sample")
+    def labels(number: Id) -> Labels:
+        collection = desk.collection(number)
+        with collection.lock:
+            return Labels(revision=collection.history().revision, labels=collection.labels.tolist())
 
     @router.post("/{number}/labels", summary="Label samples")
     def label(number: Id, asked: LabelRequest) -> Changed:

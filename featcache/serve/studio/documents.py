@@ -163,10 +163,17 @@ class Duplicates(BaseModel):
 
 
 class PlaneMap(BaseModel):
-    """Two coordinates of each sample, in [-1, 1], and the number of its class, -1 for none."""
+    """Two coordinates of each sample, in [-1, 1]."""
 
     generation: str
     points: list[tuple[float, float]]
+
+
+class Labels(BaseModel):
+    """The number of each sample's class among the data set's classes, -1 for none."""
+
+    revision: int
+    labels: list[int]
 
 
 class BuildRequest(_Asked):
