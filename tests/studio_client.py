@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from serving import Running
+from serving import Running, on_a_thread
 
 from featcache.extract.build import build_cache
-from featcache.serve.server import Started
 from featcache.serve.studio.server import studio
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 210)}
@@ -75,33 +75,29 @@ class Client(Running):
 
 @contextmanager
 def open_studio(workspace: Path, **options: Any) -> Iterator[Client]:
-    """Give a running studio, stopped after the block as SIGTERM stops it."""
-    begun: list[Started] = []
-    errors: list[BaseException] = []
-    settled = threading.Event()
+    """Give the client of a running studio."""
+    with on_a_thread(lambda ready: studio(workspace, port=0, ready=ready, **options)) as started:
+        yield client_of(started.url)
 
-    def ready(started: Started) -> None:
-        begun.append(started)
-        settled.set()
 
-    def work() -> None:
-        try:
-            studio(workspace, port=0, ready=ready, **options)
-        except BaseException as error:  # noqa: BLE001 - raised again in the test's own thread
-            errors.append(error)
-        finally:
-            settled.set()
+def client_of(url: str) -> Client:
+    """Return the client of the studio at the address that it said."""
+    return Client(int(url.partition("/?")[0].rpartition(":")[2]))
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert settled.wait(60)
+
+COMMAND = [sys.executable, "-c", "from featcache.cli import main; main()", "studio"]
+
+
+@contextmanager
+def studio_process(workspace: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], Client]]:
+    """Give the command as a process, and its client; it is killed after the block where it still runs."""
+    process = subprocess.Popen(
+        [*COMMAND, str(workspace), "--port", "0", "--json", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
     try:
-        if begun:
-            yield Client(int(begun[0].url.partition("/?")[0].rpartition(":")[2]))
+        assert process.stdout is not None
+        yield process, client_of(json.loads(process.stdout.readline())["url"])
     finally:
-        if begun:
-            begun[0].stop()
-        thread.join(60)
-        assert not thread.is_alive()
-    if errors:
-        raise errors[0]
+        process.kill()
+        process.communicate()

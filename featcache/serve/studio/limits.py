@@ -20,28 +20,37 @@ class BodyLimit:
         self._inner, self._is_file = inner, is_file
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; `RefusedError` (413, 408) from where the body is read."""
+        """Answer one request; raises `RefusedError` (413, 408) in place of what the application makes of it."""
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
         bounded, size, ended = not self._is_file(scope["path"]), 0, False
+        refused: RefusedError | None = None
 
         async def limited() -> Message:
-            nonlocal size, ended
+            nonlocal size, ended, refused
             if ended:  # a listener waits here for the client to go: for as long as it takes
                 return await receive()
             try:
                 message = await asyncio.wait_for(receive(), _SECONDS)
-            except TimeoutError as error:
-                raise RefusedError(
+            except TimeoutError:
+                refused = RefusedError(
                     408, f"a body must keep coming, nothing came for {_SECONDS:g} seconds", headers=CLOSE
-                ) from error
+                )
+                raise refused from None
             size += len(message.get("body", b""))
             ended = not message.get("more_body", False)
             if bounded and size > _MOST_BYTES:
-                raise RefusedError(
+                refused = RefusedError(
                     413, f"a body must have at most {_MOST_BYTES} bytes, this one has more", headers=CLOSE
                 )
+                raise refused
             return message
 
-        await self._inner(scope, limited, send)
+        async def unless_refused(message: Message) -> None:
+            if refused is None:
+                await send(message)
+
+        await self._inner(scope, limited, unless_refused)
+        if refused is not None:
+            raise refused
