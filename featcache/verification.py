@@ -75,7 +75,7 @@ def verify(
     ("'labels.txt' is not the file that was exported: its sha256 differs",)
     """
     place = Path(path)
-    kind = _kind(place)
+    kind = kind_of(place)
     if repair and kind != "cache":
         raise InputError(f"only a cache can be repaired, {str(path)!r} is a {kind}: make it again")
     if public_key is not None and kind != "bundle":
@@ -100,7 +100,8 @@ def verify(
     return Verification(str(path), kind, not problems, rows, tuple(problems), signed_by)
 
 
-def _kind(place: Path) -> Kind:
+def kind_of(place: Path) -> Kind:
+    """Return what the directory `place` is; `MissingError` where it is no artefact."""
     from featcache.bundle.manifest import may_be_bundle
     from featcache.cache.manifest import is_cache
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -113,6 +114,24 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from serving import exported
 
     return exported(tmp_path_factory.mktemp("pets"), "pets", classes=("cat", "dog"))
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a workspace with a cache of 90 unlabelled photos in three colours; only to be copied."""
+    from studio_client import coloured_cache
+
+    workspace = tmp_path_factory.mktemp("coloured")
+    coloured_cache(workspace, each=30, classes=("red", "green", "blue"))
+    return workspace
+
+
+@pytest.fixture
+def workspace(coloured: Path, tmp_path: Path) -> Path:
+    """Return a copy of `coloured` to be worked on."""
+    (tmp_path / "work").mkdir()
+    shutil.copytree(coloured / "caches", tmp_path / "work" / "caches")
+    return tmp_path / "work"
 
 
 @pytest.fixture(scope="session")

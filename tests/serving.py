@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,8 @@ def exported(place: Path, name: str, *, classes: tuple[str, ...]) -> Path:
 
 
 @contextmanager
-def running(
-    bundles: Sequence[Path | str], *, settings: ServeSettings | None = None, **options: Any
-) -> Iterator[Running]:
-    """Give a running server, stopped after the block as SIGTERM stops it; by default it looks for new bundles often."""
+def on_a_thread(serve_until_stopped: Callable[[Callable[[Started], None]], None]) -> Iterator[Started]:
+    """Give what a server says once it listens; it is stopped after the block as SIGTERM stops it."""
     begun: list[Started] = []
     errors: list[BaseException] = []
     settled = threading.Event()
@@ -85,7 +83,7 @@ def running(
 
     def work() -> None:
         try:
-            serve(bundles, port=0, ready=ready, settings=settings or ServeSettings(reload_seconds=0.05), **options)
+            serve_until_stopped(ready)
         except BaseException as error:  # noqa: BLE001 - raised again in the test's own thread
             errors.append(error)
         finally:
@@ -96,7 +94,7 @@ def running(
     assert settled.wait(60)
     try:
         if begun:
-            yield Running(int(begun[0].url.rpartition(":")[2]))
+            yield begun[0]
     finally:
         if begun:
             begun[0].stop()
@@ -104,3 +102,13 @@ def running(
         assert not thread.is_alive()
     if errors:
         raise errors[0]
+
+
+@contextmanager
+def running(
+    bundles: Sequence[Path | str], *, settings: ServeSettings | None = None, **options: Any
+) -> Iterator[Running]:
+    """Give the client of a running server; by default it looks for new bundles often."""
+    bounds = settings or ServeSettings(reload_seconds=0.05)
+    with on_a_thread(lambda ready: serve(bundles, port=0, ready=ready, settings=bounds, **options)) as started:
+        yield Running(int(started.url.rpartition(":")[2]))

@@ -1,7 +1,9 @@
-"""Bundles over HTTP: serve."""
+"""Over HTTP: serve, studio."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,19 @@ from featcache.cli.output import finish_output, put, put_json
 from featcache.errors import DependencyError
 
 _NETWORK, _BOUNDS = "Network", "Bounds"
+
+
+@contextmanager
+def _needs_the_extra() -> Iterator[None]:
+    """Say what to install where an import inside the block finds no package of the extra ``serve``."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("featcache"):
+            raise
+        raise DependencyError(
+            f"serving needs the package {error.name}, which is not installed: pip install 'featcache[serve]'"
+        ) from error
 
 
 @app.command()
@@ -54,16 +69,10 @@ def serve(
 
     Raises `DependencyError` where the extra ``serve`` is not installed.
     """
-    try:
+    with _needs_the_extra():
         from featcache.serve import ServeSettings
         from featcache.serve import serve as serve_bundles
         from featcache.serve.server import Started
-    except ModuleNotFoundError as error:
-        if str(error.name).startswith("featcache"):
-            raise
-        raise DependencyError(
-            f"serving needs the package {error.name}, which is not installed: pip install 'featcache[serve]'"
-        ) from error
 
     def say_ready(started: Started) -> None:
         if as_json:
@@ -77,3 +86,41 @@ def serve(
         max_body_mb=max_body_mb,
     )  # fmt: skip
     serve_bundles(bundles, host=host, port=port, cache=cache, token=token, settings=settings, ready=say_ready)
+
+
+@app.command()
+def studio(
+    workspace: Annotated[
+        Path, typer.Argument(metavar="[WORKSPACE]", help="A folder for images, labels and what is made of them.")
+    ] = Path("studio"),
+    host: Annotated[
+        str,
+        typer.Option(help="Address to listen on; any but this machine's own needs a token.", rich_help_panel=_NETWORK),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.", rich_help_panel=_NETWORK)] = 8080,
+    token: Annotated[
+        str | None, typer.Option(help="What the page must be opened with, as ?token=TOKEN.", rich_help_panel=_NETWORK)
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser of this machine.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Bring images, label, see, correct and ship in a browser: open a workspace until stopped.\f
+
+    Raises `DependencyError` where the extra ``serve`` is not installed.
+    """
+    with _needs_the_extra():
+        from featcache.serve.server import Started
+        from featcache.serve.studio.server import studio as open_studio
+
+    def say_ready(started: Started) -> None:
+        if as_json:
+            put_json({"url": started.url, "workspace": str(workspace)})
+        else:
+            put(f"the studio is at {started.url}; Ctrl+C ends it, and nothing is lost")
+        finish_output()
+        if browser and not as_json:
+            import webbrowser
+
+            webbrowser.open(started.url)
+
+    open_studio(workspace, host=host, port=port, token=token, ready=say_ready)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from featcache.serve.guard import check_allowed
 from featcache.serve.logs import log
-from featcache.serve.metrics import Metrics
 from featcache.serve.refusals import RefusedError
 from featcache.serve.service import json_response
 
@@ -23,10 +22,23 @@ _HEADERS = {
 
 
 class Border:
-    """The application `inner` with what goes for every endpoint."""
+    """The application `inner` with what goes for every endpoint.
 
-    def __init__(self, inner: ASGIApp, metrics: Metrics, *, token: str | None) -> None:
-        self._inner, self._metrics, self._token = inner, metrics, token
+    Parameters
+    ----------
+    inner
+        The application behind.
+    check
+        Called with path and headers of each request: raises `RefusedError` where it may not be answered.
+    answered
+        Called with endpoint, status and seconds of each answer.
+    """
+
+    def __init__(
+        self, inner: ASGIApp, *, check: Callable[[str, Headers], object],
+        answered: Callable[[str, int, float], object] = lambda endpoint, status, seconds: None,
+    ) -> None:  # fmt: skip
+        self._inner, self._check, self._answered = inner, check, answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -41,11 +53,11 @@ class Border:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
-                    headers[name] = value
+                    headers.setdefault(name, value)
             await send(message)
 
         try:
-            check_allowed(scope["path"], Headers(scope=scope), token=self._token)
+            self._check(scope["path"], Headers(scope=scope))
             await self._inner(scope, receive, noted)
         except RefusedError as error:
             response = json_response({"error": str(error)}, status=error.status, headers=error.headers)
@@ -54,7 +66,7 @@ class Border:
             log("bug", level=logging.ERROR, error=error, path=scope["path"][:200])
         seconds = time.perf_counter() - started
         endpoint = getattr(scope.get("route"), "path", "other")
-        self._metrics.answered(endpoint, status, seconds)
+        self._answered(endpoint, status, seconds)
         parameters = scope.get("path_params", {})
         log(
             "request",

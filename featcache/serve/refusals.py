@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from featcache.errors import FeatcacheError, ImageError, InputError, LargeImageError
+from featcache.errors import FeatcacheError, ImageError, InputError, LargeImageError, MissingError
 
 RETRY_SECONDS = 1
 CLOSE = {"connection": "close"}  # what is left of the body is not read
@@ -33,4 +33,6 @@ def status_of(error: FeatcacheError) -> int:
         return 413
     if isinstance(error, ImageError):
         return 415
+    if isinstance(error, MissingError):
+        return 404
     return 400 if isinstance(error, InputError) else 500

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from featcache.errors import InputError
 from featcache.serve.application import make_application
@@ -87,17 +88,11 @@ def serve(
         try:
             loaded(models, places)
             service = Service(models, bounds, metrics)
-            if token is None and not is_loopback(host):
-                token = secrets.token_urlsafe(24)
-                log("token made", token=token, advice="put TLS before this server: the token is sent as it is")
-            config = uvicorn.Config(
-                make_application(service, token=token), log_config=None, access_log=False, lifespan="off", ws="none",
-                server_header=False, timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=_FINISH_SECONDS,
-                backlog=_BACKLOG,
-            )  # fmt: skip
+            token = token_for(host, token)
+            config = server_config(make_application(service, token=token))
             names = tuple(dict.fromkeys(place.name for place in places))
-            server = _Server(config, service)
-            started = Started(_url(host, listener), names, server.stop)
+            server = Server(config, stopping=service.begin_to_stop)
+            started = Started(url_of(host, listener), names, server.stop)
             server.on_started = lambda: ready(started)
             watcher = Watcher(models, bundles, places)
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -107,7 +102,23 @@ def serve(
     log("stopped")
 
 
-async def _answer(server: _Server, watcher: Watcher, listener: socket.socket) -> None:
+def token_for(host: str, token: str | None) -> str | None:
+    """Return `token`, or one that is made and logged where `host` is reached from elsewhere and none is given."""
+    if token is None and not is_loopback(host):
+        token = secrets.token_urlsafe(24)
+        log("token made", token=token, advice="put TLS before this server: the token is sent as it is")
+    return token
+
+
+def server_config(application: ASGIApp) -> uvicorn.Config:
+    """Return how `application` is served: no log but ours, idle connections and the end of it bounded."""
+    return uvicorn.Config(
+        application, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
+        timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=_FINISH_SECONDS, backlog=_BACKLOG,
+    )  # fmt: skip
+
+
+async def _answer(server: Server, watcher: Watcher, listener: socket.socket) -> None:
     watching = asyncio.create_task(watcher.watch())
     watching.add_done_callback(_say_if_failed)
     try:
@@ -122,12 +133,15 @@ def _say_if_failed(task: asyncio.Task[None]) -> None:
         log("bug", level=logging.ERROR, error=error, doing="watching for replaced bundles, which has ended")
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn's server, which ends by returning: a signal that it has obeyed is not raised once more."""
+class Server(uvicorn.Server):
+    """Uvicorn's server, which ends by returning: a signal that it has obeyed is not raised once more.
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    `stopping` is called as soon as it is to end, `on_started` once it listens.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, stopping: Callable[[], object]) -> None:
         super().__init__(config)
-        self._service = service
+        self._stopping = stopping
         self.on_started: Callable[[], object] = lambda: None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -137,12 +151,12 @@ class _Server(uvicorn.Server):
 
     def stop(self) -> None:
         """Begin to stop. Callable from any thread."""
-        self._service.stopping = True
+        self._stopping()
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; at a second signal do not wait for what is under way."""
-        self._service.stopping = True
+        self._stopping()
         super().handle_exit(sig, frame)
 
     @contextmanager
@@ -179,6 +193,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _url(host: str, listener: socket.socket) -> str:
+def url_of(host: str, listener: socket.socket) -> str:
+    """Return the address under which `listener` is reached."""
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{listener.getsockname()[1]}"

@@ -28,6 +28,10 @@ class Service:
         self.stopping = False
         self._waiting = 0
 
+    def begin_to_stop(self) -> None:
+        """Be ready no more. Callable from any thread."""
+        self.stopping = True
+
     def check_room(self) -> None:
         """Raise `RefusedError` (503) where the queue is full: said before a body is read."""
         if self._waiting >= self.settings.max_queue:

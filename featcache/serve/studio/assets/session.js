@@ -1,0 +1,130 @@
+// The data set that is open, as this window knows it; every change goes through here, one after another.
+
+import { get, post } from "./api.js";
+import { say } from "./dom.js";
+import { t } from "./texts.js";
+
+export class Session extends EventTarget {
+  constructor() {
+    super();
+    this.dataset = null;
+    this.head = null;
+    this.samples = new Map(); // number of a sample → what is known of it
+    this.stale = new Set(); // of these, the ones whose prediction is of an earlier head
+    this.tail = Promise.resolve();
+  }
+
+  #tell(name) {
+    this.dispatchEvent(new Event(name));
+  }
+
+  async open(number) {
+    this.dataset = await get(`/datasets/${number}`);
+    this.head = await get(`/datasets/${number}/head`, { revision: this.dataset.revision, seconds: 1 });
+    this.samples.clear();
+    this.stale.clear();
+    this.#tell("opened");
+  }
+
+  /** Read again what another window, or a build, has changed. */
+  async refresh() {
+    if (!this.dataset) return;
+    const before = this.dataset.generation;
+    this.dataset = await get(`/datasets/${this.dataset.id}`);
+    this.samples.clear();
+    this.stale.clear();
+    this.#tell(this.dataset.generation === before ? "changed" : "opened");
+  }
+
+  async order(view) {
+    const { ids, ...query } = view;
+    if (ids) return Int32Array.from(ids);
+    return Int32Array.from((await get(`/datasets/${this.dataset.id}/samples`, query)).samples);
+  }
+
+  /** Read what is not known yet, or of an earlier head, of these samples; whether there was any. */
+  async describe(numbers) {
+    const wanted = numbers.filter((number) => !this.samples.has(number) || this.stale.has(number)).slice(0, 2000);
+    if (!wanted.length) return false;
+    const found = await post(`/datasets/${this.dataset.id}/samples`, { samples: wanted });
+    for (const sample of found) {
+      this.samples.set(sample.id, sample);
+      this.stale.delete(sample.id);
+    }
+    return true;
+  }
+
+  /** Queue a change: it is shown at once, and sent when those before it have been answered. */
+  change(path, values, show = () => {}) {
+    show();
+    const number = this.dataset.id;
+    this.tail = this.tail.then(async () => {
+      try {
+        const answer = await post(`/datasets/${number}${path}`, { ...values, revision: this.dataset.revision });
+        if (this.dataset.id !== number) return;
+        Object.assign(this.dataset, { revision: answer.revision, undo: answer.undo, redo: answer.redo });
+        this.#tell("changed");
+      } catch (error) {
+        say(error.status === 409 ? t("conflict") : error.message, { bad: true });
+        await this.refresh();
+      }
+    });
+    return this.tail;
+  }
+
+  label(numbers, label) {
+    return this.change("/labels", { samples: numbers, label }, () => {
+      for (const number of numbers) {
+        const sample = this.samples.get(number);
+        if (!sample || sample.label === label) continue;
+        this.#count(sample, -1);
+        sample.label = label;
+        this.#count(sample, 1);
+      }
+      this.#tell("changed");
+    });
+  }
+
+  #count(sample, by) {
+    const counts = this.dataset.counts[sample.split];
+    const place = sample.label === null ? counts.length - 1 : this.dataset.classes.indexOf(sample.label);
+    counts[place] += by;
+  }
+
+  async step(direction) {
+    await this.change(`/${direction}`, {});
+    await this.refresh();
+  }
+
+  async accept(threshold) {
+    await this.change("/suggestions/accept", { threshold });
+    await this.refresh();
+  }
+
+  async addClass(name) {
+    this.dataset = await post(`/datasets/${this.dataset.id}/classes`, { name });
+    this.#tell("changed");
+  }
+
+  /** Take in what the server tells. */
+  hear(event, values) {
+    if (!this.dataset || (values.dataset !== undefined && values.dataset !== this.dataset.id)) return;
+    if (event === "head") {
+      this.head = values;
+      for (const number of this.samples.keys()) this.stale.add(number);
+      this.#tell("head");
+    } else if (event === "labels" || event === "classes") {
+      // what is queued here will be answered first: then it is known whether this came from another window
+      this.tail = this.tail.then(() =>
+        event === "classes" || values.revision > this.dataset.revision ? this.refresh() : undefined,
+      );
+    } else if (event === "open" || event === "workspace") {
+      this.refresh().catch((error) => say(error.message, { bad: true }));
+    }
+  }
+
+  total(label) {
+    const place = label === null ? this.dataset.classes.length : this.dataset.classes.indexOf(label);
+    return Object.values(this.dataset.counts).reduce((sum, counts) => sum + counts[place], 0);
+  }
+}

@@ -1,0 +1,219 @@
+"""`Desk`: the data sets that are open, and the thread that trains their heads again after each change."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.cache import open_cache
+from featcache.errors import FeatcacheError
+from featcache.serve.logs import log
+from featcache.serve.refusals import RefusedError
+from featcache.serve.studio.collection import Collection
+from featcache.serve.studio.database import Database
+from featcache.serve.studio.events import Events
+from featcache.serve.studio.fitting import Fitted, fit, interval, likely_errors, out_of_fold
+from featcache.serve.studio.workspace import Workspace
+
+
+@dataclass(slots=True)
+class _Open:
+    """A data set on the desk. `fitted` is of the labels of `revision`, which `milliseconds` of work made of them."""
+
+    collection: Collection
+    fitted: Fitted | None = None
+    revision: int = -1
+    milliseconds: float = 0.0
+    doubts: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]] | None = None
+    map: tuple[str, npt.NDArray[np.float32]] | None = None
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+class Desk:
+    """What is open of `workspace`. Thread-safe. `close` ends its thread."""
+
+    def __init__(self, workspace: Workspace, database: Database, events: Events) -> None:
+        self._workspace, self._database, self._events = workspace, database, events
+        self._open: dict[int, _Open] = {}
+        self._lock = threading.RLock()
+        self._changed = threading.Condition()
+        self._waiting: set[int] = set()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="featcache-studio-fit", daemon=True)
+        self._thread.start()
+
+    def datasets(self) -> list[dict[str, Any]]:
+        """Return what `describe` says in short of every data set in the workspace."""
+        found = []
+        for artefact in self._workspace.artefacts():
+            if artefact.kind != "cache":
+                continue
+            try:
+                with open_cache(self._workspace.root / artefact.name) as cache:
+                    for name in cache.datasets:
+                        number, made = self._number(artefact.name, name)
+                        if not made:
+                            images, backbone = len(cache.samples(name)), cache.recipe.model
+                            found.append(
+                                {"id": number, "cache": artefact.name, "name": name, "images": images,
+                                 "backbone": backbone}
+                            )  # fmt: skip
+            except (FeatcacheError, OSError) as error:  # damaged, or being made: the others are listed
+                log("cache left out", level=logging.WARNING, cache=artefact.name, reason=str(error))
+        return found
+
+    def _number(self, cache: str, name: str) -> tuple[int, bool]:
+        with self._database.transaction() as write:
+            write("INSERT OR IGNORE INTO datasets(cache, name) VALUES(?, ?)", (cache, name))
+            ((number, made),) = write("SELECT id, made FROM datasets WHERE cache=? AND name=?", (cache, name))
+            return int(number), bool(made)
+
+    def collection(self, number: int) -> Collection:
+        """Return the data set of that number, read into memory at its first use, and again after a build.
+
+        Raises `RefusedError` (404) where there is none; else as `Collection`.
+        """
+        return self._opened(number).collection
+
+    def _opened(self, number: int) -> _Open:
+        with self._lock:
+            found = self._open.get(number)
+            if found is None:
+                rows = self._database.read("SELECT cache, name FROM datasets WHERE id=?", (number,))
+                if not rows:
+                    raise RefusedError(404, f"a data set's number must be one of /api/datasets, got {number}")
+                ((cache, name),) = rows
+                path = self._workspace.existing("cache", cache)
+                found = self._open[number] = _Open(Collection(self._database, path, cache, name))
+                self.touch(number)
+            elif found.collection.reload_if_built():
+                found.fitted, found.revision, found.doubts, found.map = None, -1, None, None
+                self.touch(number)
+            return found
+
+    # --- the head of the moment ---
+
+    def touch(self, number: int) -> None:
+        """Let the head of a data set be trained again, soon."""
+        with self._changed:
+            self._waiting.add(number)
+            self._changed.notify()
+
+    def fitted(self, number: int) -> tuple[Fitted | None, int]:
+        """Return the head of a data set, None while there is none, and the revision of the labels it was trained on."""
+        found = self._opened(number)
+        return found.fitted, found.revision
+
+    def wait_for_head(self, number: int, *, revision: int, seconds: float) -> None:
+        """Return once the head is of `revision` or later, or `seconds` have passed."""
+        end = time.monotonic() + seconds
+        with self._changed:
+            while self._opened(number).revision < revision and (left := end - time.monotonic()) > 0:
+                self._changed.wait(left)
+
+    def describe_head(self, number: int) -> dict[str, Any]:
+        """Return what is known of the head: what it was trained on, and what it is worth on val, with its interval."""
+        found = self._opened(number)
+        fitted = found.fitted
+        low, high = interval(fitted.correct, fitted.total) if fitted else (0.0, 1.0)
+        return {
+            "revision": found.revision,
+            "labels": fitted.labels if fitted else 0,
+            "classes": [found.collection.classes[c] for c in fitted.classes] if fitted else [],
+            "correct": fitted.correct if fitted else 0,
+            "held_out": fitted.total if fitted else 0,
+            "accuracy": fitted.correct / fitted.total if fitted and fitted.total else None,
+            "low": low,
+            "high": high,
+            "l2": fitted.solution.l2 if fitted else None,
+            "milliseconds": round(found.milliseconds, 1),
+        }
+
+    def doubts(self, number: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Return the samples whose label is probably wrong, the surest first, and the out-of-fold probabilities."""
+        found = self._opened(number)
+        with found.lock:
+            fitted, revision = found.fitted, found.revision
+            if fitted is None:
+                return np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
+            if found.doubts is None or found.doubts[0] != revision:
+                collection = found.collection
+                labels = collection.labels.copy()
+                probabilities = out_of_fold(collection.features, labels, train=collection.trainable, fitted=fitted)
+                found.doubts = revision, likely_errors(probabilities, labels, fitted.classes), probabilities
+            return found.doubts[1], found.doubts[2]
+
+    def map(self, number: int) -> npt.NDArray[np.float32]:
+        """Return two coordinates (n, 2) of each image: the first principal components of the standardised features."""
+        found = self._opened(number)
+        with found.lock:
+            collection = found.collection
+            if found.map is None or found.map[0] != collection.generation:
+                found.map = collection.generation, principal_components(collection.features)
+            return found.map[1]
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closing:
+                    self._changed.wait()
+                if self._closing:
+                    return
+                number = self._waiting.pop()
+            try:
+                self._fit(number)
+            except (FeatcacheError, OSError) as error:
+                log("head not trained", level=logging.WARNING, dataset=number, reason=str(error))
+            except Exception as error:  # noqa: BLE001 - a bug: it is told, and the next change is tried again
+                log("bug", level=logging.ERROR, error=error, doing="training a head after a change of labels")
+            with self._changed:
+                self._changed.notify_all()
+
+    def _fit(self, number: int) -> None:
+        found = self._opened(number)
+        collection = found.collection
+        with collection.lock:
+            labels, history = collection.labels.copy(), collection.history()
+        began = time.perf_counter()
+        fitted = fit(
+            collection.features, labels, train=collection.trainable, val=collection.splits == 1, before=found.fitted
+        )
+        found.fitted, found.revision = fitted, history.revision
+        found.milliseconds = (time.perf_counter() - began) * 1e3
+        if fitted is not None:
+            collection.store.note_accuracy(
+                revision=history.revision, labels=fitted.labels, correct=fitted.correct, total=fitted.total
+            )
+        self._events.publish("head", dataset=number, **self.describe_head(number))
+
+    def close(self) -> None:
+        """End the thread, once what it does is done."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+
+def principal_components(features: npt.NDArray[np.float32], *, most_rows: int = 5000) -> npt.NDArray[np.float32]:
+    """Return the two first principal components (n, 2) of standardised `features`, scaled into [-1, 1].
+
+    The directions are those of `most_rows` images spread evenly; every image is projected.
+    """
+    chosen = features[:: max(len(features) // most_rows, 1)]
+    mean, std = chosen.mean(axis=0), chosen.std(axis=0)
+    scale = np.where(std > 0, 1 / np.maximum(std, 1e-12), 0).astype(np.float32)
+    centred = (chosen - mean) * scale
+    rng = np.random.default_rng(0)
+    basis = rng.standard_normal((features.shape[1], 8)).astype(np.float32)
+    for _ in range(8):  # subspace iteration: a picture needs no more
+        basis = np.linalg.qr(centred.T @ (centred @ basis))[0].astype(np.float32)
+    small = centred @ basis
+    turned = basis @ np.linalg.svd(small, full_matrices=False)[2][:2].T
+    points = ((features - mean) * scale) @ turned
+    return np.asarray(points / max(float(np.abs(points).max(initial=0)), 1e-12), dtype=np.float32)

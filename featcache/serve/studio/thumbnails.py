@@ -1,0 +1,61 @@
+"""`Thumbnails`: small JPEGs of images, made when they are first looked at and kept by the digest of the image."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from featcache.images.load import decode
+from featcache.system.threads import processor_count
+
+SIDES = (192, 1024)
+_KEPT = 192  # larger ones are made anew: few are looked at
+
+
+class Thumbnails:
+    """Pictures below the folder `place`, made by as many threads as there are processors."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._pool = ThreadPoolExecutor(processor_count(), thread_name_prefix="featcache-thumbnail")
+
+    async def get(self, digest: str, read: Callable[[], bytes], *, side: int) -> bytes:
+        """Return the JPEG, `side` pixels wide and high at most, of the image that `read` gives the bytes of.
+
+        Raises `ImageError` where it cannot be read.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._get, digest, read, side)
+
+    def _get(self, digest: str, read: Callable[[], bytes], side: int) -> bytes:
+        file = self._place / digest[:2] / f"{digest}.jpg"
+        if side == _KEPT:
+            try:
+                return file.read_bytes()
+            except FileNotFoundError:
+                pass  # made now
+        data = picture(read(), side=side)
+        if side == _KEPT:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            aside = file.with_suffix(f".{os.urandom(4).hex()}.tmp")
+            aside.write_bytes(data)  # made again where it is lost: it need not be durable, only whole
+            os.replace(aside, file)
+        return data
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def picture(data: bytes, *, side: int) -> bytes:
+    """Return the encoded image `data` as a JPEG of at most `side` pixels, upright. Raises `ImageError`."""
+    from PIL import Image
+
+    image = Image.fromarray(decode(data, min_side=side))
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
