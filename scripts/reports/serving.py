@@ -41,7 +41,44 @@ def _other_cache(folder: Path) -> Commands:
     return [["build", "photos", "--cache", "c", *SMALL], ["serve", "bundle", "--cache", "c", "--port", "0"]]
 
 
+def _studio_on_a_file(folder: Path) -> Commands:
+    (folder / "work").write_text("a file")
+    return [["studio", "work", "--port", "0"]]
+
+
+def _studio_port(folder: Path) -> Commands:
+    _taken[folder] = socket.create_server(("127.0.0.1", 0))
+    return [["studio", "work", "--port", _taken[folder].getsockname()[1]]]
+
+
+def _studio_other_database(folder: Path) -> Commands:
+    (folder / "work").mkdir()
+    (folder / "work" / "studio.sqlite").write_bytes(b"not a database" * 100)
+    return [["studio", "work", "--port", "0"]]
+
+
 REPORTS = (
+    Report(
+        "studio-workspace-is-a-file",
+        "the labelling tool dies with a traceback when it is given a file",
+        "refused in one line that says what a workspace is",
+        _studio_on_a_file,
+        _refused("WORKSPACE must be a folder"),
+    ),
+    Report(
+        "studio-port-taken",
+        "the page of another program is shown, as the port was taken and nobody said so",
+        "refused, naming the address and how any free port is taken",
+        _studio_port,
+        _refused("--port 0"),
+    ),
+    Report(
+        "studio-damaged-database",
+        "a damaged project file is silently begun anew, and all labels are gone",
+        "refused, and the file is left as it is",
+        _studio_other_database,
+        _refused("must be a studio's database"),
+    ),
     Report(
         "serve-damaged-bundle",
         "one flipped bit in a deployed model is served as if nothing had happened",
