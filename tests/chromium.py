@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -105,13 +106,22 @@ class Page:
         path.write_bytes(base64.b64decode(self._send("Page.captureScreenshot", format="png")["data"]))
 
 
+def _pipe() -> tuple[int, int]:
+    """Return both ends of a pipe, numbered beyond the two that the protocol asks for."""
+    ends = os.pipe()
+    moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
+    for end in ends:
+        os.close(end)
+    return moved[0], moved[1]
+
+
 @contextmanager
 def chromium() -> Iterator[Page]:
     """Give the page of a browser, which is ended after the block."""
     program = find_chromium()
     assert program is not None
-    read_here, browser_writes = os.pipe()
-    browser_reads, write_here = os.pipe()
+    read_here, browser_writes = _pipe()
+    browser_reads, write_here = _pipe()
     with tempfile.TemporaryDirectory(prefix="featcache-chromium-", ignore_cleanup_errors=True) as profile:
 
         def connect() -> None:  # the protocol's own numbers
