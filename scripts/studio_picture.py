@@ -37,7 +37,7 @@ def main() -> None:
         url = said.partition("is at ")[2].partition(";")[0]
         with chromium() as page:
             page.open(url, width=1100, height=640)
-            page.wait("/Trained on/.test(document.body.innerText)", 60)
+            page.wait("document.body && /Trained on/.test(document.body.innerText)", 60)
             page.wait("[...document.images].length > 8 && [...document.images].every(image => image.complete)", 60)
             page.screenshot(arguments.out)
     finally:
