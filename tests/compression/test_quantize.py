@@ -406,7 +406,7 @@ def test_bias_correction_takes_back_the_mean_error() -> None:
     assert (fixed - exact).abs().max() < 0.2 * (plain - exact).abs().max().clamp(min=0.5)
 
 
-def test_theusual_error_is_not_moved_by_a_few_clipped_values() -> None:
+def test_the_usual_error_is_not_moved_by_a_few_clipped_values() -> None:
     """One value in ten was clipped by 40: the other nine are right, and a bias must leave them so."""
     difference = torch.randn(4, 2, 10, 10, generator=torch.Generator().manual_seed(0)) * 0.01
     difference[:, 1] += 0.5
