@@ -176,6 +176,7 @@ def quantize(
         pixels = calibration_pixels(source, calibration_images)
         folded = fold_model(source.model)
         found, errors = _calibrated_within(folded, pixels, float_share, processor, max_error)
+        calibrated_error = found.error
         settings: dict[str, Any] = {
             "method": method, "calibration_images": len(pixels), "processor": processor,
             **({"float_share": float_share} if max_error is None else {"max_error": max_error}),
@@ -192,7 +193,7 @@ def quantize(
         with tempfile.TemporaryDirectory() as folder:
             result = _finish(
                 source, before, compressed, Path(folder), out, head_precision, processor, overwrite, settings=settings,
-                notes=notes, feature_error=found.error,
+                notes=notes, feature_error=calibrated_error,
                 worst_layers=tuple(entry.to_json() for entry in errors[:WORST_LAYERS]),
                 float_layers=tuple(entry.layer for entry in errors if not entry.integers),
             )  # fmt: skip

@@ -46,10 +46,10 @@ def look_for(page: Page, text: str) -> None:
     page.run("document.querySelector('.grid').focus()")
 
 
-def labelled(page: Page) -> int:
-    """Return how many images have a label, as the page shows it."""
-    numbers = page.run("[...document.querySelectorAll('.class:not(.nothing) .number')].map((one) => +one.textContent)")
-    return sum(numbers)
+def wait_for_labels(page: Page, count: int) -> None:
+    """Wait until the page shows that so many images have a label."""
+    numbers = "[...document.querySelectorAll('.class:not(.nothing) .number')].map((one) => +one.textContent)"
+    page.wait(f"{numbers}.reduce((sum, one) => sum + one, 0) === {count}")
 
 
 def test_from_a_folder_to_a_bundle_with_the_server_killed_between(tmp_path: Path) -> None:
@@ -71,22 +71,22 @@ def test_from_a_folder_to_a_bundle_with_the_server_killed_between(tmp_path: Path
                     page.key(key)
             page.wait("document.querySelector('.worth .figure').textContent.includes('%')")
             page.wait("document.querySelector('.worth').dataset.revision === '20'")
-            assert labelled(page) == 20
+            wait_for_labels(page, 20)
             assert page.run("document.querySelector('.worth .figure').textContent") == "100.0 %"
             page.key("z", control=True)
             page.wait("document.querySelector('.worth').dataset.revision === '21'")
-            assert labelled(page) == 19
+            wait_for_labels(page, 19)
             process.kill()
         with studio_process(tmp_path / "work", "--port", port) as (_, client):
             page.open(f"http://127.0.0.1:{port}/?again#teach")
             page.wait("document.querySelectorAll('.tile').length > 5")
-            assert labelled(page) == 19
+            wait_for_labels(page, 19)
             look_for(page, "red")
             page.wait("document.querySelector('.tile .chip.guess')?.textContent.startsWith('red')"
                       " || document.querySelectorAll('.tile .chip.guess').length > 0")  # fmt: skip
             page.key("y", control=True)
             page.wait("document.querySelector('.worth').dataset.revision === '22'")
-            assert labelled(page) == 20
+            wait_for_labels(page, 20)
             page.run("location.hash = '#ship'")
             click(page, ".ship button.main")
             page.wait("document.querySelector('.ship select option')?.value === 'bundles/first'", 240)

@@ -32,6 +32,7 @@ from featcache.serve.studio.events import Events
 from featcache.serve.studio.progress import Progress, read_bar
 from featcache.serve.studio.steps import Step
 from featcache.serve.studio.workspace import Workspace
+from featcache.system.json import parse_json
 
 _FEATCACHE = (sys.executable, "-c", "from featcache.cli import main; main()")
 _PATIENCE_SECONDS = 10.0  # between asking a process to end and ending it
@@ -161,7 +162,7 @@ class Jobs:
                 self._running = running = _Running(waiting[0][0])
             job, kind, parameters, step = waiting[0]
             try:
-                self._run(running, kind, json.loads(parameters), step)
+                self._run(running, kind, parse_json(parameters), step)
             except (FeatcacheError, OSError) as error:
                 self._set(job, state="failed", error=" ".join(str(error).split()), ended=time.time())
             except Exception as error:  # noqa: BLE001 - a bug: the job has failed, and the queue goes on
@@ -276,7 +277,7 @@ class Jobs:
         return {
             "id": job,
             "kind": kind,
-            "parameters": json.loads(parameters),
+            "parameters": parse_json(parameters),
             "state": state,
             "step": step,
             "steps": running.steps if running else None,
@@ -292,7 +293,7 @@ class Jobs:
 
 def _parsed(result: str | None) -> Any:
     try:
-        return json.loads(result) if result else None
+        return parse_json(result) if result else None
     except ValueError:
         return None
 
