@@ -99,7 +99,7 @@ def test_from_a_folder_to_a_bundle_with_the_server_killed_between(tmp_path: Path
             )
             page.wait("document.querySelector('.answer .figure')?.textContent === 'red'")
             assert client.json("/api/bundles") == [{"kind": "bundle", "name": "bundles/first"}]
-        # a server that was killed, or is not ready yet, is no fault of the page; those of its scripts and its policy are
+        # a server that was killed, or is not ready yet, is no fault of the page: its scripts and its policy are
         away = ("ERR_", "Failed to load resource", "Failed to fetch")
         assert [one for one in page.problems if not any(word in one for word in away)] == []
 
