@@ -1,7 +1,7 @@
 // Bring: images of a folder on this machine, dropped files, folders and zips, the camera.
 
 import { post, send } from "./api.js";
-import { button, element, say } from "./dom.js";
+import { button, complain, element, say } from "./dom.js";
 import { t } from "./texts.js";
 
 const AT_ONCE = 4;
@@ -74,7 +74,7 @@ export class Bring {
     try {
       await post("/jobs", { kind: "build", name: this.name.value, images: images || null });
     } catch (error) {
-      say(error.message, { bad: true });
+      complain(error);
     }
   }
 
@@ -130,7 +130,7 @@ export class Bring {
       try {
         stream = await navigator.mediaDevices.getUserMedia({ video: { width: 640, height: 480 } });
       } catch (error) {
-        say(error.message, { bad: true });
+        complain(error);
         return;
       }
       video.srcObject = stream;
@@ -148,7 +148,7 @@ export class Bring {
         try {
           await send("PUT", `/images/${encodeURIComponent(this.name.value)}/file`, { path }, blob);
         } catch (error) {
-          say(error.message, { bad: true });
+          complain(error);
           break;
         }
         this.status.textContent = t("taken", { count: ++taken });

@@ -49,3 +49,6 @@ export function say(text, { bad = false } = {}) {
   clearTimeout(hiding);
   hiding = setTimeout(() => (place.className = ""), bad ? 8000 : 3500);
 }
+
+/** Show what was refused, or that the server is away: where an action ends that nothing else waits for. */
+export const complain = (error) => say(error.message, { bad: true });

@@ -1,6 +1,6 @@
 // A grid of any number of pictures, of which only those in sight are in the page.
 
-import { element, hueOf, percent } from "./dom.js";
+import { complain, element, hueOf, percent } from "./dom.js";
 import { t } from "./texts.js";
 
 const GAP = 8;
@@ -146,6 +146,8 @@ export class Grid {
         this.#dressAll();
         this.onDescribed();
       }
+    } catch (error) {
+      complain(error);
     } finally {
       this.describing = false;
     }

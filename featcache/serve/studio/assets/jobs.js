@@ -1,7 +1,7 @@
 // Jobs: what runs, how far it has come, what it said.
 
 import { get, post } from "./api.js";
-import { button, element, percent, say } from "./dom.js";
+import { button, complain, element, percent, say } from "./dom.js";
 import { t } from "./texts.js";
 
 export class Jobs extends EventTarget {
@@ -18,7 +18,7 @@ export class Jobs extends EventTarget {
   }
 
   hear(event, values) {
-    if (event === "open") this.refresh().catch((error) => say(error.message, { bad: true }));
+    if (event === "open") this.refresh().catch(complain);
     if (event !== "job") return;
     const before = this.jobs.get(values.id)?.state;
     this.jobs.set(values.id, values);
@@ -45,7 +45,7 @@ export class Jobs extends EventTarget {
     const at = progress ? progress.done / Math.max(progress.total, 1) : 0;
     const bar = element("progress", { max: 1, "aria-label": t("progress"), ...(progress && { value: at }) });
     const said = element("pre", { class: "log" });
-    const log = element("details", { "data-job": job.id, on: { toggle: () => log.open && this.#log(job.id, said) } }, element("summary", { text: t("log") }), said);
+    const log = element("details", { "data-job": job.id, on: { toggle: () => log.open && this.#log(job.id, said).catch(complain) } }, element("summary", { text: t("log") }), said);
     log.open = open;
     const line = [t(`kind_${job.kind}`), job.doing, progress && `${progress.what} ${progress.done}/${progress.total}`, progress?.rate, progress?.seconds_left != null && t("seconds_left", { seconds: progress.seconds_left })];
     return element(
@@ -54,7 +54,7 @@ export class Jobs extends EventTarget {
         element("strong", { text: job.parameters.name }),
         element("span", { class: `state ${job.state}`, text: t(`state_${job.state}`) }),
         element("span", { class: "spread" }),
-        job.state === "queued" || job.state === "running" ? button(t("cancel"), () => post(`/jobs/${job.id}/cancel`).catch((error) => say(error.message, { bad: true }))) : "",
+        job.state === "queued" || job.state === "running" ? button(t("cancel"), () => post(`/jobs/${job.id}/cancel`).catch(complain)) : "",
       ),
       job.state === "running" ? bar : "",
       element("p", { class: "quiet", text: line.filter(Boolean).join(" · ") }),

@@ -2,7 +2,7 @@
 
 import { get, listen } from "./api.js";
 import { Bring } from "./bring.js";
-import { button, element, say } from "./dom.js";
+import { button, complain, element } from "./dom.js";
 import { Jobs } from "./jobs.js";
 import { See } from "./see.js";
 import { Session } from "./session.js";
@@ -18,7 +18,8 @@ const parts = { bring: new Bring(jobs), teach, see: new See(session, show), ship
 const picker = element("select", { "aria-label": t("dataset"), class: "dataset", on: { change: () => open(Number(picker.value)) } });
 const tabs = Object.keys(parts).map((name) => element("a", { href: `#${name}`, text: t(name) }));
 const themes = ["auto", "light", "dark"];
-const theme = button("◐", () => setTheme(themes[(themes.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % 3]), { class: "icon", title: t("theme"), "aria-label": t("theme") });
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const theme = button("◐", () => setTheme(themes[(themes.indexOf(chosenTheme()) + 1) % 3]), { class: "icon", title: t("theme"), "aria-label": t("theme") });
 const words = element("select", { "aria-label": t("language"), class: "language", on: { change: () => choose(words.value) } },
   ...Object.entries(languages).map(([name, text]) => element("option", { value: name, text, selected: name === language })));
 const lost = element("span", { class: "lost", hidden: true, text: t("lost") });
@@ -30,10 +31,13 @@ document.getElementById("studio").append(
   element("main", {}, ...Object.values(parts).map((part) => part.root)),
 );
 
+function chosenTheme() {
+  return localStorage.getItem("theme") ?? "auto";
+}
+
 function setTheme(name) {
   localStorage.setItem("theme", name);
-  if (name === "auto") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = name;
+  document.documentElement.dataset.theme = name === "auto" ? (dark.matches ? "dark" : "light") : name;
 }
 
 function route() {
@@ -59,7 +63,7 @@ async function open(number) {
   try {
     await session.open(number);
   } catch (error) {
-    say(error.message, { bad: true });
+    complain(error);
   }
 }
 
@@ -75,20 +79,21 @@ async function listDatasets({ prefer } = {}) {
 
 jobs.addEventListener("done", async (event) => {
   if (event.detail.kind !== "build") return;
-  await listDatasets({ prefer: `caches/${event.detail.parameters.name}` });
+  await listDatasets({ prefer: `caches/${event.detail.parameters.name}` }).catch(complain);
   location.assign("#teach");
 });
 addEventListener("hashchange", route);
-setTheme(localStorage.getItem("theme") ?? "auto");
+dark.addEventListener("change", () => setTheme(chosenTheme()));
+setTheme(chosenTheme());
 try {
   await listDatasets();
 } catch (error) {
-  say(error.message, { bad: true });
+  complain(error);
 }
 route();
 listen((event, values) => {
   if (event === "lost" || event === "open") lost.hidden = event === "open";
   jobs.hear(event, values);
   session.hear(event, values);
-  if (event === "workspace") listDatasets().catch((error) => say(error.message, { bad: true }));
+  if (event === "workspace") listDatasets().catch(complain);
 });

@@ -10,7 +10,7 @@ export function featureMap(points, labels, onLasso) {
   const paint = () => {
     const pen = canvas.getContext("2d");
     const { theme } = document.documentElement.dataset;
-    const dark = theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    const dark = theme === "dark";
     pen.clearRect(0, 0, canvas.width, canvas.height);
     const size = points.length > 20000 ? 1.5 : points.length > 2000 ? 2.5 : 4;
     points.forEach((point, index) => {

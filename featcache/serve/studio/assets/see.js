@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { curve } from "./charts.js";
-import { button, element, hueOf, percent, say } from "./dom.js";
+import { button, complain, element, hueOf, percent, say } from "./dom.js";
 import { featureMap } from "./map.js";
 import { t } from "./texts.js";
 
@@ -32,7 +32,7 @@ export class See {
       ]);
       this.#render(points, confusion, doubts, plane, table);
     } catch (error) {
-      say(error.message, { bad: true });
+      complain(error);
     }
   }
 
@@ -103,9 +103,13 @@ export class See {
 
   #duplicates() {
     return button(t("find_duplicates"), async () => {
-      const { groups } = await get(`/datasets/${this.session.dataset.id}/duplicates`);
-      if (groups.length) this.show({ order: "path", ids: groups.flat(), title: t("duplicates") });
-      else say(t("duplicates_none"));
+      try {
+        const { groups } = await get(`/datasets/${this.session.dataset.id}/duplicates`);
+        if (groups.length) this.show({ order: "path", ids: groups.flat(), title: t("duplicates") });
+        else say(t("duplicates_none"));
+      } catch (error) {
+        complain(error);
+      }
     });
   }
 }

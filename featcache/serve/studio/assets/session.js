@@ -1,7 +1,7 @@
 // The data set that is open, as this window knows it; every change goes through here, one after another.
 
 import { get, post } from "./api.js";
-import { say } from "./dom.js";
+import { complain, say } from "./dom.js";
 import { t } from "./texts.js";
 
 export class Session extends EventTarget {
@@ -54,11 +54,17 @@ export class Session extends EventTarget {
     return true;
   }
 
+  /** Do `work` after what is queued; one that fails is told of, and those behind it are done all the same. */
+  #queue(work) {
+    this.tail = this.tail.then(work).catch(complain);
+    return this.tail;
+  }
+
   /** Queue a change: it is shown at once, and sent when those before it have been answered. */
   change(path, values, show = () => {}) {
     show();
     const number = this.dataset.id;
-    this.tail = this.tail.then(async () => {
+    return this.#queue(async () => {
       try {
         const answer = await post(`/datasets/${number}${path}`, { ...values, revision: this.dataset.revision });
         if (this.dataset.id !== number) return;
@@ -69,7 +75,6 @@ export class Session extends EventTarget {
         await this.refresh();
       }
     });
-    return this.tail;
   }
 
   label(numbers, label) {
@@ -91,14 +96,14 @@ export class Session extends EventTarget {
     counts[place] += by;
   }
 
-  async step(direction) {
-    await this.change(`/${direction}`, {});
-    await this.refresh();
+  step(direction) {
+    this.change(`/${direction}`, {});
+    return this.#queue(() => this.refresh());
   }
 
-  async accept(threshold) {
-    await this.change("/suggestions/accept", { threshold });
-    await this.refresh();
+  accept(threshold) {
+    this.change("/suggestions/accept", { threshold });
+    return this.#queue(() => this.refresh());
   }
 
   async addClass(name) {
@@ -115,11 +120,9 @@ export class Session extends EventTarget {
       this.#tell("head");
     } else if (event === "labels" || event === "classes") {
       // what is queued here will be answered first: then it is known whether this came from another window
-      this.tail = this.tail.then(() =>
-        event === "classes" || values.revision > this.dataset.revision ? this.refresh() : undefined,
-      );
+      this.#queue(() => (event === "classes" || values.revision > this.dataset.revision ? this.refresh() : undefined));
     } else if (event === "open" || event === "workspace") {
-      this.refresh().catch((error) => say(error.message, { bad: true }));
+      this.refresh().catch(complain);
     }
   }
 

@@ -1,7 +1,7 @@
 // Ship: labels to a bundle, through the commands; try it on an image.
 
 import { get, post, send } from "./api.js";
-import { button, element, percent, say } from "./dom.js";
+import { button, complain, element, percent } from "./dom.js";
 import { t } from "./texts.js";
 
 export class Ship {
@@ -60,7 +60,7 @@ export class Ship {
       if (bundles.some(({ name }) => name === before)) this.bundle.value = before;
       this.#showDownload();
     } catch (error) {
-      say(error.message, { bad: true });
+      complain(error);
     }
   }
 
@@ -80,7 +80,7 @@ export class Ship {
         max_drop: Number(this.drop.value) / 100, max_minutes: Number(this.minutes.value),
       });
     } catch (error) {
-      say(error.message, { bad: true });
+      complain(error);
     }
   }
 

@@ -1,7 +1,7 @@
 // Teach: look at images in an order that pays, label them, see what the head makes of it.
 
 import { intervalBar } from "./charts.js";
-import { button, element, hueOf, percent, say } from "./dom.js";
+import { button, complain, element, hueOf, percent } from "./dom.js";
 import { Grid } from "./grid.js";
 import { classOf, keyOf } from "./keys.js";
 import { t } from "./texts.js";
@@ -91,7 +91,7 @@ export class Teach {
     try {
       this.grid.show(await this.session.order(view));
     } catch (error) {
-      say(error.message, { bad: true });
+      complain(error);
     }
     this.#showFilters();
     this.#refresh();
@@ -219,7 +219,7 @@ export class Teach {
       this.adding.value = "";
       this.grid.root.focus();
     } catch (error) {
-      say(error.message, { bad: true });
+      complain(error);
     }
   }
 
