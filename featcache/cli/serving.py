@@ -15,6 +15,10 @@ from featcache.cli.output import finish_output, put, put_json
 from featcache.errors import DependencyError
 
 _NETWORK, _BOUNDS = "Network", "Bounds"
+Host = Annotated[
+    str, typer.Option(help="Address to listen on; any but this machine's own needs a token.", rich_help_panel=_NETWORK)
+]
+Port = Annotated[int, typer.Option(help="Port to listen on; 0: any free one.", rich_help_panel=_NETWORK)]
 
 
 @contextmanager
@@ -43,11 +47,8 @@ def serve(
     ] = None,
     format: Annotated[str | None, typer.Option("--format", help="Which device file; default: the first.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads to compute and to decode with; default: all.")] = None,
-    host: Annotated[
-        str,
-        typer.Option(help="Address to listen on; any but this machine's own needs a token.", rich_help_panel=_NETWORK),
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.", rich_help_panel=_NETWORK)] = 8000,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
     token: Annotated[
         str | None, typer.Option(help="What requests must bring as Authorization: Bearer.", rich_help_panel=_NETWORK)
     ] = None,
@@ -93,11 +94,8 @@ def studio(
     workspace: Annotated[
         Path, typer.Argument(metavar="[WORKSPACE]", help="A folder for images, labels and what is made of them.")
     ] = Path("studio"),
-    host: Annotated[
-        str,
-        typer.Option(help="Address to listen on; any but this machine's own needs a token.", rich_help_panel=_NETWORK),
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.", rich_help_panel=_NETWORK)] = 8080,
+    host: Host = "127.0.0.1",
+    port: Port = 8080,
     token: Annotated[
         str | None, typer.Option(help="What the page must be opened with, as ?token=TOKEN.", rich_help_panel=_NETWORK)
     ] = None,

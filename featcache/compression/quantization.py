@@ -34,7 +34,7 @@ from featcache.compression.refitting import (
 from featcache.compression.result import CompressResult
 from featcache.compression.rounding import FULL_LIMIT, LIMIT, MomentsSum, channel_scales, round_jointly
 from featcache.compression.sensitivity import LayerError, layer_errors
-from featcache.compression.shipping import ship
+from featcache.compression.shipping import Shipping, ship
 from featcache.engines import open_engine
 from featcache.errors import InputError, MissingError
 from featcache.graph.cost import node_macs
@@ -172,7 +172,7 @@ def quantize(
         if precision != "int8":
             with tempfile.TemporaryDirectory() as folder:
                 make = _in_halves if precision == "fp16" else _with_integer_products
-                return make(source, before, Path(folder), out, head_precision, processor, overwrite)
+                return make(source, before, Shipping(Path(folder), out, head_precision, processor, overwrite))
         pixels = calibration_pixels(source, calibration_images)
         folded = fold_model(source.model)
         found, errors = _calibrated_within(folded, pixels, float_share, processor, max_error)
@@ -192,8 +192,8 @@ def quantize(
         compressed = with_integers(folded, found)
         with tempfile.TemporaryDirectory() as folder:
             result = _finish(
-                source, before, compressed, Path(folder), out, head_precision, processor, overwrite, settings=settings,
-                notes=notes, feature_error=calibrated_error,
+                source, before, compressed, Shipping(Path(folder), out, head_precision, processor, overwrite),
+                settings=settings, notes=notes, feature_error=calibrated_error,
                 worst_layers=tuple(entry.to_json() for entry in errors[:WORST_LAYERS]),
                 float_layers=tuple(entry.layer for entry in errors if not entry.integers),
             )  # fmt: skip
@@ -218,21 +218,13 @@ def _refuse_together(
         )
 
 
-def _in_halves(
-    source: Source,
-    before: Features,
-    folder: Path,
-    out: str | os.PathLike[str],
-    head_precision: HeadPrecision,
-    processor: ProcessorKind,
-    overwrite: bool,
-) -> CompressResult:
+def _in_halves(source: Source, before: Features, shipping: Shipping) -> CompressResult:
     """Write the model with weights in half precision and its old head, and measure it."""
-    halved = in_halves(fold_model(source.model).model, head=head_precision != "float")
+    halved = in_halves(fold_model(source.model).model, head=shipping.head_precision != "float")
     after = float_features(dataclasses.replace(source, model=halved))
     head = dataclasses.replace(halved.fitted_head, fingerprint=halved.recipe.fingerprint)
     comparison = compare_accuracy(source.model.fitted_head, head, before=before, after=after)
-    used = "fp16" if head_precision != "float" and isinstance(head, LinearHead) else "float"
+    used = "fp16" if shipping.head_precision != "float" and isinstance(head, LinearHead) else "float"
     step = {
         "verb": "quantize", "precision": "fp16", "head_precision": used, "refit_kept": False,
         "accuracy": dataclasses.asdict(comparison),
@@ -242,26 +234,25 @@ def _in_halves(
         lineage=[*source.model.lineage, step],
     )  # fmt: skip
     return ship(
-        source, final, folder, out, comparison, precision="fp16", head_precision=used, settings={}, refit_kept=False,
-        notes=(), processor=processor, overwrite=overwrite,
-    )  # fmt: skip
+        source,
+        final,
+        shipping,
+        comparison,
+        precision="fp16",
+        head_precision=used,
+        settings={},
+        refit_kept=False,
+        notes=(),
+    )
 
 
-def _with_integer_products(
-    source: Source,
-    before: Features,
-    folder: Path,
-    out: str | os.PathLike[str],
-    head_precision: HeadPrecision,
-    processor: ProcessorKind,
-    overwrite: bool,
-) -> CompressResult:
+def _with_integer_products(source: Source, before: Features, shipping: Shipping) -> CompressResult:
     """Write the model with integer weights for rows that are rounded at run time, its head refitted, and measure it."""
     folded = fold_model(source.model)
-    compressed = folded.model.copy(quantization=integer_products(folded.graph, limit=weight_limit(processor)))
+    compressed = folded.model.copy(quantization=integer_products(folded.graph, limit=weight_limit(shipping.processor)))
     return _finish(
-        source, before, compressed, folder, out, head_precision, processor, overwrite,
-        settings={"processor": processor}, notes=(), precision="int8-dynamic",
+        source, before, compressed, shipping, settings={"processor": shipping.processor}, notes=(),
+        precision="int8-dynamic",
     )  # fmt: skip
 
 
@@ -282,11 +273,7 @@ def _finish(
     source: Source,
     before: Features,
     compressed: MergedModel,
-    folder: Path,
-    out: str | os.PathLike[str],
-    head_precision: str,
-    processor: ProcessorKind,
-    overwrite: bool,
+    shipping: Shipping,
     *,
     settings: Mapping[str, Any],
     notes: tuple[str, ...],
@@ -299,7 +286,7 @@ def _finish(
     """
     from featcache.graph.write import write_onnx
 
-    integer_graph = write_onnx(compressed, folder / "features.onnx", outputs=("features",))
+    integer_graph = write_onnx(compressed, shipping.folder / "features.onnx", outputs=("features",))
     with open_engine(integer_graph, engine="onnxruntime", precision="int8") as engine:
         recipe = changed_recipe(
             compressed, outputs=("features",), engine=engine.name, engine_version=engine.version,
@@ -310,7 +297,7 @@ def _finish(
     quantization = compressed.quantization
     assert quantization is not None
     used_precision = "float"
-    if head_precision == "int8" and isinstance(head, LinearHead):
+    if shipping.head_precision == "int8" and isinstance(head, LinearHead):
         exact = head
         head, quantization = integer_head(exact, quantization, after)
         moved = _moved(exact, head, after)
@@ -334,8 +321,8 @@ def _finish(
         lineage=[*source.model.lineage, step],
     )  # fmt: skip
     return ship(
-        source, final, folder, out, comparison, precision=precision, head_precision=used_precision, settings=settings,
-        refit_kept=refit.kept, notes=remarks, processor=processor, overwrite=overwrite, **found,
+        source, final, shipping, comparison, precision=precision, head_precision=used_precision, settings=settings,
+        refit_kept=refit.kept, notes=remarks, **found,
     )  # fmt: skip
 
 
@@ -395,7 +382,7 @@ def _calibrated_within(
     return found, tuple(dataclasses.replace(entry, integers=entry.layer in integers) for entry in errors)
 
 
-def weight_limit(processor: ProcessorKind) -> int:
+def weight_limit(processor: str) -> int:
     """Return the largest integer of a weight for `processor`."""
     return LIMIT if processor == "any" else FULL_LIMIT
 

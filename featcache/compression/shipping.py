@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,21 @@ from featcache.system.processor import processor_has_int8, processor_name
 _SHOWN = {"int8": "INT8", "int8-dynamic": "INT8", "fp16": "fp16"}
 
 
+@dataclass(frozen=True, slots=True)
+class Shipping:
+    """Where a quantized model goes, and what was asked of it. `folder`: for files on the way."""
+
+    folder: Path
+    out: str | os.PathLike[str]
+    head_precision: str
+    processor: str
+    overwrite: bool
+
+
 def ship(
     source: Source,
     final: MergedModel,
-    folder: Path,
-    out: str | os.PathLike[str],
+    shipping: Shipping,
     comparison: AccuracyComparison,
     *,
     precision: str,
@@ -38,19 +49,18 @@ def ship(
     settings: Mapping[str, Any],
     refit_kept: bool,
     notes: Sequence[str],
-    processor: str,
-    overwrite: bool,
     **found: Any,
 ) -> CompressResult:
-    """Return what became of `source`'s model, which is `final` now and lies at `out`. `folder`: for files on the way.
+    """Return what became of `source`'s model, which is `final` now, and write it.
 
-    `found`: fields of the result that tell what the numbers cost.
+    `head_precision`: what the head has in the end. `found`: fields of the result that tell what the numbers cost.
     """
+    folder = shipping.folder
     graphs = [write_onnx(source.model, folder / "before.onnx"), write_onnx(final, folder / "after.onnx")]
     times = latencies_ms(graphs)
     integer, convolutions = integer_share(str(graphs[1]))
     macs = sum(node_macs(onnx.load(str(graphs[0]))).values())
-    path = save_model(final, out, golden=_golden(source.golden, final, folder), overwrite=overwrite)
+    path = save_model(final, shipping.out, golden=_golden(source.golden, final, folder), overwrite=shipping.overwrite)
     return CompressResult(
         model=str(path),
         method=precision,
@@ -73,7 +83,7 @@ def ship(
         random_weights=final.recipe.random_weights,
         settings=settings,
         refit_kept=refit_kept,
-        notes=(*notes, *speed_notes(*times, precision=precision, processor=processor)),
+        notes=(*notes, *speed_notes(*times, precision=precision, processor=shipping.processor)),
         **found,
     )
 
