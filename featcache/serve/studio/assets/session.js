@@ -12,6 +12,9 @@ export class Session extends EventTarget {
     this.samples = new Map(); // number of a sample → what is known of it
     this.stale = new Set(); // of these, the ones whose prediction is of an earlier head
     this.tail = Promise.resolve();
+    this.changes = 0; // made in this window so far
+    this.pending = 0; // of these, shown and not answered yet
+    this.outdated = false; // whether what is shown has to be read again once they are
   }
 
   #tell(name) {
@@ -26,11 +29,17 @@ export class Session extends EventTarget {
     this.#tell("opened");
   }
 
-  /** Read again what another window, or a build, has changed. */
+  /** Read again what another window, or a build, has changed: after the changes that are shown here, if there are any. */
   async refresh() {
     if (!this.dataset) return;
-    const before = this.dataset.generation;
-    this.dataset = await get(`/datasets/${this.dataset.id}`);
+    this.outdated = true;
+    if (this.pending) return;
+    const { id, generation: before } = this.dataset;
+    const made = this.changes;
+    const found = await get(`/datasets/${id}`);
+    if (this.changes !== made || this.dataset.id !== id) return; // of before a change that is shown by now
+    this.dataset = found;
+    this.outdated = false;
     this.samples.clear();
     this.stale.clear();
     this.#tell(this.dataset.generation === before ? "changed" : "opened");
@@ -46,7 +55,12 @@ export class Session extends EventTarget {
   async describe(numbers) {
     const wanted = numbers.filter((number) => !this.samples.has(number) || this.stale.has(number)).slice(0, 2000);
     if (!wanted.length) return false;
+    const made = this.changes;
     const found = await post(`/datasets/${this.dataset.id}/samples`, { samples: wanted });
+    if (this.changes !== made) {
+      this.#queue(() => this.refresh());
+      return false;
+    }
     for (const sample of found) {
       this.samples.set(sample.id, sample);
       this.stale.delete(sample.id);
@@ -63,6 +77,8 @@ export class Session extends EventTarget {
   /** Queue a change: it is shown at once, and sent when those before it have been answered. */
   change(path, values, show = () => {}) {
     show();
+    this.changes += 1;
+    this.pending += 1;
     const number = this.dataset.id;
     return this.#queue(async () => {
       try {
@@ -72,8 +88,11 @@ export class Session extends EventTarget {
         this.#tell("changed");
       } catch (error) {
         say(error.status === 409 ? t("conflict") : error.message, { bad: true });
-        await this.refresh();
+        this.outdated = true;
+      } finally {
+        this.pending -= 1;
       }
+      if (this.outdated) await this.refresh();
     });
   }
 
@@ -81,6 +100,7 @@ export class Session extends EventTarget {
     return this.change("/labels", { samples: numbers, label }, () => {
       for (const number of numbers) {
         const sample = this.samples.get(number);
+        if (!sample) this.outdated = true; // how it counts is not known yet
         if (!sample || sample.label === label) continue;
         this.#count(sample, -1);
         sample.label = label;
@@ -122,7 +142,7 @@ export class Session extends EventTarget {
       // what is queued here will be answered first: then it is known whether this came from another window
       this.#queue(() => (event === "classes" || values.revision > this.dataset.revision ? this.refresh() : undefined));
     } else if (event === "open" || event === "workspace") {
-      this.refresh().catch(complain);
+      this.#queue(() => this.refresh());
     }
   }
 
