@@ -28,11 +28,11 @@ def main() -> None:
 
 
 def _run(started: ProcessorTimes | None) -> None:
-    from featcache.cli.verbs import app, application_for
+    from featcache.cli import verbs
 
     use_free_processors(started)
     completes = "_FEATCACHE_COMPLETE" in os.environ  # a shell asks what could be written
-    (app if completes else application_for(sys.argv[1:]))()
+    (verbs.app if completes else verbs.application_for(sys.argv[1:]))()
 
 
 def __getattr__(name: str) -> Any:

@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 from torch import nn
-from tqdm import tqdm
+from tqdm import trange
 
 from featcache.engines.session import open_session
 from featcache.graph.cost import node_macs
 from featcache.system.threads import processor_count
 
 _WARM_RUNS = 5
-_TIMED_SECONDS = 1.5  # per graph; enough for a hundred runs of a MobileNet
+_TIMED_SECONDS = 1.5  # per graph, at most; enough for a hundred runs of a MobileNet
 _LEAST_RUNS = 15
+_MOST_RUNS = 100  # a small network's median moves no more after them
 _BLOCK_BYTES = 2**20
-_SECONDS_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} s"
 
 
 def graph_macs(path: str | Path) -> int:
@@ -67,14 +67,12 @@ def latencies_ms(paths: Sequence[str | Path]) -> list[float]:
     for session in sessions:
         for _ in range(_WARM_RUNS):
             session.run(None, {"image": image})
-    started, passed = time.perf_counter(), 0.0
-    wanted = _TIMED_SECONDS * len(sessions)
-    with tqdm(total=wanted, desc="time", unit="s", bar_format=_SECONDS_BAR, disable=None) as bar:
-        while len(seconds[0]) < _LEAST_RUNS or passed < wanted:
-            for session, taken in zip(sessions, seconds, strict=True):
-                before = time.perf_counter()
-                session.run(None, {"image": image})
-                taken.append(time.perf_counter() - before)
-            passed = time.perf_counter() - started
-            bar.update(min(passed, wanted) - bar.n)
+    end = time.perf_counter() + _TIMED_SECONDS * len(sessions)
+    for run in trange(_MOST_RUNS, desc="time", unit="run", leave=False, disable=None):
+        for session, taken in zip(sessions, seconds, strict=True):
+            before = time.perf_counter()
+            session.run(None, {"image": image})
+            taken.append(time.perf_counter() - before)
+        if run + 1 >= _LEAST_RUNS and time.perf_counter() > end:
+            break
     return [1e3 * statistics.median(taken) for taken in seconds]

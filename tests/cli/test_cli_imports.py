@@ -12,8 +12,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from reports.report import draw, draw_classes
 
+from featcache.cli.verbs import VERBS
+
 HEAVY = ("torch", "torchvision", "timm", "openvino", "onnx", "onnxruntime", "sklearn", "scipy", "pandas", "pyarrow",
-         "zarr", "rich", "huggingface_hub", "sympy", "matplotlib", "numpy", "PIL", "lmdb", "tqdm")  # fmt: skip
+         "zarr", "rich", "huggingface_hub", "sympy", "matplotlib", "numpy", "PIL", "lmdb", "tqdm",
+         *(f"featcache.cli.{file}" for file in VERBS))  # fmt: skip
 CODE = (
     "import sys\nfrom featcache.cli import main\ntry:\n    main()\nfinally:\n"
     f"    import json\n    print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]), file=sys.stderr)"
@@ -46,14 +49,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "allowed"),
     [
-        (["--help"], {"rich"}),
-        (["--version"], set()),
-        (["info", "--help"], {"rich"}),
-        (["info", "cache"], {"numpy", "lmdb"}),
-        (["build", "photos", "--cache", "cache"], {"numpy", "lmdb", "tqdm"}),
-        (["train", "cache", "--out", "other"], {"numpy", "lmdb"}),
-        (["predict", "bundle", "photos/cat/0.jpg"], {"numpy", "PIL", "tqdm", "onnxruntime"}),
-        (["evaluate", "bundle", "photos"], {"numpy", "PIL", "tqdm", "onnxruntime"}),
+        (["--help"], {"rich", *(f"featcache.cli.{file}" for file in VERBS)}),
+        (["--version"], {f"featcache.cli.{file}" for file in VERBS}),
+        (["info", "--help"], {"rich", "featcache.cli.caches"}),
+        (["info", "cache"], {"numpy", "lmdb", "featcache.cli.caches"}),
+        (["build", "photos", "--cache", "cache"], {"numpy", "lmdb", "tqdm", "featcache.cli.caches"}),
+        (["train", "cache", "--out", "other"], {"numpy", "lmdb", "featcache.cli.heads"}),
+        (["predict", "bundle", "photos/cat/0.jpg"], {"numpy", "PIL", "tqdm", "onnxruntime", "featcache.cli.use"}),
+        (["evaluate", "bundle", "photos"], {"numpy", "PIL", "tqdm", "onnxruntime", "featcache.cli.use"}),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
 )
@@ -65,7 +68,7 @@ def test_a_verb_loads_what_it_needs_and_no_more(place: Path, arguments: list[str
 def test_new_images_are_added_without_timm(place: Path) -> None:
     """The network that was compiled for the cache is opened as it was kept; torch is there for its resize alone."""
     draw(place / "photos" / "cat" / "new.jpg", seed=77)
-    allowed = {"numpy", "lmdb", "PIL", "tqdm", "openvino", "torch"}
+    allowed = {"numpy", "lmdb", "PIL", "tqdm", "openvino", "torch", "featcache.cli.caches"}
     assert loaded(place, "build", "photos", "--cache", "cache") <= allowed
 
 
