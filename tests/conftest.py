@@ -83,6 +83,27 @@ def clothing10(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def clothing10_cache(
+    clothing10: Path, shared_weights: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return the cache of clothing10 through a MobileNetV2, made once for all workers of a run; only to be read."""
+    from featcache.extract.build import build_cache
+
+    weights = shared_weights("mobilenetv2_100.torch_ptq")
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "featcache-clothing10-cache"
+    if not place.exists():
+        building = place.with_name(f"{place.name}.{os.getpid()}")
+        build_cache(clothing10, building, backbone="mobilenetv2_100", weights=weights)
+        try:
+            building.rename(place)
+        except OSError:
+            if not place.exists():  # another worker of this run was first
+                raise
+    return place
+
+
+@pytest.fixture(scope="session")
 def tinyimagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the unpacked 200-class set of 64x64 photos: train/ and val/."""
     return _unpacked("tinyimagenet200_40k.tar.gz", "tinyimagenet200_40k", tmp_path_factory)

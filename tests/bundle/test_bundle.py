@@ -6,7 +6,6 @@ import dataclasses
 import json
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -308,17 +307,14 @@ def test_unpack_refuses_links_and_changed_bundles(bundle: Path, tmp_path: Path) 
 @pytest.mark.shared
 @pytest.mark.slow
 def test_real_photos_get_torchs_classes_from_every_format(
-    clothing10: Path, shared_weights: Callable[[str], Path], tmp_path: Path
+    clothing10: Path, clothing10_cache: Path, tmp_path: Path
 ) -> None:
-    from featcache.extract.build import build_cache
     from featcache.model.merging import merge
     from featcache.train.fit import train_head
     from featcache.train.options import LinearOptions
 
-    weights = shared_weights("mobilenetv2_100.tf_float_headless")
-    build_cache(clothing10, tmp_path / "cache", backbone="mobilenetv2_100", weights=weights)
-    train_head(tmp_path / "cache", head=LinearOptions(l2=0.05)).save(tmp_path / "head")
-    merge(tmp_path / "head", tmp_path / "cache", out=tmp_path / "model")
+    train_head(clothing10_cache, head=LinearOptions(l2=0.05)).save(tmp_path / "head")
+    merge(tmp_path / "head", clothing10_cache, out=tmp_path / "model")
     report = export(tmp_path / "model", out=tmp_path / "bundle", formats=("onnx", "openvino"), images=clothing10)
     for entry in report.formats.values():
         assert entry.n_compared == 372

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from sklearn.linear_model import LogisticRegression
 
 from featcache.cache import open_cache
-from featcache.extract.build import build_cache
 from featcache.train.fit import train_head
 from featcache.train.options import LinearOptions
 
 
-def test_heads_are_as_good_as_scikit_learns(
-    clothing10: Path, shared_weights: Callable[[str], Path], tmp_path: Path
-) -> None:
-    weights = shared_weights("mobilenetv2_100.torch_ptq")
-    build_cache(clothing10, tmp_path / "cache", backbone="mobilenetv2_100", weights=weights)
-    with open_cache(tmp_path / "cache") as cache:
+def test_heads_are_as_good_as_scikit_learns(clothing10_cache: Path) -> None:
+    with open_cache(clothing10_cache) as cache:
         rows = {split: cache.numpy(split=split) for split in ("train", "val", "test")}
         features, labels = rows["train"]
         peers = [
