@@ -133,15 +133,15 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     bomb = tmp_path / "bomb.zip"
     bomb.write_bytes(zipped({"a.png": bytes(50_000_000)}))
     with pytest.raises(RefusedError, match="200 times its own") as refused:
-        unpack_images(bomb, tmp_path / "out", bounds=UploadBounds())
+        unpack_images(bomb, tmp_path / "out", aside=tmp_path / "aside", bounds=UploadBounds())
     assert refused.value.status == 413
     many = tmp_path / "many.zip"
     many.write_bytes(zipped({f"{number}.png": b"x" for number in range(20)}))
     with pytest.raises(RefusedError, match="at most 10 files"):
-        unpack_images(many, tmp_path / "out", bounds=UploadBounds(zip_entries=10))
+        unpack_images(many, tmp_path / "out", aside=tmp_path / "aside", bounds=UploadBounds(zip_entries=10))
     (tmp_path / "text.zip").write_bytes(b"no zip")
     with pytest.raises(InputError, match="must be a zip file"):
-        unpack_images(tmp_path / "text.zip", tmp_path / "out", bounds=UploadBounds())
+        unpack_images(tmp_path / "text.zip", tmp_path / "out", aside=tmp_path / "aside", bounds=UploadBounds())
     assert not (tmp_path / "out").exists()
 
 
