@@ -110,12 +110,9 @@ class Desk:
         found = self._opened(number)
         return found.fitted, found.revision
 
-    def wait_for_head(self, number: int, *, revision: int, seconds: float) -> None:
-        """Return once the head is of `revision` or later, or `seconds` have passed."""
-        end = time.monotonic() + seconds
-        with self._changed:
-            while self._opened(number).revision < revision and (left := end - time.monotonic()) > 0:
-                self._changed.wait(left)
+    def has_head_of(self, number: int, revision: int) -> bool:
+        """Return whether the head is of the labels of `revision` or later."""
+        return self._opened(number).revision >= revision
 
     def describe_head(self, number: int) -> dict[str, Any]:
         """Return what is known of the head: what it was trained on, and what it is worth on val, with its interval."""
