@@ -22,6 +22,7 @@ from studio_client import open_studio
 from featcache.serve.connections import BoundedConnection, bounded_connections
 from featcache.serve.refusals import RefusedError
 from featcache.serve.studio import limits
+from featcache.serve.studio.desk import Desk
 from featcache.serve.studio.limits import BodyLimit
 
 GET = b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -83,16 +84,19 @@ def test_a_thousand_slow_connections_do_not_stop_the_next_one_at_the_server(pets
             assert time.monotonic() - started < 5
 
 
-def test_a_thousand_slow_connections_do_not_stop_the_next_one_at_the_studio(workspace: Path) -> None:
+def test_a_thousand_slow_connections_do_not_stop_the_next_one_at_the_studio(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Forty who wait for a head that never comes are among them."""
     enough_descriptors()
+    monkeypatch.setattr(Desk, "has_head_of", lambda desk, number, revision: False)
     with open_studio(workspace) as client:
         (entry,) = client.json("/api/datasets")
         path = f"/api/datasets/{entry['id']}"
         with crowd(client.port, f"{path}/labels"):
             waiting = [http.client.HTTPConnection("127.0.0.1", client.port) for _ in range(40)]
             for connection in waiting:
-                connection.request("GET", f"{path}/head?revision=999999&seconds=30")
+                connection.request("GET", f"{path}/head?revision=1&seconds=30")
             started = time.monotonic()
             assert client.send(f"{path}/classes", name="red")[0] == 200
             client.label(entry["id"], [0], "red")

@@ -158,12 +158,20 @@ def datasets_router(studio: Studio) -> APIRouter:
     @router.get("/{number}/head", summary="The head of the moment, and its held-out accuracy")
     async def head(
         number: Id,
-        revision: Annotated[int, Query(ge=0, lt=2**31, description="Wait for a head of these labels.")] = 0,
+        revision: Annotated[
+            int,
+            Query(
+                ge=0,
+                lt=2**31,
+                description="Wait for a head of these labels, or the newest.",
+            ),
+        ] = 0,
         seconds: Annotated[float, Query(ge=0, le=30, description="How long to wait.")] = 0.0,
     ) -> HeadState:
+        wanted = min(revision, (await studio.in_thread(desk.collection, number)).history().revision)
         end = time.monotonic() + seconds
         # no thread is held meanwhile: forty who wait would stop everybody else
-        while not await studio.in_thread(desk.has_head_of, number, revision):
+        while not await studio.in_thread(desk.has_head_of, number, wanted):
             if events.closed or time.monotonic() >= end:
                 break
             await asyncio.sleep(_LOOK_SECONDS)
