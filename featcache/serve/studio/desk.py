@@ -19,6 +19,7 @@ from featcache.serve.studio.collection import Collection
 from featcache.serve.studio.database import Database
 from featcache.serve.studio.events import Events
 from featcache.serve.studio.fitting import Fitted, fit, interval, likely_errors, out_of_fold
+from featcache.serve.studio.labelled_rows import LabelledRows
 from featcache.serve.studio.workspace import Workspace
 
 
@@ -28,6 +29,7 @@ class _Open:
 
     collection: Collection
     fitted: Fitted | None = None
+    rows: LabelledRows = field(default_factory=LabelledRows)
     revision: int = -1
     milliseconds: float = 0.0
     doubts: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]] | None = None
@@ -179,8 +181,9 @@ class Desk:
             labels, history = collection.labels.copy(), collection.history()
         began = time.perf_counter()
         fitted = fit(
-            collection.features, labels, train=collection.trainable, val=collection.splits == 1, before=found.fitted
-        )
+            collection.features, labels, train=collection.trainable, val=collection.splits == 1, before=found.fitted,
+            kept=found.rows,
+        )  # fmt: skip
         found.fitted, found.revision = fitted, history.revision
         found.milliseconds = (time.perf_counter() - began) * 1e3
         if fitted is not None:
