@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import uvicorn
 from serving import Running, running
-from studio_client import open_studio
+from studio_client import open_studio, studio_process
 
 from featcache.serve.connections import BoundedConnection, bounded_connections
 from featcache.serve.refusals import RefusedError
@@ -290,3 +290,16 @@ def test_small_bodies_have_a_bound_together_and_time_by_their_size(monkeypatch: 
     limit = BodyLimit(inner, is_file=lambda path: False)
     asyncio.run(both())
     assert statuses == [503, 200, 200, 408, 413]
+
+
+def test_a_process_with_few_descriptors_answers_beyond_them(tmp_path: Path) -> None:
+    """400 descriptors, 800 connections that send nothing, all at once: files have theirs, and so has the next."""
+    few = ["bash", "-c", 'ulimit -n 400 && exec "$@"', "few"]
+    with studio_process(tmp_path / "work", before=few) as (_, client):
+        taken = [socket.create_connection(("127.0.0.1", client.port), timeout=10) for _ in range(800)]
+        for _ in range(3):
+            started = time.monotonic()
+            assert client.request("PUT", "/api/images/mine/file?path=1.png", b"1")[0] == 200
+            assert time.monotonic() - started < 5
+        for raw in taken:
+            raw.close()
