@@ -89,14 +89,14 @@ def test_a_thousand_slow_connections_do_not_stop_the_next_one_at_the_studio(
 ) -> None:
     """Forty who wait for a head that never comes are among them."""
     enough_descriptors()
-    monkeypatch.setattr(Desk, "has_head_of", lambda desk, number, revision: False)
+    monkeypatch.setattr(Desk, "head_revision", lambda desk, number: -1)
     with open_studio(workspace) as client:
         (entry,) = client.json("/api/datasets")
         path = f"/api/datasets/{entry['id']}"
         with crowd(client.port, f"{path}/labels"):
             waiting = [http.client.HTTPConnection("127.0.0.1", client.port) for _ in range(40)]
             for connection in waiting:
-                connection.request("GET", f"{path}/head?revision=1&seconds=30")
+                connection.request("GET", f"{path}/head?revision=0&seconds=30")
             started = time.monotonic()
             assert client.send(f"{path}/classes", name="red")[0] == 200
             client.label(entry["id"], [0], "red")

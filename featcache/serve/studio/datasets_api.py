@@ -158,22 +158,14 @@ def datasets_router(studio: Studio) -> APIRouter:
     @router.get("/{number}/head", summary="The head of the moment, and its held-out accuracy")
     async def head(
         number: Id,
-        revision: Annotated[
-            int,
-            Query(
-                ge=0,
-                lt=2**31,
-                description="Wait for a head of these labels, or the newest.",
-            ),
-        ] = 0,
+        revision: Annotated[int, Query(ge=0, lt=2**31, description="Wait for one of these labels, or the newest.")] = 0,
         seconds: Annotated[float, Query(ge=0, le=30, description="How long to wait.")] = 0.0,
     ) -> HeadState:
-        wanted = min(revision, (await studio.in_thread(desk.collection, number)).history().revision)
+        newest = await studio.in_thread(lambda: desk.collection(number).history().revision)
+        wanted = min(revision, newest)
         end = time.monotonic() + seconds
         # no thread is held meanwhile: forty who wait would stop everybody else
-        while not await studio.in_thread(desk.has_head_of, number, wanted):
-            if events.closed or time.monotonic() >= end:
-                break
+        while desk.head_revision(number) < wanted and time.monotonic() < end and not events.closed:
             await asyncio.sleep(_LOOK_SECONDS)
         return HeadState(**await studio.in_thread(desk.describe_head, number))
 

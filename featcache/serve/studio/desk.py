@@ -112,9 +112,10 @@ class Desk:
         found = self._opened(number)
         return found.fitted, found.revision
 
-    def has_head_of(self, number: int, revision: int) -> bool:
-        """Return whether the head is of the labels of `revision` or later."""
-        return self._opened(number).revision >= revision
+    def head_revision(self, number: int) -> int:
+        """Return the revision of the labels that the head is of, -1 before the first; it never waits."""
+        found = self._open.get(number)
+        return -1 if found is None else found.revision
 
     def describe_head(self, number: int) -> dict[str, Any]:
         """Return what is known of the head: what it was trained on, and what it is worth on val, with its interval."""
