@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import hashlib
+import io
 import json
 import os
 import resource
@@ -35,8 +38,11 @@ VERBS = ("train", "build", "quantize", "evaluate")
 SETTINGS = ("alone", "busy", "niced")
 
 
-def write_simulated_cache(place: Path, *, n: int, d: int, k: int) -> None:
-    """Write a cache of `n` rows of `d` simulated features in `k` classes, a tenth each val and test."""
+def write_simulated_cache(place: Path, *, n: int, d: int, k: int, photos: Path | None = None) -> None:
+    """Write a cache of `n` rows of `d` simulated features in `k` classes, a tenth each val and test.
+
+    `photos`: where a small JPEG of each class's colour is written for each row; None: there are none.
+    """
     from featcache.cache.cache import create_cache
     from featcache.datasets.listing import Listing
     from featcache.datasets.samples import Samples
@@ -48,8 +54,15 @@ def write_simulated_cache(place: Path, *, n: int, d: int, k: int) -> None:
     digests = generator.integers(0, 256, size=(n, 32), dtype=np.uint8)
     splits = np.array([0] * 8 + [1, 2], dtype=np.uint8)[np.arange(n) // k % 10]
     names = tuple(f"class{i}" for i in range(k))
+    paths = [f"{i:06}.jpg" for i in range(n)]
+    if photos is not None:
+        photos.mkdir(parents=True)
+        for number, (path, name) in enumerate(zip(paths, labels.tolist(), strict=True)):
+            data = colour_jpeg(name, k) + number.to_bytes(8, "big")  # what stands behind the end is read by nobody
+            (photos / path).write_bytes(data)
+            digests[number] = np.frombuffer(hashlib.sha256(data).digest(), dtype=np.uint8)
     listing = Listing(
-        "/photos", "classification", names, [f"{i:06}.jpg" for i in range(n)], np.zeros((n, 4), dtype=np.int64),
+        str(photos or "/photos"), "classification", names, paths, np.zeros((n, 4), dtype=np.int64),
         labels.astype(np.int32), None, np.full(n, 255, dtype=np.uint8), 0, (), 0,
     )  # fmt: skip
     recipe = Recipe(
@@ -63,6 +76,16 @@ def write_simulated_cache(place: Path, *, n: int, d: int, k: int) -> None:
             writer.append(digests, {"features": rows})
             writer.commit()
         cache.replace_samples(Samples("simulated", listing, digests, splits, {}, 0))
+
+
+@functools.cache
+def colour_jpeg(number: int, count: int) -> bytes:
+    """Return a small JPEG of the colour `number` of `count`."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("HSV", (160, 120), (255 * number // count, 160, 200)).convert("RGB").save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 def timed(work: Path, *arguments: object, nice: int = 0) -> tuple[float, float]:

@@ -6,9 +6,9 @@
 All servers run the same ONNX file; each measurement of one is followed by that of the next, round after round, and the
 medians over the rounds stand in the table. Labels are compared image by image. ``ceiling`` is decode and network
 alone: the same photos through the server's own threads, without HTTP. ``--memory`` sends so many requests more and
-states the resident memory of `featcache serve` before and after. ``--quick`` is for tests: a second each, and only
-what the servers answer counts. LitServe takes part where it is installed. Without ``--bundle`` one of the
-built-in network and --images (default: the digits) is made.
+states the resident memory of `featcache serve` before them, after a warm-up of 2,000, and after each further tenth.
+``--quick`` is for tests: a second each, and only what the servers answer counts. LitServe takes part where it is
+installed. Without ``--bundle`` one of the built-in network and --images (default: the digits) is made.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "scripts" / "peers"
 FEATCACHE = [sys.executable, "-c", "from featcache.cli import main; main()"]
 MOST_PHOTOS = 256
+WARM_UP = 2000  # requests, until buffers and the allocator have their size
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,18 @@ def resident_bytes(process: subprocess.Popen[bytes]) -> int:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) * 1024
 
 
+def memory(process: subprocess.Popen[bytes], port: int, requests: Sequence[bytes], *, count: int) -> dict[str, Any]:
+    """Return the resident bytes of a server before `count` requests of 16 clients, and on the way through them."""
+    found: dict[str, Any] = {"requests": count, "bytes_before": resident_bytes(process)}
+    asyncio.run(load(port, requests, 16, least=min(WARM_UP, count)))
+    found["bytes_after_warm_up"] = resident_bytes(process)
+    tenths = []
+    for _ in range(10):
+        asyncio.run(load(port, requests, 16, least=max(count - WARM_UP, 0) // 10))
+        tenths.append(resident_bytes(process))
+    return {**found, "bytes_after_tenths": tenths, "bytes_after": tenths[-1]}
+
+
 def contenders(bundle: Path) -> tuple[list[Contender], dict[str, str]]:
     """Return the servers to compare, and the reason for each that cannot be."""
     chosen = [
@@ -275,12 +288,8 @@ def bench(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
         }
         if arguments.memory:
             first = chosen[0]
-            before = resident_bytes(processes[first])
             requests = [first.request(photo) for photo in photos]
-            asyncio.run(load(servers[first], requests, 16, least=arguments.memory))
-            report["memory"] = {
-                "requests": arguments.memory, "bytes_before": before, "bytes_after": resident_bytes(processes[first])
-            }  # fmt: skip
+            report["memory"] = memory(processes[first], servers[first], requests, count=arguments.memory)
     finally:
         for process in processes.values():
             process.terminate()

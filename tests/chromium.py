@@ -77,6 +77,10 @@ class Page:
         self._send("Emulation.setEmulatedMedia", features=[scheme])
         self._send("Page.navigate", url=url)
 
+    def before_scripts(self, script: str) -> None:
+        """Let a script run in each page that is opened from now on, before its own."""
+        self._send("Page.addScriptToEvaluateOnNewDocument", source=script)
+
     def run(self, script: str) -> Any:
         """Return the value of an expression, awaited, in the page."""
         answer = self._send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,10 +89,12 @@ COMMAND = [sys.executable, "-c", "from featcache.cli import main; main()", "stud
 
 
 @contextmanager
-def studio_process(workspace: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], Client]]:
-    """Give the command as a process, and its client; it is killed after the block where it still runs."""
+def studio_process(
+    workspace: Path, *arguments: str, before: Sequence[str] = ()
+) -> Iterator[tuple[subprocess.Popen[str], Client]]:
+    """Give the command as a process, begun by `before`, and its client; it is killed after the block."""
     process = subprocess.Popen(
-        [*COMMAND, str(workspace), "--port", "0", "--json", *arguments],
+        [*before, *COMMAND, str(workspace), "--port", "0", "--json", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     try:

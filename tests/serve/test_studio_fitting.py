@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from featcache.serve.studio.fitting import Fitted, fit, interval, likely_errors, out_of_fold
-from featcache.serve.studio.likeness import duplicates
-from featcache.serve.studio.ordering import similarity
+from featcache.serve.studio.likeness import Likeness, descending, duplicates
 from featcache.serve.studio.progress import read_bar
 
 
@@ -117,7 +116,14 @@ def test_probability_of_a_label_unknown_to_the_head_is_zero_and_of_none_is_nan()
 
 def test_similarity_is_the_cosine() -> None:
     features = np.array([[1, 0], [2, 0], [0, 3], [1, 1], [0, 0]], dtype=np.float32)
-    assert similarity(features, 0) == pytest.approx([1, 1, 0, 2**-0.5, 0])
+    assert Likeness(features).of(0) == pytest.approx([1, 1, 0, 2**-0.5, 0])
+
+
+def test_descending_is_a_stable_argsort() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.choice([*rng.normal(size=50), 0.0, -0.0, 1e-40, -1e-40, 1.0, -1.0], 5000).astype(np.float32)
+    assert descending(values).tolist() == np.argsort(-values, kind="stable").tolist()
+    assert descending(values[:0]).tolist() == []
 
 
 def test_duplicates_are_equal_bytes_and_near_features() -> None:

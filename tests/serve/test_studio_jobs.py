@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import time
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from studio_client import Client, draw_coloured, open_studio, studio_process
 from featcache.cache import open_cache
 from featcache.errors import InputError
 from featcache.serve.refusals import RefusedError
+from featcache.serve.studio.jobs import _FEATCACHE as COMMAND
 from featcache.serve.studio.uploads import UploadBounds, safe_path, unpack_images
 
 SMALL = {"weights": "random:0", "engine": "torch"}
@@ -69,6 +71,16 @@ def test_one_job_runs_at_a_time_and_both_can_be_cancelled(tmp_path: Path) -> Non
         assert client.finished(first, seconds=15)["state"] == "cancelled"
         assert client.send(f"/api/jobs/{first}/cancel")[0] == 409
         assert client.send("/api/jobs/77/cancel")[0] == 404
+
+
+def test_a_process_that_is_not_told_to_begin_ends() -> None:
+    """Its server was killed before it had written down which process that is: the next one begins the step again."""
+    done = subprocess.run(
+        [*COMMAND, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "the studio has ended\n")
+    done = subprocess.run([*COMMAND, "--version"], input=".", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout[:9]) == (0, "featcache")
 
 
 @pytest.mark.slow
@@ -133,15 +145,15 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     bomb = tmp_path / "bomb.zip"
     bomb.write_bytes(zipped({"a.png": bytes(50_000_000)}))
     with pytest.raises(RefusedError, match="200 times its own") as refused:
-        unpack_images(bomb, tmp_path / "out", bounds=UploadBounds())
+        unpack_images(bomb, tmp_path / "out", aside=tmp_path / "aside", bounds=UploadBounds())
     assert refused.value.status == 413
     many = tmp_path / "many.zip"
     many.write_bytes(zipped({f"{number}.png": b"x" for number in range(20)}))
     with pytest.raises(RefusedError, match="at most 10 files"):
-        unpack_images(many, tmp_path / "out", bounds=UploadBounds(zip_entries=10))
+        unpack_images(many, tmp_path / "out", aside=tmp_path / "aside", bounds=UploadBounds(zip_entries=10))
     (tmp_path / "text.zip").write_bytes(b"no zip")
     with pytest.raises(InputError, match="must be a zip file"):
-        unpack_images(tmp_path / "text.zip", tmp_path / "out", bounds=UploadBounds())
+        unpack_images(tmp_path / "text.zip", tmp_path / "out", aside=tmp_path / "aside", bounds=UploadBounds())
     assert not (tmp_path / "out").exists()
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 import threading
 from pathlib import Path
 
 import pytest
-from studio_client import Client, open_studio, studio_process
+from studio_client import Client, open_studio
 
 from featcache.cache import open_cache
 from featcache.errors import CorruptError, FormatError, LockedError
@@ -139,43 +138,6 @@ def test_two_windows_at_once_never_overwrite_each_other(workspace: Path) -> None
             thread.join()
         assert client.json(f"/api/datasets/{number}")["revision"] == sum(given)
         assert client.json(f"/api/datasets/{number}")["undo"] == sum(given)
-
-
-def label_under_kills(workspace: Path, kills: int) -> None:
-    """Label while the server is killed again and again; every label that was answered is there afterwards."""
-    rng = random.Random(0)
-    answered: dict[int, str] = {}
-    for _ in range(kills):
-        with studio_process(workspace) as (process, client):
-            number = client.json("/api/datasets")[0]["id"]
-            dataset = client.json(f"/api/datasets/{number}")
-            names = dataset["classes"]
-            shown = client.json(f"/api/datasets/{number}/labels")["labels"]
-            assert {sample: names[shown[sample]] for sample in answered} == answered
-            for name in ("red", "green"):
-                client.send(f"/api/datasets/{number}/classes", name=name)
-            threading.Timer(rng.uniform(0.05, 0.4), process.kill).start()
-            try:
-                while True:
-                    sample, name = rng.randrange(90), rng.choice(("red", "green"))
-                    before = answered.pop(sample, None)
-                    body = {"samples": [sample], "label": name, "revision": 2**31 - 1}
-                    body["revision"] = client.json(f"/api/datasets/{number}")["revision"]
-                    status, answer = client.send(f"/api/datasets/{number}/labels", **body)
-                    assert status == 200, answer
-                    answered[sample] = name
-            except OSError:  # killed: what was asked last may have been done or not
-                del before
-    assert len(answered) > kills
-
-
-def test_killed_while_labelling_nothing_that_was_answered_is_lost(workspace: Path) -> None:
-    label_under_kills(workspace, 2)
-
-
-@pytest.mark.long
-def test_fifty_kills_while_labelling_lose_nothing(workspace: Path) -> None:
-    label_under_kills(workspace, 50)
 
 
 def test_the_labels_that_are_shipped_are_a_data_set_of_the_cache(workspace: Path) -> None:

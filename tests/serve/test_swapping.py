@@ -34,7 +34,8 @@ def loads(server: Running, outcome: str, version: str = "1") -> float:
 def test_a_replaced_bundle_is_swapped_without_a_dropped_request(
     pets: Path, zoo: Path, photos: Path, tmp_path: Path
 ) -> None:
-    """Four clients ask without pause while bundles change four times: each answer is right by one of the two."""
+    """64 clients ask without pause while bundles change four times: each answer is right by one of the two, all are
+    counted."""
     live = shutil.copytree(pets, tmp_path / "live")
     data = (photos / "cat" / "00.jpg").read_bytes()
     seen: list[tuple[int, str]] = []
@@ -47,7 +48,7 @@ def test_a_replaced_bundle_is_swapped_without_a_dropped_request(
                 status, entries = server.post("/models/live/classify", data)
                 seen.append((status, entries[0]["label"]))
 
-        clients = [threading.Thread(target=ask) for _ in range(4)]
+        clients = [threading.Thread(target=ask) for _ in range(64)]
         for client in clients:
             client.start()
         try:
@@ -59,6 +60,12 @@ def test_a_replaced_bundle_is_swapped_without_a_dropped_request(
             for client in clients:
                 client.join()
         last = server.post("/models/live/classify", data)[1][0]["label"]  # asked after the last swap was counted
+        asked = 'endpoint="/models/{name}/classify",status="200"'
+        assert server.metric(f"featcache_requests_total{{{asked}}}") == len(seen) + 1
+        computed = 'model="live",outcome="computed",version="1"'
+        assert server.metric(f"featcache_images_total{{{computed}}}") == len(seen) + 1
+        assert server.metric('featcache_batch_images_sum{model="live",version="1"}') == len(seen) + 1
+        assert server.metric("featcache_waiting_images") == 0
     assert {status for status, _ in seen} == {200}
     labels = [label for _, label in seen]
     assert {label in ("cat", "dog") for label in labels} == {True, False}

@@ -36,6 +36,7 @@ class Prepared:
         self._gradient_at_zero: Float32 | None = None
         self._labelled_mean: Float64 = np.zeros(self.n_features)
         self._gram: Float64 | None = None
+        self._spectrum: tuple[Float32, Float32] | None = None
         self._derived: dict[Callable[[Prepared], Any], Any] = {}
 
     def derive(self, make: Callable[[Prepared], T]) -> T:
@@ -132,11 +133,25 @@ class Prepared:
         part._gradient_at_zero, part._labelled_mean = None, np.zeros(self.n_features)
         return part
 
+    def continued(self, problem: Problem, matrix: Float32) -> Prepared:
+        """Return `problem`, whose rows are those of `matrix` ``(m, d)``, standardised as the rows here are.
+
+        Its columns are centred as nearly as the two sets of rows are alike, which the certificates take as exact; so is
+        the spectrum that of the rows here, where it is known.
+        """
+        part = self._copy()
+        part._spectrum = self._spectrum
+        part.rows = self.rows.continued(matrix)
+        part.problem, part.loss = problem, Loss(problem, part.rows.weights)
+        part.n_outputs = problem.n_outputs
+        part._gradient_at_zero, part._labelled_mean = None, np.zeros(self.n_features)
+        return part
+
     def _copy(self) -> Prepared:
         """Return this problem without what was computed from its rows."""
         part = Prepared.__new__(Prepared)
         part.__dict__.update(self.__dict__)
-        part._gram = part._logits = None
+        part._gram = part._logits = part._spectrum = None
         part._derived = {}
         part.passes = 0.0
         return part
@@ -165,6 +180,26 @@ class Prepared:
             self._gram = gram
             self.passes += 1.0
         return self._gram
+
+    @property
+    def spectrum(self) -> tuple[Float32, Float32]:
+        """Return the eigenvalues ``(d,)``, none below 0, and eigenvectors ``(d, d)`` of the Gram matrix, in float32.
+
+        They shape steps and are in no answer: those of rows that are much alike do as well.
+        """
+        if self._spectrum is None:
+            values, vectors = np.linalg.eigh(self.gram.astype(np.float32))
+            self._spectrum = np.maximum(values, np.float32(0)), vectors
+        return self._spectrum
+
+    @property
+    def known_spectrum(self) -> tuple[Float32, Float32] | None:
+        """Return the spectrum if it was computed, or given: of rows that are much alike it may be set."""
+        return self._spectrum
+
+    @known_spectrum.setter
+    def known_spectrum(self, spectrum: tuple[Float32, Float32] | None) -> None:
+        self._spectrum = spectrum
 
 
 def prepare(problem: Problem) -> Prepared:

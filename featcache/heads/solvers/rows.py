@@ -167,6 +167,12 @@ class StandardisedRows:
         self._rest32 = np.where(constant, 0.0, self.mean - self._mean32).astype(np.float32)
         self._scale32 = np.where(constant, 0.0, 1.0 / self.std).astype(np.float32)
 
+    def standardise(self, features: NDArray[Any]) -> Float32:
+        """Return z ``(m, n_features)`` of further rows, by the mean and standard deviation of these."""
+        z: Float32 = np.empty(features.shape, dtype=np.float32)
+        self._standardise(features, z)
+        return z
+
     def _standardise(self, block: NDArray[Any], out: NDArray[Any]) -> NDArray[Any]:
         """Write z of `block` into `out`; a constant column becomes exactly zero."""
         np.subtract(block, self._mean32, out=out, casting="same_kind")
@@ -214,4 +220,14 @@ class StandardisedRows:
         part.mean, part.std = np.zeros(part.n_features), np.ones(part.n_features)
         part.constant = np.zeros(part.n_features, dtype=np.bool_)
         part._matrix = matrix
+        return part
+
+    def continued(self, matrix: Float32) -> StandardisedRows:
+        """Return rows that are `matrix` ``(m, n_features)``, `standardise` of other features; each counts alike."""
+        part = StandardisedRows.__new__(StandardisedRows)
+        part.__dict__.update(self.__dict__)
+        part.n_rows, part.effective_rows, part.uniform = len(matrix), float(len(matrix)), True
+        part.weights = np.full(len(matrix), 1.0 / len(matrix), dtype=np.float32)
+        part._source = part._matrix = matrix
+        part._buffer = None
         return part

@@ -32,10 +32,9 @@ class Spectral(Solver):
     """The eigenvectors of one prepared problem, and what its last fits leave for the next."""
 
     def __init__(self, prepared: Prepared) -> None:
-        """Decompose the Gram matrix ``(d, d)`` in float32."""
+        """Begin with nothing learnt but the spectrum of the rows."""
         self._prepared, self._matrix = prepared, prepared.rows.matrix
-        values, self._vectors = np.linalg.eigh(prepared.gram.astype(np.float32))
-        self._values: Float32 = np.maximum(values, np.float32(0))
+        self._values, self._vectors = prepared.spectrum
         self._pairs: list[tuple[Float32, Float32, Float32, Float32, float, float]] = []
         self._points: list[tuple[float, Float32, Float32, Float32]] = []  # l2, weight, bias, logits
         self._loss_at_curvature = np.nan  # no loss is near it: the first is always computed
@@ -100,9 +99,9 @@ class Spectral(Solver):
             d -= np.float32(share) * y
             d -= np.float32(share) * ridge * s
             b -= np.float32(share) * yb
-        rotated = (self._class_vectors.T @ d) @ self._vectors
+        rotated: Float32 = np.matmul(self._class_vectors.T @ d, self._vectors, dtype=np.float32)
         rotated /= np.outer(self._class_values, self._values) + ridge
-        d = (self._class_vectors @ rotated) @ self._vectors.T
+        d = np.matmul(self._class_vectors @ rotated, self._vectors.T, dtype=np.float32)
         b = (self._bias_inverse @ b).astype(np.float32)
         for (s, sb, y, yb, sy, ss), share in zip(self._pairs, reversed(shares), strict=True):
             back = np.float32(share - (dot(y, d) + l2 * dot(s, d) + dot(yb, b)) / (sy + l2 * ss))

@@ -17,6 +17,7 @@ from featcache.errors import InputError
 from featcache.serve.refusals import RefusedError
 from featcache.serve.studio.database import Database
 from featcache.serve.studio.labels import Change, History, LabelStore
+from featcache.serve.studio.likeness import Likeness
 from featcache.system.files import safe_name
 from featcache.system.machine import memory_bytes_of_machine
 
@@ -66,6 +67,7 @@ class Collection:
                 )
             self.samples, self._indices = samples, selection.indices
             self.features = cache.gather(selection.rows)
+            self._likeness: Likeness | None = None
             self.fingerprint = cache.fingerprint
             self.backbone = cache.recipe.model
             table = list(sample_table(cache, dataset=self.dataset))
@@ -100,6 +102,14 @@ class Collection:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def likeness(self) -> Likeness:
+        """How like the images are to each other, made at its first use."""
+        with self.lock:
+            if self._likeness is None:
+                self._likeness = Likeness(self.features)
+            return self._likeness
 
     def source(self, sample: int) -> bytes:
         """Return the bytes of the image file of `sample`; `ImageError` where it is gone or another one by now."""

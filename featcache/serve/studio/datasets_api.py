@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Annotated, Any
 
 import numpy as np
@@ -37,6 +39,7 @@ from featcache.serve.studio.state import Studio
 from featcache.serve.studio.thumbnails import SIDES
 
 _TOP = 5
+_LOOK_SECONDS = 0.02
 Id = Annotated[int, Path(ge=0, lt=2**31, description="The data set's number.")]
 Short = Annotated[str | None, Query(max_length=200)]
 
@@ -153,14 +156,18 @@ def datasets_router(studio: Studio) -> APIRouter:
     # --- the head of the moment ---
 
     @router.get("/{number}/head", summary="The head of the moment, and its held-out accuracy")
-    def head(
+    async def head(
         number: Id,
-        revision: Annotated[int, Query(ge=0, lt=2**31, description="Wait for a head of these labels.")] = 0,
+        revision: Annotated[int, Query(ge=0, lt=2**31, description="Wait for one of these labels, or the newest.")] = 0,
         seconds: Annotated[float, Query(ge=0, le=30, description="How long to wait.")] = 0.0,
     ) -> HeadState:
-        if seconds:
-            desk.wait_for_head(number, revision=revision, seconds=seconds)
-        return HeadState(**desk.describe_head(number))
+        newest = await studio.in_thread(lambda: desk.collection(number).history().revision)
+        wanted = min(revision, newest)
+        end = time.monotonic() + seconds
+        # no thread is held meanwhile: forty who wait would stop everybody else
+        while desk.head_revision(number) < wanted and time.monotonic() < end and not events.closed:
+            await asyncio.sleep(_LOOK_SECONDS)
+        return HeadState(**await studio.in_thread(desk.describe_head, number))
 
     @router.get("/{number}/accuracy", summary="Held-out accuracy over the number of labels")
     def accuracy(number: Id) -> list[Point]:

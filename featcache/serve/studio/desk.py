@@ -19,6 +19,7 @@ from featcache.serve.studio.collection import Collection
 from featcache.serve.studio.database import Database
 from featcache.serve.studio.events import Events
 from featcache.serve.studio.fitting import Fitted, fit, interval, likely_errors, out_of_fold
+from featcache.serve.studio.labelled_rows import LabelledRows
 from featcache.serve.studio.workspace import Workspace
 
 
@@ -28,6 +29,7 @@ class _Open:
 
     collection: Collection
     fitted: Fitted | None = None
+    rows: LabelledRows = field(default_factory=LabelledRows)
     revision: int = -1
     milliseconds: float = 0.0
     doubts: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]] | None = None
@@ -110,12 +112,10 @@ class Desk:
         found = self._opened(number)
         return found.fitted, found.revision
 
-    def wait_for_head(self, number: int, *, revision: int, seconds: float) -> None:
-        """Return once the head is of `revision` or later, or `seconds` have passed."""
-        end = time.monotonic() + seconds
-        with self._changed:
-            while self._opened(number).revision < revision and (left := end - time.monotonic()) > 0:
-                self._changed.wait(left)
+    def head_revision(self, number: int) -> int:
+        """Return the revision of the labels that the head is of, -1 before the first; it never waits."""
+        found = self._open.get(number)
+        return -1 if found is None else found.revision
 
     def describe_head(self, number: int) -> dict[str, Any]:
         """Return what is known of the head: what it was trained on, and what it is worth on val, with its interval."""
@@ -182,8 +182,9 @@ class Desk:
             labels, history = collection.labels.copy(), collection.history()
         began = time.perf_counter()
         fitted = fit(
-            collection.features, labels, train=collection.trainable, val=collection.splits == 1, before=found.fitted
-        )
+            collection.features, labels, train=collection.trainable, val=collection.splits == 1, before=found.fitted,
+            kept=found.rows,
+        )  # fmt: skip
         found.fitted, found.revision = fitted, history.revision
         found.milliseconds = (time.perf_counter() - began) * 1e3
         if fitted is not None:

@@ -55,6 +55,11 @@ class Events:
             with self._lock:
                 self._listeners.pop(queue, None)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the server is about to stop."""
+        return self._closed
+
     def close(self) -> None:
         """End every listener."""
         with self._lock:

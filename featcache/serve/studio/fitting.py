@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.heads.base import softmax
-from featcache.heads.solvers import Prepared, Problem, Solution, prepare, solve
+from featcache.heads.solvers import Prepared, Solution, solve
+from featcache.serve.studio.labelled_rows import LabelledRows
 
 TOLERANCE = 1e-3  # of the objective, relative: far below what moves a probability that is shown
 L2 = 0.01
@@ -52,7 +53,7 @@ class Fitted:
 
 def fit(
     features: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], *, train: npt.NDArray[np.bool_],
-    val: npt.NDArray[np.bool_], before: Fitted | None = None, l2: float = L2,
+    val: npt.NDArray[np.bool_], before: Fitted | None = None, l2: float = L2, kept: LabelledRows | None = None,
 ) -> Fitted | None:  # fmt: skip
     """Return the head of the labelled images of `train`, or None while they show fewer than two classes.
 
@@ -68,26 +69,22 @@ def fit(
         An earlier head of these features to begin from.
     l2
         The penalty.
+    kept
+        Of the heads before, where there are further ones to come: what they share is computed once.
     """
     rows = np.flatnonzero(train & (labels >= 0))
     classes = np.unique(labels[rows])
     if len(classes) < 2:
         return None
-    solution = _solve(features[rows], np.searchsorted(classes, labels[rows]), classes, before, l2)
+    prepared = (kept or LabelledRows()).prepare(features, rows, labels, classes)
+    start = None if before is None else _moved(before, classes, prepared)
+    solution = solve(
+        prepared.problem, l2=l2, start=start, prepared=prepared, tolerance=TOLERANCE, exact_objective=False
+    )
     probabilities = softmax(features @ solution.raw_weight().T + solution.raw_bias())
     judged = np.flatnonzero(val & (labels >= 0))
     correct = int((classes[probabilities[judged].argmax(axis=1)] == labels[judged]).sum())
     return Fitted(classes.astype(np.int32), solution, probabilities, len(rows), correct, len(judged))
-
-
-def _solve(
-    features: npt.NDArray[np.float32], targets: npt.NDArray[np.intp], classes: npt.NDArray[np.int32],
-    before: Fitted | None, l2: float,
-) -> Solution:  # fmt: skip
-    problem = Problem(features=features, targets=targets.astype(np.int64), n_classes=len(classes))
-    prepared = prepare(problem)
-    start = None if before is None else _moved(before, classes, prepared)
-    return solve(problem, l2=l2, start=start, prepared=prepared, tolerance=TOLERANCE, exact_objective=False)
 
 
 def _moved(before: Fitted, classes: npt.NDArray[np.int32], prepared: Prepared) -> Solution:

@@ -34,7 +34,11 @@ from featcache.serve.studio.steps import Step
 from featcache.serve.studio.workspace import Workspace
 from featcache.system.json import parse_json
 
-_FEATCACHE = (sys.executable, "-c", "from featcache.cli import main; main()")
+# begins once it is told to: a process that no database knows of ends with the server that made it
+_FEATCACHE = (
+    sys.executable, "-c",
+    "import sys; sys.stdin.buffer.read(1) or sys.exit('the studio has ended'); from featcache.cli import main; main()",
+)  # fmt: skip
 _PATIENCE_SECONDS = 10.0  # between asking a process to end and ending it
 _PUBLISH_SECONDS = 0.2
 _MOST_QUEUED = 100
@@ -78,10 +82,11 @@ class Jobs:
 
     def _pick_up(self) -> None:
         """Put jobs that ran when a server died back into the queue, once their processes have ended."""
-        for job, process in self._database.read("SELECT id, process FROM jobs WHERE state='running'"):
+        left = "SELECT id, process, state FROM jobs WHERE state='running' OR process IS NOT NULL"
+        for job, process, state in self._database.read(left):
             _end_left_over(process)
-            self._set(job, state="queued", process=None)
-            log("job picked up", job=job)
+            self._set(job, state="queued" if state == "running" else state, process=None)
+            log("job picked up", job=job, state=state)
 
     # --- what is asked from outside ---
 
@@ -125,19 +130,21 @@ class Jobs:
             return ""
 
     def cancel(self, job: int) -> dict[str, Any]:
-        """Let a job not begin, or end; return it. Raises `RefusedError`: 404 where there is none, 409 after its end."""
-        state = self.describe(job)["state"]
+        """Let a job not begin, or end; return it: cancelled, and no later server picks it up.
+
+        Raises `RefusedError`: 404 where there is none, 409 after its end.
+        """
         with self._changed:
+            state = self.describe(job)["state"]
+            if state not in ("queued", "running"):
+                raise RefusedError(409, f"a job must wait or run to be cancelled, this one is {state}")
+            self._set(job, state="cancelled", ended=time.time())
             running = self._running
             if running is not None and running.job == job:
                 running.cancelled = True
                 if running.process is not None:
                     _signal(running.process.pid, signal.SIGINT)
                     threading.Timer(_PATIENCE_SECONDS, _kill_if_running, [running.process]).start()
-                return self._described_now(job)
-        if state != "queued":
-            raise RefusedError(409, f"a job must wait or run to be cancelled, this one is {state}")
-        self._set(job, state="cancelled", ended=time.time())
         return self._told(job)
 
     def close(self) -> None:
@@ -164,10 +171,10 @@ class Jobs:
             try:
                 self._run(running, kind, parse_json(parameters), step)
             except (FeatcacheError, OSError) as error:
-                self._set(job, state="failed", error=" ".join(str(error).split()), ended=time.time())
+                self._end(running, "failed", error=" ".join(str(error).split()))
             except Exception as error:  # noqa: BLE001 - a bug: the job has failed, and the queue goes on
                 log("bug", level=logging.ERROR, error=error, doing=f"running job {job}")
-                self._set(job, state="failed", error="the server failed, its log says where", ended=time.time())
+                self._end(running, "failed", error="the server failed, its log says where")
             finally:
                 with self._changed:
                     self._running = None
@@ -182,25 +189,32 @@ class Jobs:
         job = running.job
         steps = self._steps_of(kind, parameters)
         running.steps = len(steps)
-        self._set(job, state="running", started=time.time(), error=None, ended=None)
+        with self._changed:
+            if running.cancelled:
+                return
+            self._set(job, state="running", started=time.time(), error=None, ended=None)
         result = ""
         for number in range(first, len(steps)):
             running.step, running.progress = steps[number], None
             self._set(job, step=number)
             self._told(job)
             status, result, last = self._command(running, steps[number])
-            if running.cancelled:
-                self._set(job, state="cancelled", process=None, ended=time.time())
-                return
-            if self._closing:
+            if self._closing and not running.cancelled:
                 self._set(job, state="queued", process=None)
                 return
             if status:
-                reason = last or f"{steps[number].name} ended with status {status}"
-                self._set(job, state="failed", process=None, error=reason, ended=time.time())
+                self._end(running, "failed", error=last or f"{steps[number].name} ended with status {status}")
                 return
-        self._set(job, state="done", step=len(steps), process=None, result=result, ended=time.time())
+        self._end(running, "done", step=len(steps), result=result)
         self._done()
+
+    def _end(self, running: _Running, state: str, **values: Any) -> None:
+        """Keep how a job ended; one that was cancelled meanwhile stays so."""
+        with self._changed:
+            if running.cancelled:
+                self._set(running.job, process=None)
+            else:
+                self._set(running.job, state=state, process=None, ended=time.time(), **values)
 
     def _command(self, running: _Running, step: Step) -> tuple[int, str, str]:
         """Run one step; return its exit status, what it printed, and the last line that it said."""
@@ -211,12 +225,13 @@ class Jobs:
                 if running.cancelled or self._closing:
                     return 1, "", ""
                 process = running.process = subprocess.Popen(
-                    [*_FEATCACHE, *step.arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=inside,
+                    [*_FEATCACHE, *step.arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=inside,
                     cwd=self._workspace.root, env=environment, start_new_session=True,
                 )  # fmt: skip
         finally:
             os.close(inside)
         self._set(running.job, process=f"{process.pid} {_started(process.pid)}")
+        _let_begin(process)
         results: list[bytes] = []
         reader = threading.Thread(target=_read_all, args=(process, results))
         reader.start()
@@ -296,6 +311,15 @@ def _parsed(result: str | None) -> Any:
         return parse_json(result) if result else None
     except ValueError:
         return None
+
+
+def _let_begin(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it was ended before
+        process.stdin.write(b".")
+        process.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
 
 
 def _read_all(process: subprocess.Popen[bytes], results: list[bytes]) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from featcache.serve.refusals import RefusedError
 from featcache.serve.studio.collection import SPLITS, Collection
 from featcache.serve.studio.fitting import Fitted
+from featcache.serve.studio.likeness import descending
 
 ORDERS = ("path", "uncertainty", "disagreement", "class", "similarity")
 
@@ -56,8 +57,8 @@ def ordered(collection: Collection, fitted: Fitted | None, view: View) -> npt.ND
         if view.order == "similarity":
             if view.similar_to is None:
                 raise RefusedError(400, "order=similarity needs similar_to, the number of a sample")
-            likeness = similarity(collection.features, collection.check_sample(view.similar_to))
-            return rows[np.argsort(-likeness[rows], kind="stable")]
+            likeness = collection.likeness.of(collection.check_sample(view.similar_to))
+            return rows[descending(likeness[rows])]
     keys = _keys(view.order, labels, fitted)
     return rows if keys is None else rows[np.lexsort(tuple(key[rows] for key in keys))]
 
@@ -78,13 +79,6 @@ def _keys(
         return (np.where(np.isnan(own), 2.0, own - likeliest),)
     shown = np.where(labels >= 0, labels, fitted.predicted)
     return (-likeliest, (labels < 0).astype(np.int32), shown)
-
-
-def similarity(features: npt.NDArray[np.float32], sample: int) -> npt.NDArray[np.float32]:
-    """Return the cosine (n,) of every image's features with those of `sample`."""
-    norms = np.sqrt(np.einsum("ij,ij->i", features, features))
-    products = features @ features[sample]
-    return np.asarray(products / np.maximum(norms * norms[sample], np.float32(1e-12)))
 
 
 def _number(collection: Collection, name: str) -> int:

@@ -14,7 +14,7 @@ from featcache.serve.studio.jobs import Jobs
 from featcache.serve.studio.steps import Step, build_steps, ship_steps
 from featcache.serve.studio.thumbnails import Thumbnails
 from featcache.serve.studio.tries import Tries
-from featcache.serve.studio.uploads import UploadBounds, sweep
+from featcache.serve.studio.uploads import UploadBounds
 from featcache.serve.studio.workspace import Workspace
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class Studio:
         self.local, self.bounds = local, bounds or UploadBounds()
         self.database = Database(self.workspace.database)
         self.events = Events()
-        sweep(self.workspace.folder("images"))
+        self.workspace.sweep()
         self.thumbnails = Thumbnails(self.workspace.folder("thumbnails"))
         self.tries = Tries(self.workspace)
         self.desk = Desk(self.workspace, self.database, self.events)

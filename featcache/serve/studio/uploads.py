@@ -12,10 +12,10 @@ from pathlib import Path
 
 from featcache.errors import InputError
 from featcache.serve.refusals import CLOSE, RefusedError
+from featcache.system.files import sync_directory
 
 _MOST_PARTS = 8
 _LONGEST_PART = 240  # bytes; file systems hold 255, and a file is made under a longer name first
-_ASIDE = ".upload-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +53,12 @@ def _is_plain(part: str) -> bool:
     )  # fmt: skip
 
 
-async def receive(stream: AsyncIterator[bytes], target: Path, *, most: int) -> int:
+async def receive(stream: AsyncIterator[bytes], target: Path, *, aside: Path, most: int) -> int:
     """Write what comes to the file `target`, whole and durable when this returns; return its bytes.
 
-    Raises `RefusedError`: 413 for more than `most` bytes; 409 where something of that name is no file. What is cut in
-    the middle leaves nothing.
+    It is written to `aside` first, of the same file system. Raises `RefusedError`: 413 for more than `most` bytes; 409
+    where something of that name is no file. What is cut in the middle leaves nothing, no folder either.
     """
-    if target.is_dir():
-        raise RefusedError(409, "a file's name must not be a folder's, there is one of that name")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise RefusedError(409, "a folder's name must not be a file's, there is one of that name") from error
-    aside = target.parent / f"{_ASIDE}{os.urandom(6).hex()}"
     size = 0
     try:
         with open(aside, "xb") as file:
@@ -76,16 +69,32 @@ async def receive(stream: AsyncIterator[bytes], target: Path, *, most: int) -> i
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, target)
+        _put(aside, target)
+        sync_directory(target.parent)
     finally:
         aside.unlink(missing_ok=True)
     return size
 
 
-def unpack_images(archive: Path, folder: Path, *, bounds: UploadBounds) -> tuple[int, list[tuple[str, str]]]:
+def _put(aside: Path, target: Path) -> None:
+    """Move a file to its place; raises `RefusedError` (409) where something of that name is in the way."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RefusedError(409, "a folder's name must not be a file's, there is one of that name") from error
+    try:
+        os.replace(aside, target)
+    except IsADirectoryError as error:
+        raise RefusedError(409, "a file's name must not be a folder's, there is one of that name") from error
+
+
+def unpack_images(
+    archive: Path, folder: Path, *, aside: Path, bounds: UploadBounds
+) -> tuple[int, list[tuple[str, str]]]:
     """Unpack the zip file `archive` into `folder`; return how many files, and (name, reason) of those left out.
 
-    Raises `InputError` for what is no zip file, `RefusedError` (413) for one that unpacks to more than the bounds.
+    Each is written to `aside` first, of the same file system, and durable when this returns. Raises `InputError` for
+    what is no zip file, `RefusedError` (413) for one that unpacks to more than the bounds.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -97,10 +106,12 @@ def unpack_images(archive: Path, folder: Path, *, bounds: UploadBounds) -> tuple
                     target = folder / safe_path(entry.filename)
                     if entry.flag_bits & 1 or (entry.external_attr >> 28) not in (0, 8):
                         raise InputError("an entry must be a plain file without a password")
-                    _unpack(opened, entry, target)
+                    _unpack(opened, entry, target, aside=aside)
                     count += 1
-                except (InputError, zipfile.BadZipFile, NotImplementedError, OSError) as error:
+                except (InputError, RefusedError, zipfile.BadZipFile, NotImplementedError, OSError) as error:
                     left_out.append((entry.filename[:200], str(error)))
+            if count:
+                os.sync()  # durable, as a lone file is: one call for all of them
             return count, left_out
     except zipfile.BadZipFile as error:
         raise InputError(f"the file must be a zip file, got: {error}") from error
@@ -121,19 +132,11 @@ def _check_size(entries: list[zipfile.ZipInfo], *, packed: int, bounds: UploadBo
             raise RefusedError(413, f"a file must have at most {bounds.file_bytes} bytes, one has {entry.file_size}")
 
 
-def _unpack(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
+def _unpack(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, *, aside: Path) -> None:
     """Write one entry: as many bytes as it states and no more, which `zipfile` itself sees to."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.parent / f"{_ASIDE}{os.urandom(6).hex()}"
     try:
         with opened.open(entry) as source, open(aside, "xb") as file:
             shutil.copyfileobj(source, file)
-        os.replace(aside, target)
+        _put(aside, target)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def sweep(folder: Path) -> None:
-    """Take away what uploads that a kill has cut left below `folder`."""
-    for left in folder.rglob(f"{_ASIDE}*"):
-        left.unlink(missing_ok=True)

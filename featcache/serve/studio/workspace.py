@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _DEPTH = 4
 _NOT_LOOKED_INTO = ("images", "thumbnails", "jobs")
 _MOST = 1000
+_ASIDE = ".unfinished-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,18 @@ class Workspace:
         place = self.root / kind
         place.mkdir(exist_ok=True)
         return place
+
+    def aside(self, kind: str) -> Path:
+        """Return a path in the folder for `kind` that nothing has, for what is not whole yet."""
+        return self.folder(kind) / f"{_ASIDE}{os.urandom(6).hex()}"
+
+    def sweep(self) -> None:
+        """Take away what a kill has left unfinished; only while nothing is being made."""
+        for left in self.root.glob(f"*/{_ASIDE}*"):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
 
     def place(self, kind: Kind | str, name: str) -> Path:
         """Return where the new artefact `name` of `kind` is to lie. Raises `InputError` as `check_name`."""

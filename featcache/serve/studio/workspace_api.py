@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Annotated
 
@@ -48,7 +49,8 @@ def workspace_router(studio: Studio) -> APIRouter:
         folder: Folder, path: Annotated[str, Query(max_length=1000, examples=["cat/1.jpg"])], request: Request
     ) -> Received:
         target = workspace.place("image", folder) / safe_path(path)
-        size = await receive(_stream(request), target, most=studio.bounds.file_bytes)
+        aside = workspace.aside("images")
+        size = await receive(_stream(request), target, aside=aside, most=studio.bounds.file_bytes)
         return Received(files=1, bytes=size)
 
     @router.put(
@@ -56,10 +58,12 @@ def workspace_router(studio: Studio) -> APIRouter:
     )
     async def put_zip(folder: Folder, request: Request) -> Received:
         place = workspace.place("image", folder)
-        archive = workspace.folder("images") / f".upload-{os.urandom(6).hex()}"
+        archive, aside = workspace.aside("images"), workspace.aside("images")
         try:
-            size = await receive(_stream(request), archive, most=studio.bounds.zip_bytes)
-            count, left_out = await studio.in_thread(lambda: unpack_images(archive, place, bounds=studio.bounds))
+            size = await receive(_stream(request), archive, aside=aside, most=studio.bounds.zip_bytes)
+            count, left_out = await studio.in_thread(
+                lambda: unpack_images(archive, place, aside=aside, bounds=studio.bounds)
+            )
         finally:
             archive.unlink(missing_ok=True)
         return Received(
@@ -108,13 +112,14 @@ def workspace_router(studio: Studio) -> APIRouter:
                 responses={200: {"content": {"application/zip": {}}}})  # fmt: skip
     def download(name: Bundle) -> FileResponse:
         place = workspace.existing("bundle", name)
-        folder = FilePath(tempfile.mkdtemp(prefix=".pack-", dir=workspace.folder("bundles")))
-        file = pack(place, folder / "bundle.zip")
-
-        def clear() -> None:
-            file.unlink()
-            folder.rmdir()
-
+        folder = workspace.aside("bundles")
+        folder.mkdir()
+        clear = partial(shutil.rmtree, folder)
+        try:
+            file = pack(place, folder / "bundle.zip")
+        except BaseException:
+            clear()
+            raise
         return FileResponse(
             file, media_type="application/zip", filename=f"{place.name}.zip", background=BackgroundTask(clear)
         )
