@@ -123,7 +123,8 @@ class HeadState(BaseModel):
     accuracy: float | None
     low: float
     high: float
-    l2: float | None
+    l2: float | None = Field(description="The penalty that it was trained with.")
+    l2_by: str | None = Field(description="What it was chosen by: val or folds of train; null: not yet.")
     milliseconds: float
 
 
