@@ -121,7 +121,7 @@ def test_probability_of_a_label_unknown_to_the_head_is_zero_and_of_none_is_nan()
 
 
 def nearly_equal(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return three features: the small difference of two tells the class, the third half of it: a weak penalty's case."""
+    """Return three features: the small difference of two tells the class, the third half of it: no strong penalty."""
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 2, n).astype(np.int32)
     sign, common = 2.0 * labels - 1, rng.normal(scale=40, size=n)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import math
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Path, Query, Response
@@ -197,11 +198,18 @@ def datasets_router(studio: Studio) -> APIRouter:
         collection = desk.collection(number)
         return Duplicates(groups=duplicates(collection.features, collection.digests, likeness=likeness))
 
-    @router.get("/{number}/map", summary="Two principal components of the features")
-    def plane(number: Id) -> PlaneMap:
-        points = desk.map(number)
-        generation = desk.collection(number).generation
-        return PlaneMap(generation=generation, points=np.round(points.astype(np.float64), 4).tolist())
+    @router.get("/{number}/map", summary="Where the samples lie in a plane, by their features")
+    def plane(
+        number: Id, kind: Annotated[Literal["components", "neighbours"], Query(description="Which map.")] = "components"
+    ) -> PlaneMap:
+        collection = desk.collection(number)
+        placed = studio.maps.components(collection) if kind == "components" else studio.maps.neighbours(collection)
+        rounded = np.round(placed.points.astype(np.float64), 4)
+        points = [None if math.isnan(point[0]) else tuple(point) for point in rounded.tolist()]
+        return PlaneMap(
+            kind=kind, generation=collection.generation, points=points, made=placed.made, missing=placed.missing,
+            gone=placed.gone,
+        )  # fmt: skip
 
     return router
 

@@ -38,7 +38,6 @@ class _Open:
     revision: int = -1
     milliseconds: float = 0.0
     doubts: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]] | None = None
-    map: tuple[str, npt.NDArray[np.float32]] | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
@@ -106,7 +105,7 @@ class Desk:
                 found = self._open[number] = _Open(Collection(self._database, path, cache, name))
                 self.touch(number)
             elif found.collection.reload_if_built():
-                found.fitted, found.revision, found.choice, found.doubts, found.map = None, -1, None, None, None
+                found.fitted, found.revision, found.choice, found.doubts = None, -1, None, None
                 self.touch(number)
             return found
 
@@ -164,15 +163,6 @@ class Desk:
                 )
                 found.doubts = revision, likely_errors(probabilities, labels, fitted.classes), probabilities
             return found.doubts[1], found.doubts[2]
-
-    def map(self, number: int) -> npt.NDArray[np.float32]:
-        """Return two coordinates (n, 2) of each image: the first principal components of the standardised features."""
-        found = self._opened(number)
-        with found.lock:
-            collection = found.collection
-            if found.map is None or found.map[0] != collection.generation:
-                found.map = collection.generation, principal_components(collection.features)
-            return found.map[1]
 
     def _work(self) -> None:
         while True:
@@ -267,22 +257,3 @@ class Desk:
 
 class _ClosingError(Exception):
     """The desk closes: nothing is chosen any more."""
-
-
-def principal_components(features: npt.NDArray[np.float32], *, most_rows: int = 5000) -> npt.NDArray[np.float32]:
-    """Return the two first principal components (n, 2) of standardised `features`, scaled into [-1, 1].
-
-    The directions are those of `most_rows` images spread evenly; every image is projected.
-    """
-    chosen = features[:: max(len(features) // most_rows, 1)]
-    mean, std = chosen.mean(axis=0), chosen.std(axis=0)
-    scale = np.where(std > 0, 1 / np.maximum(std, 1e-12), 0).astype(np.float32)
-    centred = (chosen - mean) * scale
-    rng = np.random.default_rng(0)
-    basis = rng.standard_normal((features.shape[1], 8)).astype(np.float32)
-    for _ in range(8):  # subspace iteration: a picture needs no more
-        basis = np.linalg.qr(centred.T @ (centred @ basis))[0].astype(np.float32)
-    small = centred @ basis
-    turned = basis @ np.linalg.svd(small, full_matrices=False)[2][:2].T
-    points = ((features - mean) * scale) @ turned
-    return np.asarray(points / max(float(np.abs(points).max(initial=0)), 1e-12), dtype=np.float32)

@@ -164,10 +164,14 @@ class Duplicates(BaseModel):
 
 
 class PlaneMap(BaseModel):
-    """Two coordinates of each sample, in [-1, 1]."""
+    """Two coordinates of each sample, in [-1, 1]; null where the map lacks it."""
 
+    kind: Literal["components", "neighbours"]
     generation: str
-    points: list[tuple[float, float]]
+    points: list[tuple[float, float] | None]
+    made: bool = Field(description="Whether there is one; a job of the kind map makes that of neighbours.")
+    missing: int = Field(description="How many samples came after it.")
+    gone: int = Field(description="How many images of it are no longer there.")
 
 
 class Labels(BaseModel):
@@ -201,7 +205,14 @@ class ShipRequest(_Asked):
     max_minutes: float = Field(5.0, gt=0, le=1440)
 
 
-JobRequest = Annotated[BuildRequest | ShipRequest, Field(discriminator="kind")]
+class MapRequest(_Asked):
+    """A map of neighbours to make of a data set."""
+
+    kind: Literal["map"]
+    dataset: Number
+
+
+JobRequest = Annotated[BuildRequest | ShipRequest | MapRequest, Field(discriminator="kind")]
 
 
 class Job(BaseModel):

@@ -3,6 +3,7 @@
 WORKSPACE/studio.sqlite    labels and their history, jobs (`featcache.serve.studio.database`)
 WORKSPACE/images/NAME/     what was dropped into the page
 WORKSPACE/caches/NAME      and heads/, models/, bundles/: what jobs make; those of one's own may lie anywhere in it
+WORKSPACE/maps/            where images lie in a plane, by the number of the data set
 WORKSPACE/jobs/ID.log      what a job's commands said
 WORKSPACE/thumbnails/      small pictures, made again where they are missing
 """
@@ -22,7 +23,7 @@ KINDS: tuple[Kind, ...] = ("cache", "head", "model", "bundle")
 DATABASE = "studio.sqlite"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _DEPTH = 4
-_NOT_LOOKED_INTO = ("images", "thumbnails", "jobs")
+_NOT_LOOKED_INTO = ("images", "thumbnails", "jobs", "maps")
 _MOST = 1000
 
 

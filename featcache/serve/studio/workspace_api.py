@@ -75,11 +75,18 @@ def workspace_router(studio: Studio) -> APIRouter:
     @router.post("/jobs", tags=["jobs"], summary="Begin a job", status_code=201)
     def add_job(asked: Annotated[JobRequest, Body()]) -> Job:
         parameters = asked.model_dump(exclude={"kind"})
-        check_name(asked.name)
-        if asked.kind == "build":
+        if asked.kind == "map":
+            collection = studio.desk.collection(asked.dataset)
+            place = studio.maps.place(collection.id).relative_to(workspace.root).as_posix()
+            parameters |= {
+                "name": collection.dataset, "cache": collection.name, "data": collection.dataset, "place": place
+            }  # fmt: skip
+        elif asked.kind == "build":
+            check_name(asked.name)
             if asked.images is not None and not studio.local:
                 _check_inside(workspace.root, asked.images)
         else:
+            check_name(asked.name)
             collection = studio.desk.collection(asked.dataset)
             labelled = f"{asked.name}-labelled"
             collection.save_labelled(labelled)
