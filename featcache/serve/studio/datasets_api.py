@@ -10,12 +10,15 @@ from fastapi import APIRouter, Path, Query, Response
 
 from featcache.serve.refusals import RefusedError
 from featcache.serve.studio.collection import SPLITS, Collection
+from featcache.serve.studio.comparison import compare, contenders
 from featcache.serve.studio.documents import (
     PROBLEMS,
     AcceptRequest,
     Changed,
     ClassRequest,
+    Compared,
     Confusion,
+    Contender,
     Dataset,
     DatasetEntry,
     Doubt,
@@ -29,6 +32,7 @@ from featcache.serve.studio.documents import (
     RevisionRequest,
     Sample,
     SampleRequest,
+    Standing,
 )
 from featcache.serve.studio.fitting import Fitted, interval
 from featcache.serve.studio.labels import History
@@ -39,6 +43,7 @@ from featcache.serve.studio.thumbnails import SIDES
 
 _TOP = 5
 Id = Annotated[int, Path(ge=0, lt=2**31, description="The data set's number.")]
+Side = Annotated[str, Query(max_length=300, description="The id of a contender.", examples=["head:heads/first"])]
 Short = Annotated[str | None, Query(max_length=200)]
 
 
@@ -183,6 +188,21 @@ def datasets_router(studio: Studio) -> APIRouter:
             rows = np.flatnonzero((collection.labels >= 0) & (collection.splits == SPLITS.index(split)))
             np.add.at(counts, (collection.labels[rows], fitted.predicted[rows]), 1)
         return Confusion(split=split, classes=list(collection.classes), counts=counts.tolist())
+
+    @router.get("/{number}/contenders", summary="Heads and backbones that can be compared on this data set")
+    def list_contenders(number: Id) -> list[Contender]:
+        found = contenders(studio.workspace, desk, desk.collection(number))
+        return [Contender(kind=one.kind, id=one.id, name=one.name) for one in found]
+
+    @router.get("/{number}/comparison", summary="Two of the contenders on the labelled val images")
+    def comparison(number: Id, first: Side = "now", second: Side = "now") -> Compared:
+        found = compare(studio.workspace, desk, desk.collection(number), first, second)
+        ends = [interval(correct, found.held_out) for correct in found.correct]
+        sides = [
+            Standing(correct=correct, held_out=found.held_out, low=low, high=high)
+            for correct, (low, high) in zip(found.correct, ends, strict=True)
+        ]
+        return Compared(first=sides[0], second=sides[1], only_first=found.only[0], only_second=found.only[1], p=found.p)
 
     @router.get("/{number}/doubts", summary="Labels that are probably wrong, the surest first")
     def doubts(number: Id) -> list[Doubt]:

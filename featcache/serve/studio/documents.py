@@ -147,6 +147,33 @@ class Confusion(BaseModel):
     counts: list[list[int]]
 
 
+class Contender(BaseModel):
+    """A head that can be compared: `id` names it in a request."""
+
+    kind: Literal["now", "head", "dataset"]
+    id: str
+    name: str
+
+
+class Standing(BaseModel):
+    """How many of the labelled val images a head answers rightly, with Wilson's 95 % interval."""
+
+    correct: int
+    held_out: int
+    low: float
+    high: float
+
+
+class Compared(BaseModel):
+    """Two heads on the same images, and the images that only one of them gets right."""
+
+    first: Standing
+    second: Standing
+    only_first: list[int]
+    only_second: list[int]
+    p: float = Field(description="Of McNemar's exact test: how probable flips at least this uneven are by chance.")
+
+
 class Doubt(BaseModel):
     """A label that is probably wrong: heads that did not see the image think otherwise."""
 
