@@ -125,8 +125,8 @@ def studio(
     open_studio(workspace, host=host, port=port, token=token, ready=say_ready)
 
 
-@app.command("map")
-def make_map(
+@app.command()
+def map(
     cache: CacheArgument,
     out: Annotated[Path, typer.Option(help="File to make.", rich_help_panel="Output")],
     dataset: DatasetOption = None,

@@ -88,7 +88,7 @@ def test_each_verb_is_in_the_file_that_the_table_says_and_loads_no_other() -> No
     from featcache.cli.verbs import VERBS, app
 
     homes = [
-        (command.callback.__module__.rpartition(".")[2], command.name or command.callback.__name__)
+        (command.callback.__module__.rpartition(".")[2], command.callback.__name__)
         for command in app.registered_commands
         if command.callback is not None
     ]

@@ -267,6 +267,25 @@ class ArtefactEntry(BaseModel):
     name: str
 
 
+class DeviceFormat(BaseModel):
+    """A device format that bundles can hold."""
+
+    name: str
+    missing: str | None = Field(description="What it lacks on this machine; null: it can be exported.")
+
+
+class ReportEntry(BaseModel):
+    """A report in the workspace: of `featcache run`, or of what `featcache compress` tried."""
+
+    name: str
+
+
+class WebFrame(BaseModel):
+    """Where a bundle's own web export runs, for a page to frame."""
+
+    address: str | None = Field(description="null: the bundle has no web export.")
+
+
 class Received(BaseModel):
     """What was written."""
 

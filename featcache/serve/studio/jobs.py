@@ -16,7 +16,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from typing import Any
 from featcache.errors import FeatcacheError
 from featcache.serve.logs import log
 from featcache.serve.refusals import RefusedError
+from featcache.serve.studio.commands import FEATCACHE
 from featcache.serve.studio.database import Database
 from featcache.serve.studio.events import Events
 from featcache.serve.studio.progress import Progress, read_bar
@@ -34,7 +34,6 @@ from featcache.serve.studio.steps import Step
 from featcache.serve.studio.workspace import Workspace
 from featcache.system.json import parse_json
 
-_FEATCACHE = (sys.executable, "-c", "from featcache.cli import main; main()")
 _PATIENCE_SECONDS = 10.0  # between asking a process to end and ending it
 _PUBLISH_SECONDS = 0.2
 _MOST_QUEUED = 100
@@ -211,7 +210,7 @@ class Jobs:
                 if running.cancelled or self._closing:
                     return 1, "", ""
                 process = running.process = subprocess.Popen(
-                    [*_FEATCACHE, *step.arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=inside,
+                    [*FEATCACHE, *step.arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=inside,
                     cwd=self._workspace.root, env=environment, start_new_session=True,
                 )  # fmt: skip
         finally:

@@ -16,6 +16,7 @@ from featcache.serve.studio.steps import Step, build_steps, map_steps, ship_step
 from featcache.serve.studio.thumbnails import Thumbnails
 from featcache.serve.studio.tries import Tries
 from featcache.serve.studio.uploads import UploadBounds, sweep
+from featcache.serve.studio.web_frames import WebFrames
 from featcache.serve.studio.workspace import Workspace
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class Studio:
         self.thumbnails = Thumbnails(self.workspace.folder("thumbnails"))
         self.tries = Tries(self.workspace)
         self.maps = Maps(self.workspace)
+        self.frames = WebFrames(self.workspace)
         self.desk = Desk(self.workspace, self.database, self.events)
         self.jobs = Jobs(self.workspace, self.database, self.events, self._steps, self._job_done)
 

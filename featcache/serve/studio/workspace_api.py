@@ -11,13 +11,25 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect
-from starlette.responses import FileResponse, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, StreamingResponse
 
 from featcache.bundle.archive import pack
 from featcache.errors import InputError
 from featcache.serve.bodies import Bodies
 from featcache.serve.refusals import RefusedError
-from featcache.serve.studio.documents import PROBLEMS, ArtefactEntry, Failure, Job, JobRequest, Received, Tried
+from featcache.serve.studio.commands import device_formats
+from featcache.serve.studio.documents import (
+    PROBLEMS,
+    ArtefactEntry,
+    DeviceFormat,
+    Failure,
+    Job,
+    JobRequest,
+    Received,
+    ReportEntry,
+    Tried,
+    WebFrame,
+)
 from featcache.serve.studio.state import Studio
 from featcache.serve.studio.uploads import receive, safe_path, unpack_images
 from featcache.serve.studio.workspace import KINDS, check_name
@@ -27,6 +39,12 @@ _BYTES = {
         "required": True,
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
+}
+# a report has its style within, and no script; wherever it comes from, it is shown and does nothing
+_REPORT_HEADERS = {
+    "content-security-policy": (
+        "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
+    )
 }
 Id = Annotated[int, Path(ge=0, lt=2**31, description="The job's number.")]
 Folder = Annotated[str, Path(max_length=64, description="A name for the data set.")]
@@ -125,6 +143,25 @@ def workspace_router(studio: Studio) -> APIRouter:
         return FileResponse(
             file, media_type="application/zip", filename=f"{place.name}.zip", background=BackgroundTask(clear)
         )
+
+    @router.get("/formats", tags=["artefacts"], summary="Device formats, and which of them this machine can export")
+    def formats() -> list[DeviceFormat]:
+        return [
+            DeviceFormat(name=one["name"], missing=None if one["installed"] else f"{one['reason']}: {one['needs']}")
+            for one in device_formats()
+        ]
+
+    @router.get("/reports", tags=["artefacts"], summary="Reports of runs, and of what was tried to make models smaller")
+    def reports() -> list[ReportEntry]:
+        return [ReportEntry(name=name) for name in workspace.reports()]
+
+    @router.get("/report", tags=["artefacts"], summary="A report as a page", response_class=HTMLResponse)
+    def report(name: Annotated[str, Query(max_length=300, description="Its name in /api/reports.")]) -> FileResponse:
+        return FileResponse(workspace.report(name), media_type="text/html; charset=utf-8", headers=_REPORT_HEADERS)
+
+    @router.get("/web", tags=["artefacts"], summary="Where a bundle's own web export runs")
+    def web(bundle: Bundle) -> WebFrame:
+        return WebFrame(address=studio.frames.address(bundle))
 
     @router.post("/classify", tags=["artefacts"], summary="What a bundle says of an image", openapi_extra=_BYTES)
     async def classify(bundle: Bundle, request: Request) -> Tried:
