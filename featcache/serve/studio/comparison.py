@@ -7,6 +7,7 @@ cache; or ``dataset:NUMBER``, another data set's backbone, with a head of these 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ VAL = 1
 class Contender:
     """What can be compared: `kind` ``now``, ``head`` or ``dataset``, its `id` in a request, and a `name`."""
 
-    kind: str
+    kind: Literal["now", "head", "dataset"]
     id: str
     name: str
 

@@ -204,7 +204,13 @@ class Jobs:
     def _command(self, running: _Running, step: Step) -> tuple[int, str, str]:
         """Run one step; return its exit status, what it printed, and the last line that it said."""
         terminal, inside = pty.openpty()
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
+        environment = {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "COLUMNS": "100",
+            "NO_COLOR": "1",
+            "PYTHONIOENCODING": "utf-8",
+        }
         try:
             with self._changed:
                 if running.cancelled or self._closing:

@@ -8,22 +8,22 @@ export class Frame {
   constructor() {
     this.place = element("div", { hidden: true });
     this.waiting = new Map(); // number of a question → what to do with its answer
-    this.asked = 0;
+    this.asked = this.opened = 0;
     this.element = null;
     addEventListener("message", (event) => this.#hear(event));
   }
 
-  /** Open the web export of a bundle; whether it has one. */
+  /** Open the web export of a bundle, if it has one: then there is an `element` that can be asked. */
   async open(bundle) {
     this.#end();
+    const number = ++this.opened;
     const { address } = bundle ? await get("/web", { bundle }) : { address: null };
-    if (!address) return false;
+    if (!address || number !== this.opened) return;
     await new Promise((resolve, reject) => {
       this.ready = { resolve, reject };
       this.element = element("iframe", { sandbox: "allow-scripts", src: address, title: t("try_page") });
       this.place.replaceChildren(this.element);
     });
-    return true;
   }
 
   /** Return {label, unknown, entries, milliseconds} of an image file. */
@@ -35,9 +35,8 @@ export class Frame {
   }
 
   #end() {
-    const closed = new Error(t("try_closed"));
-    this.ready?.reject(closed);
-    for (const { reject } of this.waiting.values()) reject(closed);
+    this.ready?.resolve();
+    for (const { reject } of this.waiting.values()) reject(new Error(t("try_closed")));
     this.waiting.clear();
     this.place.replaceChildren();
     this.element = this.ready = null;

@@ -31,6 +31,8 @@ document.getElementById("studio").append(
   element("main", {}, ...Object.values(parts).map((part) => part.root)),
 );
 
+for (const part of Object.values(parts)) part.root.hidden = true; // until it is known which one is asked for
+
 function chosenTheme() {
   return localStorage.getItem("theme") ?? "auto";
 }

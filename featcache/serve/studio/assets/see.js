@@ -21,7 +21,7 @@ export class See {
     this.root = element(
       "section", { class: "page see" },
       element("h1", { text: t("see") }),
-      element("div", { class: "columns" },
+      element("div", { class: "columns masonry" },
         card(t("accuracy_over_labels"), t("accuracy_hint"), this.accuracy),
         confusion,
         card(t("per_class"), "", this.counts),

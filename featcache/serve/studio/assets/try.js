@@ -11,7 +11,6 @@ const SHOWN = 5;
 export class TryCard {
   constructor() {
     this.frame = new Frame();
-    this.opened = null; // the bundle in the frame
     this.bundle = element("select", { "aria-label": t("bundle"), on: { change: () => this.#open() } });
     this.photo = element("canvas", { class: "photo", hidden: true, role: "img", "aria-label": t("try_photo") });
     this.server = this.#side(t("try_server"));
@@ -52,9 +51,9 @@ export class TryCard {
 
   /** Open the bundle's web export anew: another may be in its place since. */
   async #open() {
-    this.page.root.hidden = true;
+    this.server.root.hidden = this.page.root.hidden = true;
     try {
-      this.page.root.hidden = !(await this.frame.open(this.bundle.value));
+      await this.frame.open(this.bundle.value);
     } catch (error) {
       this.page.root.hidden = false;
       this.page.answer.replaceChildren(element("p", { class: "bad", text: error.message }));
@@ -65,10 +64,9 @@ export class TryCard {
     const bundle = this.bundle.value;
     if (!image || !bundle) return;
     await this.#show(image);
-    this.server.root.hidden = false;
     const server = send("POST", "/classify", { bundle }, image).then((found) => ({ ...found, entries: found.top.map(({ label, probability }) => ({ label, value: probability })) }));
     const asked = [this.#tell(this.server, server)];
-    if (!this.page.root.hidden && this.frame.element) asked.push(this.#tell(this.page, this.frame.classify(image)));
+    if (this.frame.element) asked.push(this.#tell(this.page, this.frame.classify(image)));
     await Promise.all(asked);
   }
 
@@ -83,7 +81,8 @@ export class TryCard {
     }
   }
 
-  async #tell({ answer }, asked) {
+  async #tell({ root, answer }, asked) {
+    root.hidden = false;
     try {
       const { unknown, label, entries, milliseconds } = await asked;
       const bars = entries.slice(0, SHOWN).map((entry) => {
