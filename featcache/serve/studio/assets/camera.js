@@ -17,8 +17,11 @@ export class Camera {
     this.record = button(hold, () => {}, { hidden: true, class: "main hold" });
     this.stop = button(t("camera_off"), () => this.#stop(), { hidden: true });
     const release = () => (this.held = 0);
-    this.record.addEventListener("pointerdown", () => this.#shoot());
-    for (const event of ["pointerup", "pointerleave", "pointercancel", "keyup", "blur"]) this.record.addEventListener(event, release);
+    this.record.addEventListener("pointerdown", (event) => {
+      this.record.setPointerCapture(event.pointerId); // what the page shows meanwhile may move the button away
+      this.#shoot();
+    });
+    for (const event of ["pointerup", "pointercancel", "keyup", "blur"]) this.record.addEventListener(event, release);
     this.record.addEventListener("contextmenu", (event) => event.preventDefault()); // of a long touch
     this.record.addEventListener("keydown", (event) => {
       if (event.key !== " " && event.key !== "Enter") return;
