@@ -32,6 +32,8 @@ export class Ship {
         element("div", { class: "stack" }, form, card(t("made"), "", this.made)), this.try.root, this.jobs),
     );
     this.#showBudget();
+    this.#offer([{ name: "onnx", missing: null }]); // which every machine can export: the others are asked for later
+    this.formatsKnown = false;
     jobs.addEventListener("done", (event) => event.detail.kind === "ship" && this.enter());
   }
 
@@ -42,7 +44,10 @@ export class Ship {
       const [bundles, reports] = await Promise.all([get("/bundles"), get("/reports")]);
       this.try.list(bundles.map(({ name }) => name));
       this.#list(bundles, reports);
-      if (!this.formats.querySelector("input")) this.#offer(await get("/formats"));
+      if (!this.formatsKnown) {
+        this.#offer(await get("/formats"));
+        this.formatsKnown = true;
+      }
     } catch (error) {
       complain(error);
     }
@@ -59,9 +64,14 @@ export class Ship {
   }
 
   #offer(formats) {
+    const before = new Set(this.#chosen());
     const box = ({ name, missing }) => element("label", { class: missing ? "check missing" : "check", title: missing ?? "" },
-      element("input", { type: "checkbox", value: name, checked: name === "onnx", disabled: missing !== null }), element("span", { text: name }));
-    this.formats.append(...formats.map(box), element("p", { class: "quiet", text: t("formats_hint") }));
+      element("input", { type: "checkbox", value: name, checked: before.size ? before.has(name) : name === "onnx", disabled: missing !== null }), element("span", { text: name }));
+    this.formats.replaceChildren(this.formats.firstChild, ...formats.map(box), element("p", { class: "quiet", text: t("formats_hint") }));
+  }
+
+  #chosen() {
+    return [...this.formats.querySelectorAll("input:checked")].map((one) => one.value);
   }
 
   #showBudget() {
@@ -70,11 +80,10 @@ export class Ship {
 
   async #ship() {
     if (!this.session.dataset) return;
-    const formats = [...this.formats.querySelectorAll("input:checked")].map((one) => one.value);
     this.button.disabled = true;
     try {
       await post("/jobs", {
-        kind: "ship", name: this.name.value, dataset: this.session.dataset.id, formats, compress: this.compress.checked,
+        kind: "ship", name: this.name.value, dataset: this.session.dataset.id, formats: this.#chosen(), compress: this.compress.checked,
         max_drop: Number(this.drop.value) / 100, max_minutes: Number(this.minutes.value),
       });
     } catch (error) {
