@@ -1,6 +1,6 @@
 """scikit-learn estimators over featcache's heads: the exact solvers behind fit, predict and predict_proba.
 
-The only module that imports scikit-learn (``pip install featcache[sklearn]``). Estimators take any rows, so a cache's
+Imports scikit-learn (``pip install featcache[sklearn]``). Estimators take any rows, so a cache's
 features go into pipelines, searches and validation as they are:
 
 >>> import featcache

@@ -22,7 +22,7 @@ _FLAGS = (
     "--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--disable-default-apps", "--mute-audio", "--hide-scrollbars", "--remote-debugging-pipe",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--no-sandbox", "--force-device-scale-factor=1",
-    "--disable-dev-shm-usage",
+    "--disable-dev-shm-usage", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
 )  # fmt: skip
 _PATIENCE = 30.0
 
@@ -105,6 +105,49 @@ class Page:
                 "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, modifiers=modifiers,
                 **(text if kind == "keyDown" else {}),
             )  # fmt: skip
+
+    def hold(self, selector: str) -> None:
+        """Press the mouse on an element, and keep it pressed until `release`."""
+        self._mouse("mousePressed", *self._middle(selector))
+
+    def release(self, selector: str) -> None:
+        """Let the mouse go on an element."""
+        self._mouse("mouseReleased", *self._middle(selector))
+
+    def drag(self, selector: str, corners: list[tuple[float, float]]) -> None:
+        """Draw on an element with the mouse; `corners`: shares of its width and height, in [0, 1]."""
+        left, top, width, height = self.run(
+            f"(() => {{ const one = document.querySelector({json.dumps(selector)}); one.scrollIntoView();"
+            " const box = one.getBoundingClientRect(); return [box.left, box.top, box.width, box.height]; })()"
+        )
+        places = [(left + x * width, top + y * height) for x, y in corners]
+        self._mouse("mousePressed", *places[0])
+        for place in places[1:]:
+            self._mouse("mouseMoved", *place)
+        self._mouse("mouseReleased", *places[-1])
+
+    def _middle(self, selector: str) -> tuple[float, float]:
+        x, y = self.run(
+            f"(() => {{ const one = document.querySelector({json.dumps(selector)}); one.scrollIntoView();"
+            " const box = one.getBoundingClientRect();"
+            " return [box.left + box.width / 2, box.top + box.height / 2]; })()"
+        )
+        return x, y
+
+    def _mouse(self, kind: str, x: float, y: float) -> None:
+        self._send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+    def accessible(self) -> list[dict[str, Any]]:
+        """Return what a screen reader is told of: each element's role, name, and whether it can have the focus."""
+        nodes = self._send("Accessibility.getFullAXTree")["nodes"]
+        found = []
+        for node in nodes:
+            if node.get("ignored"):
+                continue
+            properties = {one["name"]: one["value"].get("value") for one in node.get("properties", [])}
+            name = node.get("name", {}).get("value", "")
+            found.append({"role": node["role"]["value"], "name": name, "focusable": properties.get("focusable", False)})
+        return found
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._send("Page.captureScreenshot", format="png")["data"]))

@@ -1,4 +1,4 @@
-"""Over HTTP: serve, studio."""
+"""Over HTTP: serve, studio, and the map that the studio shows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from featcache.cli.application import app
-from featcache.cli.options import Json
+from featcache.cli.options import CacheArgument, DatasetOption, Json, Overwrite
 from featcache.cli.output import finish_output, put, put_json
+from featcache.cli.text import show
 from featcache.errors import DependencyError
 
 _NETWORK, _BOUNDS = "Network", "Bounds"
@@ -122,3 +123,22 @@ def studio(
             webbrowser.open(started.url)
 
     open_studio(workspace, host=host, port=port, token=token, ready=say_ready)
+
+
+@app.command()
+def map(
+    cache: CacheArgument,
+    out: Annotated[Path, typer.Option(help="File to make.", rich_help_panel="Output")],
+    dataset: DatasetOption = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Lay the images of a cache out in a plane for the studio, likes together: t-SNE of their features.\f
+
+    Raises `DependencyError` where the extra ``serve`` or scikit-learn is not installed.
+    """
+    with _needs_the_extra():
+        from featcache.serve.studio.planes import make_map as lay_out
+
+    made = lay_out(cache, out=out, dataset=dataset, overwrite=overwrite)
+    show({"map": str(out), "images": len(made.points)}, as_json)

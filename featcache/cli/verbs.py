@@ -20,7 +20,7 @@ VERBS = {
     "models": ("merge", "prune", "recover", "quantize", "compress"),
     "bundles": ("export", "pack", "unpack", "targets", "bench"),
     "use": ("predict", "evaluate"),
-    "serving": ("serve", "studio"),
+    "serving": ("serve", "studio", "map"),
     "whole": ("run",),
 }  # the files of this room that have verbs, in the order of --help; a verb joins the application when its file is read
 

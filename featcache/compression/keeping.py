@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.train.score import SCORE_NAMES, score_logits
+from featcache.train.score import SCORE_NAMES, score_logits, sign_test
 
 if TYPE_CHECKING:
     from featcache.heads import Head
 
 CHANCE = 0.05  # two-sided: flips as uneven as this or more are no longer put down to chance
-
-
-def sign_test(gained: int, lost: int) -> float:
-    """Return how probable flips at least this uneven are where both ways are equally likely (exact, two-sided).
-
-    Of right and wrong answers before and after a step this is McNemar's exact test.
-
-    >>> sign_test(3, 3), round(sign_test(2, 12), 4)
-    (1.0, 0.0129)
-    """
-    n, fewer = gained + lost, min(gained, lost)
-    tail: int = sum(math.comb(n, k) for k in range(fewer + 1))
-    return min(1.0, tail / 2 ** (n - 1)) if n else 1.0
 
 
 def reason_to_drop(old: Head, new: Head, features: npt.NDArray[np.float32], targets: npt.NDArray[Any]) -> str | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from featcache.backbone.backbone import Backbone
 from featcache.cache import FeatureCache, borrow_cache
-from featcache.compression.keeping import CHANCE, sign_test
+from featcache.compression.keeping import CHANCE
 from featcache.compression.recovery import (
     BATCH_SIZE,
     CHECKPOINT_SECONDS,
@@ -43,6 +43,7 @@ from featcache.model.golden import Golden
 from featcache.model.merged import MergedModel, with_network
 from featcache.model.reference import logits_of_images
 from featcache.system.files import refuse_existing
+from featcache.train.score import sign_test
 
 NOT_KEPT = "val says that training made the network no better: it stays as it was"
 

@@ -121,7 +121,8 @@ def search(
         )
         if reason is not None:
             raise InputError(reason)
-        tried = Attempts(source, _work_of(place, source, max_drop, target), max_drop, target, 60 * max_minutes, say)
+        work = _work_of(place, source, max_drop, target, overwrite=overwrite)
+        tried = Attempts(source, work, max_drop, target, 60 * max_minutes, say)
         tried.run()
         candidates = tried.timed()
         chosen = _choose(candidates, COSTS[target])
@@ -199,16 +200,17 @@ def reason_not_to_search(cache: FeatureCache, *, dataset: str | None, task: str,
     return None
 
 
-def _work_of(place: Path, source: Source, max_drop: float, target: SearchTarget) -> Path:
-    """Return the directory of what was tried, emptied where it is of another search."""
+def _work_of(place: Path, source: Source, max_drop: float, target: SearchTarget, *, overwrite: bool) -> Path:
+    """Return the directory of what was tried; of another search it is refused, or emptied with `overwrite`."""
     work = place.with_name(f"{place.name}.work")
     described = [source.model.digest(), source.cache.content_digest(), source.dataset, max_drop, target]
     identity = hashlib.sha256(repr(described).encode()).hexdigest()
     note = work / "search.json"
-    if work.exists():
-        if not note.exists() or parse_json(note.read_bytes()).get("identity") != identity:
-            raise InputError(f"the unfinished work in {str(work)!r} is of another call: delete it to start again")
-    else:
+    if work.exists() and (not note.exists() or parse_json(note.read_bytes()).get("identity") != identity):
+        if not overwrite:
+            raise InputError(f"the unfinished work in {str(work)!r} is of another call: delete it, or give --overwrite")
+        shutil.rmtree(work)
+    if not work.exists():
         work.mkdir(parents=True)
         write_atomically(note, json.dumps({"identity": identity}).encode())
     return work

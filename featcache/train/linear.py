@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,7 @@ from featcache.train.head_fit import Certificate, HeadFit
 from featcache.train.options import PENALTIES, LinearOptions, TrainOptions
 from featcache.train.result import PathPoint
 from featcache.train.score import Score
-from featcache.train.search import TOLERANCE, WALK_TOLERANCE, Trial, looks_shown, most_looks, search
+from featcache.train.search import TOLERANCE, WALK_TOLERANCE, Trial, looks_shown, mean_score, most_looks, search
 from featcache.train.targets import LOSSES, Supervision, mix, supervise
 from featcache.train.teacher import SoftTargets
 
@@ -61,7 +60,7 @@ def fit_linear(data: TrainingData, head: LinearOptions, options: TrainOptions, s
             )
             for number in range(int(fold_of_row.max()) + 1)
         ]
-        score, selection = partial(_mean_score, trials), f"{len(trials)} folds"
+        score, selection = partial(mean_score, trials), f"{len(trials)} folds"
     grid = penalty_grid(prepared, penalty=free).tolist()
     with looks_shown(score, at_most=most_looks(len(grid)), penalty=free) as shown:
         scores, chosen = search(
@@ -215,15 +214,6 @@ def _folds(rows: Supervision, data: TrainingData, options: TrainOptions) -> npt.
     fold_of_row = np.full(len(rows.features), -1)
     fold_of_row[: len(fold)] = fold
     return fold_of_row
-
-
-def _mean_score(trials: Sequence[Trial], value: float, tolerance: float) -> Score:
-    """Return the mean score of penalty `value` over the folds; the standard error is that of this mean."""
-    scores = [trial.score(value, tolerance) for trial in trials]
-    values = np.array([score.value for score in scores])
-    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
-    loss = float(np.mean([score.loss for score in scores]))
-    return Score(float(values.mean()), error, None, loss, sum(score.n for score in scores))
 
 
 def _point(solution: Solution, score: Score, chosen: bool) -> PathPoint:

@@ -1,7 +1,8 @@
-"""How good logits are: the figure a setting is chosen by, its standard error, and the loss that breaks ties."""
+"""How good logits are: the figure a setting is chosen by, its standard error, the loss for ties; a test of two."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -83,3 +84,16 @@ def average_precisions(logits: npt.NDArray[Any], targets: npt.NDArray[Any]) -> n
     counts = positive.sum(axis=0)
     total = (precision * positive).sum(axis=0)
     return np.asarray(np.divide(total, counts, out=np.full(counts.shape, np.nan), where=counts > 0))
+
+
+def sign_test(gained: int, lost: int) -> float:
+    """Return how probable flips at least this uneven are where both ways are equally likely (exact, two-sided).
+
+    Of right and wrong answers before and after a step this is McNemar's exact test.
+
+    >>> sign_test(3, 3), round(sign_test(2, 12), 4)
+    (1.0, 0.0129)
+    """
+    n, fewer = gained + lost, min(gained, lost)
+    tail: int = sum(math.comb(n, k) for k in range(fewer + 1))
+    return min(1.0, tail / 2 ** (n - 1)) if n else 1.0

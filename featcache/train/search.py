@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from featcache.heads.solvers import Components, Prepared, Solution, solve
 from featcache.train.data import Rows
 from featcache.train.options import PenaltyName
@@ -82,6 +84,15 @@ class Trial:
         assert rows is not None
         weight, bias = solution.raw_weight().T, solution.raw_bias()
         return score_rows(lambda block: block @ weight + bias, rows.features, rows.targets, task=self._task)
+
+
+def mean_score(trials: Sequence[Trial], value: float, tolerance: float) -> Score:
+    """Return the mean score of penalty `value` over the folds; the standard error is that of this mean."""
+    scores = [trial.score(value, tolerance) for trial in trials]
+    values = np.array([score.value for score in scores])
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    loss = float(np.mean([score.loss for score in scores]))
+    return Score(float(values.mean()), error, None, loss, sum(score.n for score in scores))
 
 
 def search(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from reports import machine, models, scan, serving, waits
+from reports import machine, maps, models, scan, serving, waits
 from reports.report import Report
 
 REPORTS: tuple[Report, ...] = (
-    *scan.REPORTS, *machine.REPORTS, *models.REPORTS, *waits.REPORTS, *serving.REPORTS,
+    *scan.REPORTS, *machine.REPORTS, *models.REPORTS, *waits.REPORTS, *serving.REPORTS, *maps.REPORTS,
 )  # fmt: skip

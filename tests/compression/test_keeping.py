@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from featcache.compression.keeping import reason_to_drop, sign_test
+from featcache.compression.keeping import reason_to_drop
 from featcache.heads import LinearHead
+from featcache.train.score import sign_test
 
 Rows = tuple[np.ndarray, np.ndarray]  # features and targets
 

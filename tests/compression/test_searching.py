@@ -144,8 +144,12 @@ def test_a_search_of_another_budget_does_not_go_on_with_the_work_left(place: Pat
 
     with pytest.raises(KeyboardInterrupt):
         search(place / "model", cache=place / "cache", out=tmp_path / "s", max_drop=0.4, say=stop)
-    with pytest.raises(InputError, match="another call"):
+    with pytest.raises(InputError, match="another call: delete it, or give --overwrite"):
         search(place / "model", cache=place / "cache", out=tmp_path / "s", max_drop=0.3)
+    before = json.loads((tmp_path / "s.work" / "search.json").read_bytes())
+    with pytest.raises(KeyboardInterrupt):
+        search(place / "model", cache=place / "cache", out=tmp_path / "s", max_drop=0.3, overwrite=True, say=stop)
+    assert json.loads((tmp_path / "s.work" / "search.json").read_bytes()) != before  # begun anew
 
 
 @pytest.mark.parametrize(

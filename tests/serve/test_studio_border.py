@@ -49,7 +49,8 @@ def test_a_foreign_host_or_page_is_refused(client: Client) -> None:
 def test_nothing_of_the_page_comes_from_elsewhere() -> None:
     import featcache.serve.studio.page as page
 
-    for file in (Path(page.__file__).parent / "assets").rglob("*.*"):
+    here = Path(page.__file__).parent
+    for file in [*(here / "assets").rglob("*.*"), *(here / "frame").rglob("*.*")]:
         text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "http://" not in text and "https://" not in text, file
         for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):

@@ -17,6 +17,7 @@ from featcache.serve.studio.entrance import Entrance
 from featcache.serve.studio.limits import BodyLimit
 from featcache.serve.studio.page import page_router
 from featcache.serve.studio.state import Studio
+from featcache.serve.studio.web_frames import WebFiles
 from featcache.serve.studio.workspace_api import workspace_router
 
 _ABOUT = (
@@ -37,4 +38,4 @@ def make_application(studio: Studio, *, token: str | None = None) -> ASGIApp:
     answer_errors(app)
     bounded = BodyLimit(app, is_file=lambda path: path.startswith("/api/images/"))
     border = Border(bounded, check=partial(check_allowed, token=token))
-    return border if token is None else Entrance(border, token)
+    return WebFiles(border if token is None else Entrance(border, token), studio.frames)

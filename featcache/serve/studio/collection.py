@@ -30,7 +30,8 @@ class Collection:
     """The data set `dataset` of the cache at `path`; `name` is that path in the workspace.
 
     `features` (n, d) float32, `digests` (n, 32) uint8, `paths` and `splits` are of the images that have a row; a sample
-    is called by its position among them, as long as `generation` stays. `failures`: (path, reason) of the others.
+    is called by its position among them, as long as `generation` stays. `groups` (n,): a number
+    that equal images share. `failures`: (path, reason) of the others.
 
     Raises
     ------
@@ -80,6 +81,8 @@ class Collection:
         self._equal: dict[bytes, list[int]] = {}
         for index, key in enumerate(self._keys):
             self._equal.setdefault(key, []).append(index)
+        numbers = {key: number for number, key in enumerate(self._equal)}
+        self.groups = np.array([numbers[key] for key in self._keys], dtype=np.int64)
         # what stands in val or test as well is not trained on
         self.trainable = np.array(
             [bool((self.splits[self._equal[key]] == 0).all()) for key in self._keys], dtype=bool

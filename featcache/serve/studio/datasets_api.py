@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Path, Query, Response
 
 from featcache.serve.refusals import RefusedError
 from featcache.serve.studio.collection import SPLITS, Collection
+from featcache.serve.studio.comparison import compare, contenders
 from featcache.serve.studio.documents import (
     PROBLEMS,
     AcceptRequest,
     Changed,
     ClassRequest,
+    Compared,
     Confusion,
+    Contender,
     Dataset,
     DatasetEntry,
     Doubt,
@@ -30,6 +34,7 @@ from featcache.serve.studio.documents import (
     RevisionRequest,
     Sample,
     SampleRequest,
+    Standing,
 )
 from featcache.serve.studio.fitting import Fitted, interval
 from featcache.serve.studio.labels import History
@@ -41,6 +46,7 @@ from featcache.serve.studio.thumbnails import SIDES
 _TOP = 5
 _LOOK_SECONDS = 0.02
 Id = Annotated[int, Path(ge=0, lt=2**31, description="The data set's number.")]
+Side = Annotated[str, Query(max_length=300, description="The id of a contender.", examples=["head:heads/first"])]
 Short = Annotated[str | None, Query(max_length=200)]
 
 
@@ -190,6 +196,21 @@ def datasets_router(studio: Studio) -> APIRouter:
             np.add.at(counts, (collection.labels[rows], fitted.predicted[rows]), 1)
         return Confusion(split=split, classes=list(collection.classes), counts=counts.tolist())
 
+    @router.get("/{number}/contenders", summary="Heads and backbones that can be compared on this data set")
+    def list_contenders(number: Id) -> list[Contender]:
+        found = contenders(studio.workspace, desk, desk.collection(number))
+        return [Contender(kind=one.kind, id=one.id, name=one.name) for one in found]
+
+    @router.get("/{number}/comparison", summary="Two of the contenders on the labelled val images")
+    def comparison(number: Id, first: Side = "now", second: Side = "now") -> Compared:
+        found = compare(studio.workspace, desk, desk.collection(number), first, second)
+        ends = [interval(correct, found.held_out) for correct in found.correct]
+        sides = [
+            Standing(correct=correct, held_out=found.held_out, low=low, high=high)
+            for correct, (low, high) in zip(found.correct, ends, strict=True)
+        ]
+        return Compared(first=sides[0], second=sides[1], only_first=found.only[0], only_second=found.only[1], p=found.p)
+
     @router.get("/{number}/doubts", summary="Labels that are probably wrong, the surest first")
     def doubts(number: Id) -> list[Doubt]:
         collection = desk.collection(number)
@@ -204,11 +225,18 @@ def datasets_router(studio: Studio) -> APIRouter:
         collection = desk.collection(number)
         return Duplicates(groups=duplicates(collection.features, collection.digests, likeness=likeness))
 
-    @router.get("/{number}/map", summary="Two principal components of the features")
-    def plane(number: Id) -> PlaneMap:
-        points = desk.map(number)
-        generation = desk.collection(number).generation
-        return PlaneMap(generation=generation, points=np.round(points.astype(np.float64), 4).tolist())
+    @router.get("/{number}/map", summary="Where the samples lie in a plane, by their features")
+    def plane(
+        number: Id, kind: Annotated[Literal["components", "neighbours"], Query(description="Which map.")] = "components"
+    ) -> PlaneMap:
+        collection = desk.collection(number)
+        placed = studio.maps.components(collection) if kind == "components" else studio.maps.neighbours(collection)
+        rounded = np.round(placed.points.astype(np.float64), 4)
+        points = [None if math.isnan(point[0]) else tuple(point) for point in rounded.tolist()]
+        return PlaneMap(
+            kind=kind, generation=collection.generation, points=points, made=placed.made, missing=placed.missing,
+            gone=placed.gone,
+        )  # fmt: skip
 
     return router
 

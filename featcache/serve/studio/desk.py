@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -18,22 +20,26 @@ from featcache.serve.refusals import RefusedError
 from featcache.serve.studio.collection import Collection
 from featcache.serve.studio.database import Database
 from featcache.serve.studio.events import Events
-from featcache.serve.studio.fitting import Fitted, fit, interval, likely_errors, out_of_fold
+from featcache.serve.studio.fitting import L2, Fitted, fit, interval, likely_errors, out_of_fold
 from featcache.serve.studio.labelled_rows import LabelledRows
+from featcache.serve.studio.penalty import Choice, choose_penalty, is_due
 from featcache.serve.studio.workspace import Workspace
 
 
 @dataclass(slots=True)
 class _Open:
-    """A data set on the desk. `fitted` is of the labels of `revision`, which `milliseconds` of work made of them."""
+    """A data set on the desk. `fitted` is of the labels of `revision`, which `milliseconds` of work made of them.
+
+    `choice`: the penalty as it was chosen last, None before the first time.
+    """
 
     collection: Collection
+    choice: Choice | None = None
     fitted: Fitted | None = None
     rows: LabelledRows = field(default_factory=LabelledRows)
     revision: int = -1
     milliseconds: float = 0.0
     doubts: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]] | None = None
-    map: tuple[str, npt.NDArray[np.float32]] | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
@@ -46,9 +52,15 @@ class Desk:
         self._lock = threading.RLock()
         self._changed = threading.Condition()
         self._waiting: set[int] = set()
+        self._fitting = False
+        self._undecided: set[int] = set()
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="featcache-studio-fit", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=work, name=f"featcache-studio-{name}", daemon=True)
+            for name, work in (("fit", self._work), ("penalty", self._choose))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def datasets(self) -> list[dict[str, Any]]:
         """Return what `describe` says in short of every data set in the workspace."""
@@ -95,7 +107,7 @@ class Desk:
                 found = self._open[number] = _Open(Collection(self._database, path, cache, name))
                 self.touch(number)
             elif found.collection.reload_if_built():
-                found.fitted, found.revision, found.doubts, found.map = None, -1, None, None
+                found.fitted, found.revision, found.choice, found.doubts = None, -1, None, None
                 self.touch(number)
             return found
 
@@ -105,7 +117,7 @@ class Desk:
         """Let the head of a data set be trained again, soon."""
         with self._changed:
             self._waiting.add(number)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def fitted(self, number: int) -> tuple[Fitted | None, int]:
         """Return the head of a data set, None while there is none, and the revision of the labels it was trained on."""
@@ -132,6 +144,7 @@ class Desk:
             "low": low,
             "high": high,
             "l2": fitted.solution.l2 if fitted else None,
+            "l2_by": found.choice.by if fitted and found.choice else None,
             "milliseconds": round(found.milliseconds, 1),
         }
 
@@ -145,18 +158,11 @@ class Desk:
             if found.doubts is None or found.doubts[0] != revision:
                 collection = found.collection
                 labels = collection.labels.copy()
-                probabilities = out_of_fold(collection.features, labels, train=collection.trainable, fitted=fitted)
+                probabilities = out_of_fold(
+                    collection.features, labels, collection.groups, train=collection.trainable, fitted=fitted
+                )
                 found.doubts = revision, likely_errors(probabilities, labels, fitted.classes), probabilities
             return found.doubts[1], found.doubts[2]
-
-    def map(self, number: int) -> npt.NDArray[np.float32]:
-        """Return two coordinates (n, 2) of each image: the first principal components of the standardised features."""
-        found = self._opened(number)
-        with found.lock:
-            collection = found.collection
-            if found.map is None or found.map[0] != collection.generation:
-                found.map = collection.generation, principal_components(collection.features)
-            return found.map[1]
 
     def _work(self) -> None:
         while True:
@@ -165,7 +171,7 @@ class Desk:
                     self._changed.wait()
                 if self._closing:
                     return
-                number = self._waiting.pop()
+                number, self._fitting = self._waiting.pop(), True
             try:
                 self._fit(number)
             except (FeatcacheError, OSError) as error:
@@ -173,6 +179,7 @@ class Desk:
             except Exception as error:  # noqa: BLE001 - a bug: it is told, and the next change is tried again
                 log("bug", level=logging.ERROR, error=error, doing="training a head after a change of labels")
             with self._changed:
+                self._fitting = False
                 self._changed.notify_all()
 
     def _fit(self, number: int) -> None:
@@ -183,7 +190,7 @@ class Desk:
         began = time.perf_counter()
         fitted = fit(
             collection.features, labels, train=collection.trainable, val=collection.splits == 1, before=found.fitted,
-            kept=found.rows,
+            l2=L2 if found.choice is None else found.choice.l2, kept=found.rows,
         )  # fmt: skip
         found.fitted, found.revision = fitted, history.revision
         found.milliseconds = (time.perf_counter() - began) * 1e3
@@ -192,29 +199,61 @@ class Desk:
                 revision=history.revision, labels=fitted.labels, correct=fitted.correct, total=fitted.total
             )
         self._events.publish("head", dataset=number, **self.describe_head(number))
+        if fitted is not None and is_due(fitted.labels, found.choice):
+            with self._changed:
+                self._undecided.add(number)
+
+    # --- its penalty, chosen beside the work ---
+
+    def _choose(self) -> None:
+        if sys.platform == "linux":  # there a thread has a priority of its own: a label's head goes before
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        while True:
+            with self._changed:
+                while not self._undecided and not self._closing:
+                    self._changed.wait()
+                if self._closing:
+                    return
+                number = self._undecided.pop()
+            try:
+                self._choose_for(self._opened(number), number)
+            except _ClosingError:
+                return
+            except (FeatcacheError, OSError) as error:
+                log("penalty not chosen", level=logging.WARNING, dataset=number, reason=str(error))
+            except Exception as error:  # noqa: BLE001 - a bug: it is told, and the penalty stays
+                log("bug", level=logging.ERROR, error=error, doing="choosing a penalty")
+
+    def _choose_for(self, found: _Open, number: int) -> None:
+        collection, before, fitted = found.collection, found.choice, found.fitted
+        if fitted is None or not is_due(fitted.labels, before):
+            return
+        with collection.lock:
+            labels, generation = collection.labels.copy(), collection.generation
+        choice = choose_penalty(
+            collection.features, labels, collection.groups, train=collection.trainable, val=collection.splits == 1,
+            before_look=self._wait_for_fits,
+        )  # fmt: skip
+        if choice is not None and found.choice is before and collection.generation == generation:
+            found.choice = choice
+            self.touch(number)
+
+    def _wait_for_fits(self) -> None:
+        """Return once no head is being trained nor waits to be. Raises `_ClosingError` where the desk closes."""
+        with self._changed:
+            while (self._fitting or self._waiting) and not self._closing:
+                self._changed.wait()
+            if self._closing:
+                raise _ClosingError
 
     def close(self) -> None:
-        """End the thread, once what it does is done."""
+        """End the threads, once what they do is done."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
 
-def principal_components(features: npt.NDArray[np.float32], *, most_rows: int = 5000) -> npt.NDArray[np.float32]:
-    """Return the two first principal components (n, 2) of standardised `features`, scaled into [-1, 1].
-
-    The directions are those of `most_rows` images spread evenly; every image is projected.
-    """
-    chosen = features[:: max(len(features) // most_rows, 1)]
-    mean, std = chosen.mean(axis=0), chosen.std(axis=0)
-    scale = np.where(std > 0, 1 / np.maximum(std, 1e-12), 0).astype(np.float32)
-    centred = (chosen - mean) * scale
-    rng = np.random.default_rng(0)
-    basis = rng.standard_normal((features.shape[1], 8)).astype(np.float32)
-    for _ in range(8):  # subspace iteration: a picture needs no more
-        basis = np.linalg.qr(centred.T @ (centred @ basis))[0].astype(np.float32)
-    small = centred @ basis
-    turned = basis @ np.linalg.svd(small, full_matrices=False)[2][:2].T
-    points = ((features - mean) * scale) @ turned
-    return np.asarray(points / max(float(np.abs(points).max(initial=0)), 1e-12), dtype=np.float32)
+class _ClosingError(Exception):
+    """The desk closes: nothing is chosen any more."""

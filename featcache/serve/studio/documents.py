@@ -123,7 +123,8 @@ class HeadState(BaseModel):
     accuracy: float | None
     low: float
     high: float
-    l2: float | None
+    l2: float | None = Field(description="The penalty that it was trained with.")
+    l2_by: str | None = Field(description="What it was chosen by: val or folds of train; null: not yet.")
     milliseconds: float
 
 
@@ -146,6 +147,33 @@ class Confusion(BaseModel):
     counts: list[list[int]]
 
 
+class Contender(BaseModel):
+    """A head that can be compared: `id` names it in a request."""
+
+    kind: Literal["now", "head", "dataset"]
+    id: str
+    name: str
+
+
+class Standing(BaseModel):
+    """How many of the labelled val images a head answers rightly, with Wilson's 95 % interval."""
+
+    correct: int
+    held_out: int
+    low: float
+    high: float
+
+
+class Compared(BaseModel):
+    """Two heads on the same images, and the images that only one of them gets right."""
+
+    first: Standing
+    second: Standing
+    only_first: list[int]
+    only_second: list[int]
+    p: float = Field(description="Of McNemar's exact test: how probable flips at least this uneven are by chance.")
+
+
 class Doubt(BaseModel):
     """A label that is probably wrong: heads that did not see the image think otherwise."""
 
@@ -163,10 +191,14 @@ class Duplicates(BaseModel):
 
 
 class PlaneMap(BaseModel):
-    """Two coordinates of each sample, in [-1, 1]."""
+    """Two coordinates of each sample, in [-1, 1]; null where the map lacks it."""
 
+    kind: Literal["components", "neighbours"]
     generation: str
-    points: list[tuple[float, float]]
+    points: list[tuple[float, float] | None]
+    made: bool = Field(description="Whether there is one; a job of the kind map makes that of neighbours.")
+    missing: int = Field(description="How many samples came after it.")
+    gone: int = Field(description="How many images of it are no longer there.")
 
 
 class Labels(BaseModel):
@@ -200,7 +232,14 @@ class ShipRequest(_Asked):
     max_minutes: float = Field(5.0, gt=0, le=1440)
 
 
-JobRequest = Annotated[BuildRequest | ShipRequest, Field(discriminator="kind")]
+class MapRequest(_Asked):
+    """A map of neighbours to make of a data set."""
+
+    kind: Literal["map"]
+    dataset: Number
+
+
+JobRequest = Annotated[BuildRequest | ShipRequest | MapRequest, Field(discriminator="kind")]
 
 
 class Job(BaseModel):
@@ -226,6 +265,25 @@ class ArtefactEntry(BaseModel):
 
     kind: str
     name: str
+
+
+class DeviceFormat(BaseModel):
+    """A device format that bundles can hold."""
+
+    name: str
+    missing: str | None = Field(description="What it lacks on this machine; null: it can be exported.")
+
+
+class ReportEntry(BaseModel):
+    """A report in the workspace: of `featcache run`, or of what `featcache compress` tried."""
+
+    name: str
+
+
+class WebFrame(BaseModel):
+    """Where a bundle's own web export runs, for a page to frame."""
+
+    address: str | None = Field(description="null: the bundle has no web export.")
 
 
 class Received(BaseModel):

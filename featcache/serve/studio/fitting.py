@@ -15,9 +15,10 @@ import numpy.typing as npt
 from featcache.heads.base import softmax
 from featcache.heads.solvers import Prepared, Solution, solve
 from featcache.serve.studio.labelled_rows import LabelledRows
+from featcache.train.folds import stratified_folds
 
 TOLERANCE = 1e-3  # of the objective, relative: far below what moves a probability that is shown
-L2 = 0.01
+L2 = 0.01  # of the first heads, until there are labels enough to choose it
 _FOLDS = 5
 _Z = 1.959964  # of a 95 % interval
 
@@ -117,24 +118,42 @@ def interval(correct: int, total: int) -> tuple[float, float]:
     return max((middle - half) / (1 + z2 / total), 0.0), min((middle + half) / (1 + z2 / total), 1.0)
 
 
+def folds_of(
+    rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int32], groups: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Return the fold of each of `rows`: classes spread evenly, equal images together; -1 where a class has but one.
+
+    `labels`, `groups` (n,) of every image: its class, and a number that equal images share.
+    """
+    _, first = np.unique(groups[rows], return_index=True)
+    counts = np.bincount(labels[rows[first]], minlength=1)
+    fold = np.full(len(rows), -1, dtype=np.int64)
+    several = counts[labels[rows]] > 1
+    if several.any():
+        kept = rows[several]
+        fold[several] = stratified_folds(
+            groups[kept], labels[kept], task="classification", classes=(), folds=_FOLDS, seed=0
+        )
+    return fold
+
+
 def out_of_fold(
-    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], *, train: npt.NDArray[np.bool_], fitted: Fitted
-) -> npt.NDArray[np.float32]:
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], groups: npt.NDArray[np.int64], *,
+    train: npt.NDArray[np.bool_], fitted: Fitted,
+) -> npt.NDArray[np.float32]:  # fmt: skip
     """Return probabilities (n, k) of `fitted`'s classes by heads that did not see the image in training.
 
-    Labelled train images: by a head of the other four fifths; all others: by `fitted` itself.
+    Labelled train images: by a head of the other four fifths; all others, and the one image of a class: by `fitted`.
     """
     probabilities = fitted.probabilities.copy()
     rows = np.flatnonzero(train & (labels >= 0))
-    fold = np.empty(len(rows), dtype=np.int64)
-    order = np.argsort(labels[rows], kind="stable")  # each class goes round the folds
-    fold[order] = np.arange(len(rows)) % _FOLDS
-    for number in range(_FOLDS):
+    fold = folds_of(rows, labels, groups)
+    for number in range(int(fold.max(initial=-1)) + 1):
         kept = np.zeros(len(labels), dtype=bool)
         kept[rows[fold != number]] = True
         one = fit(features, labels, train=kept, val=np.zeros(len(labels), bool), before=fitted, l2=fitted.solution.l2)
         left = rows[fold == number]
-        if one is None or not len(left):
+        if one is None:
             continue
         probabilities[left] = 0.0
         columns = np.searchsorted(fitted.classes, one.classes)

@@ -16,7 +16,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from typing import Any
 from featcache.errors import FeatcacheError
 from featcache.serve.logs import log
 from featcache.serve.refusals import RefusedError
+from featcache.serve.studio.commands import FEATCACHE_ONCE_TOLD
 from featcache.serve.studio.database import Database
 from featcache.serve.studio.events import Events
 from featcache.serve.studio.progress import Progress, read_bar
@@ -34,11 +34,6 @@ from featcache.serve.studio.steps import Step
 from featcache.serve.studio.workspace import Workspace
 from featcache.system.json import parse_json
 
-# begins once it is told to: a process that no database knows of ends with the server that made it
-_FEATCACHE = (
-    sys.executable, "-c",
-    "import sys; sys.stdin.buffer.read(1) or sys.exit('the studio has ended'); from featcache.cli import main; main()",
-)  # fmt: skip
 _PATIENCE_SECONDS = 10.0  # between asking a process to end and ending it
 _PUBLISH_SECONDS = 0.2
 _MOST_QUEUED = 100
@@ -219,14 +214,20 @@ class Jobs:
     def _command(self, running: _Running, step: Step) -> tuple[int, str, str]:
         """Run one step; return its exit status, what it printed, and the last line that it said."""
         terminal, inside = pty.openpty()
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
+        environment = {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "COLUMNS": "100",
+            "NO_COLOR": "1",
+            "PYTHONIOENCODING": "utf-8",
+        }
         try:
             with self._changed:
                 if running.cancelled or self._closing:
                     return 1, "", ""
                 process = running.process = subprocess.Popen(
-                    [*_FEATCACHE, *step.arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=inside,
-                    cwd=self._workspace.root, env=environment, start_new_session=True,
+                    [*FEATCACHE_ONCE_TOLD, *step.arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                    stderr=inside, cwd=self._workspace.root, env=environment, start_new_session=True,
                 )  # fmt: skip
         finally:
             os.close(inside)

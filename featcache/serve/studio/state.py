@@ -11,10 +11,12 @@ from featcache.serve.studio.database import Database
 from featcache.serve.studio.desk import Desk
 from featcache.serve.studio.events import Events
 from featcache.serve.studio.jobs import Jobs
-from featcache.serve.studio.steps import Step, build_steps, ship_steps
+from featcache.serve.studio.maps import Maps
+from featcache.serve.studio.steps import Step, build_steps, map_steps, ship_steps
 from featcache.serve.studio.thumbnails import Thumbnails
 from featcache.serve.studio.tries import Tries
 from featcache.serve.studio.uploads import UploadBounds
+from featcache.serve.studio.web_frames import WebFrames
 from featcache.serve.studio.workspace import Workspace
 
 T = TypeVar("T")
@@ -34,11 +36,13 @@ class Studio:
         self.workspace.sweep()
         self.thumbnails = Thumbnails(self.workspace.folder("thumbnails"))
         self.tries = Tries(self.workspace)
+        self.maps = Maps(self.workspace)
+        self.frames = WebFrames(self.workspace)
         self.desk = Desk(self.workspace, self.database, self.events)
         self.jobs = Jobs(self.workspace, self.database, self.events, self._steps, self._job_done)
 
     def _steps(self, kind: str, parameters: Mapping[str, Any]) -> list[Step]:
-        return {"build": build_steps, "ship": ship_steps}[kind](self.workspace, parameters)
+        return {"build": build_steps, "map": map_steps, "ship": ship_steps}[kind](self.workspace, parameters)
 
     def _job_done(self) -> None:
         self.events.publish("workspace")

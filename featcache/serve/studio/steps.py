@@ -40,6 +40,17 @@ def build_steps(workspace: Workspace, parameters: Mapping[str, Any]) -> list[Ste
     return [Step(("build", str(images), "--cache", str(cache), "--dataset", name, *extra, "--json"))]
 
 
+def map_steps(workspace: Workspace, parameters: Mapping[str, Any]) -> list[Step]:
+    """Return the one step that lays the images of a data set out in a plane.
+
+    `parameters`: ``cache`` and ``data``, a cache of the workspace and its data set; ``place``: the file to make, in the
+    workspace.
+    """
+    cache = str(workspace.existing("cache", parameters["cache"]))
+    place = str(workspace.root / parameters["place"])
+    return [Step(("map", cache, f"--dataset={parameters['data']}", "--out", place, "--overwrite", "--json"))]
+
+
 def ship_steps(workspace: Workspace, parameters: Mapping[str, Any]) -> list[Step]:
     """Return the steps from labels to a bundle: train, merge, compress where it is wanted, export.
 

@@ -3,6 +3,7 @@
 WORKSPACE/studio.sqlite    labels and their history, jobs (`featcache.serve.studio.database`)
 WORKSPACE/images/NAME/     what was dropped into the page
 WORKSPACE/caches/NAME      and heads/, models/, bundles/: what jobs make; those of one's own may lie anywhere in it
+WORKSPACE/maps/            where images lie in a plane, by the number of the data set
 WORKSPACE/jobs/ID.log      what a job's commands said
 WORKSPACE/thumbnails/      small pictures, made again where they are missing
 """
@@ -14,16 +15,17 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from featcache.errors import InputError, MissingError, StorageError
 from featcache.verification import Kind, kind_of
 
 KINDS: tuple[Kind, ...] = ("cache", "head", "model", "bundle")
 DATABASE = "studio.sqlite"
+REPORT = "report.html"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _DEPTH = 4
-_NOT_LOOKED_INTO = ("images", "thumbnails", "jobs")
+_NOT_LOOKED_INTO = ("images", "thumbnails", "jobs", "maps")
 _MOST = 1000
 _ASIDE = ".unfinished-"
 
@@ -88,6 +90,19 @@ class Workspace:
         """Return what there is, by name; `_MOST` at most."""
         found = [artefact for _, artefact in zip(range(_MOST), self._below(self.root, ""), strict=False)]
         return sorted(found, key=lambda one: (KINDS.index(one.kind), one.name))
+
+    def reports(self) -> list[str]:
+        """Return the folders with a ``report.html``: what `featcache run` made, and models that `compress` found."""
+        places = {f"{one.name}/compression" for one in self.artefacts() if one.kind == "model"}
+        for one in self.artefacts():
+            places.update(parent.as_posix() for parent in PurePosixPath(one.name).parents)
+        return sorted(place for place in places if (self.root / place / REPORT).is_file())
+
+    def report(self, name: str) -> Path:
+        """Return the file of the report that is listed as `name`; `MissingError` where none is."""
+        if name not in self.reports():
+            raise MissingError(f"the workspace must hold the report {name[:100]!r}, it does not")
+        return self.root / name / REPORT
 
     def _below(self, folder: Path, name: str) -> Iterator[Artefact]:
         try:

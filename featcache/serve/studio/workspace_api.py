@@ -12,13 +12,25 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect
-from starlette.responses import FileResponse, StreamingResponse
+from starlette.responses import FileResponse, HTMLResponse, StreamingResponse
 
 from featcache.bundle.archive import pack
 from featcache.errors import InputError
 from featcache.serve.bodies import Bodies
 from featcache.serve.refusals import RefusedError
-from featcache.serve.studio.documents import PROBLEMS, ArtefactEntry, Failure, Job, JobRequest, Received, Tried
+from featcache.serve.studio.commands import device_formats
+from featcache.serve.studio.documents import (
+    PROBLEMS,
+    ArtefactEntry,
+    DeviceFormat,
+    Failure,
+    Job,
+    JobRequest,
+    Received,
+    ReportEntry,
+    Tried,
+    WebFrame,
+)
 from featcache.serve.studio.state import Studio
 from featcache.serve.studio.uploads import receive, safe_path, unpack_images
 from featcache.serve.studio.workspace import KINDS, check_name
@@ -28,6 +40,12 @@ _BYTES = {
         "required": True,
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
+}
+# a report has its style within, and no script; wherever it comes from, it is shown and does nothing
+_REPORT_HEADERS = {
+    "content-security-policy": (
+        "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
+    )
 }
 Id = Annotated[int, Path(ge=0, lt=2**31, description="The job's number.")]
 Folder = Annotated[str, Path(max_length=64, description="A name for the data set.")]
@@ -79,11 +97,18 @@ def workspace_router(studio: Studio) -> APIRouter:
     @router.post("/jobs", tags=["jobs"], summary="Begin a job", status_code=201)
     def add_job(asked: Annotated[JobRequest, Body()]) -> Job:
         parameters = asked.model_dump(exclude={"kind"})
-        check_name(asked.name)
-        if asked.kind == "build":
+        if asked.kind == "map":
+            collection = studio.desk.collection(asked.dataset)
+            place = studio.maps.place(collection.id).relative_to(workspace.root).as_posix()
+            parameters |= {
+                "name": collection.dataset, "cache": collection.name, "data": collection.dataset, "place": place
+            }  # fmt: skip
+        elif asked.kind == "build":
+            check_name(asked.name)
             if asked.images is not None and not studio.local:
                 _check_inside(workspace.root, asked.images)
         else:
+            check_name(asked.name)
             collection = studio.desk.collection(asked.dataset)
             labelled = f"{asked.name}-labelled"
             collection.save_labelled(labelled)
@@ -123,6 +148,25 @@ def workspace_router(studio: Studio) -> APIRouter:
         return FileResponse(
             file, media_type="application/zip", filename=f"{place.name}.zip", background=BackgroundTask(clear)
         )
+
+    @router.get("/formats", tags=["artefacts"], summary="Device formats, and which of them this machine can export")
+    def formats() -> list[DeviceFormat]:
+        return [
+            DeviceFormat(name=one["name"], missing=None if one["installed"] else f"{one['reason']}: {one['needs']}")
+            for one in device_formats()
+        ]
+
+    @router.get("/reports", tags=["artefacts"], summary="Reports of runs, and of what was tried to make models smaller")
+    def reports() -> list[ReportEntry]:
+        return [ReportEntry(name=name) for name in workspace.reports()]
+
+    @router.get("/report", tags=["artefacts"], summary="A report as a page", response_class=HTMLResponse)
+    def report(name: Annotated[str, Query(max_length=300, description="Its name in /api/reports.")]) -> FileResponse:
+        return FileResponse(workspace.report(name), media_type="text/html; charset=utf-8", headers=_REPORT_HEADERS)
+
+    @router.get("/web", tags=["artefacts"], summary="Where a bundle's own web export runs")
+    def web(bundle: Bundle) -> WebFrame:
+        return WebFrame(address=studio.frames.address(bundle))
 
     @router.post("/classify", tags=["artefacts"], summary="What a bundle says of an image", openapi_extra=_BYTES)
     async def classify(bundle: Bundle, request: Request) -> Tried:

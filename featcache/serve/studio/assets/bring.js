@@ -1,6 +1,7 @@
 // Bring: images of a folder on this machine, dropped files, folders and zips, the camera.
 
 import { post, send } from "./api.js";
+import { Camera } from "./camera.js";
 import { button, complain, element, say } from "./dom.js";
 import { t } from "./texts.js";
 
@@ -122,53 +123,19 @@ export class Bring {
 
   #camera() {
     const label = element("input", { placeholder: t("camera_class"), "aria-label": t("camera_class"), maxlength: 100 });
-    const video = element("video", { muted: true, playsinline: true, hidden: true, class: "camera" });
-    let stream = null;
-    let holding = false;
     let taken = 0;
-    const start = button(t("camera_on"), async () => {
-      try {
-        stream = await navigator.mediaDevices.getUserMedia({ video: { width: 640, height: 480 } });
-      } catch (error) {
-        complain(error);
-        return;
-      }
-      video.srcObject = stream;
-      video.hidden = record.hidden = stop.hidden = false;
-      start.hidden = true;
-      await video.play();
-    });
-    const shoot = async () => {
-      holding = true;
-      const canvas = element("canvas", { width: video.videoWidth, height: video.videoHeight });
-      while (holding) {
-        canvas.getContext("2d").drawImage(video, 0, 0);
-        const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.9));
+    const camera = new Camera({
+      hold: t("camera_hold"),
+      take: async (image) => {
         const path = `${label.value.trim() ? `${label.value.trim()}/` : ""}camera-${Date.now()}.jpg`;
-        try {
-          await send("PUT", `/images/${encodeURIComponent(this.name.value)}/file`, { path }, blob);
-        } catch (error) {
-          complain(error);
-          break;
-        }
+        await send("PUT", `/images/${encodeURIComponent(this.name.value)}/file`, { path }, image);
         this.status.textContent = t("taken", { count: ++taken });
-        await new Promise((resolve) => setTimeout(resolve, 150));
-      }
-    };
-    const release = () => (holding = false);
-    const record = button(t("camera_hold"), () => {}, { hidden: true, class: "main" });
-    record.addEventListener("pointerdown", shoot);
-    for (const event of ["pointerup", "pointerleave", "pointercancel"]) record.addEventListener(event, release);
-    record.addEventListener("keydown", (event) => event.key === " " && !event.repeat && shoot());
-    record.addEventListener("keyup", release);
-    const stop = button(t("camera_off"), () => {
-      release();
-      stream?.getTracks().forEach((track) => track.stop());
-      video.hidden = record.hidden = stop.hidden = true;
-      start.hidden = false;
-      if (taken) this.#build("");
-      taken = 0;
-    }, { hidden: true });
-    return element("div", {}, video, element("div", { class: "row" }, label, start, record, stop));
+      },
+      off: () => {
+        if (taken) this.#build("");
+        taken = 0;
+      },
+    });
+    return element("div", {}, camera.video, element("div", { class: "row" }, label, camera.start, camera.record, camera.stop));
   }
 }

@@ -32,6 +32,11 @@ export function button(text, action, properties = {}) {
   return element("button", { type: "button", text, on: { click: action }, ...properties });
 }
 
+/** Return a card of the page. */
+export function card(title, hint, ...children) {
+  return element("div", { class: "card" }, element("h2", { text: title }), hint ? element("p", { class: "quiet", text: hint }) : "", ...children);
+}
+
 /** Return a class's hue: far from those of the classes before it. */
 export function hueOf(index) {
   return Math.round((158 + index * 137.508) % 360);

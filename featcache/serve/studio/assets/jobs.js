@@ -47,14 +47,15 @@ export class Jobs extends EventTarget {
     const said = element("pre", { class: "log" });
     const log = element("details", { "data-job": job.id, on: { toggle: () => log.open && this.#log(job.id, said).catch(complain) } }, element("summary", { text: t("log") }), said);
     log.open = open;
-    const line = [t(`kind_${job.kind}`), job.doing, progress && `${progress.what} ${progress.done}/${progress.total}`, progress?.rate, progress?.seconds_left != null && t("seconds_left", { seconds: progress.seconds_left })];
+    const step = job.state === "running" && job.doing && t("step", { step: job.step + 1, steps: job.steps, doing: job.doing });
+    const line = [t(`kind_${job.kind}`), step, progress && `${progress.what} ${progress.done}/${progress.total}`, progress?.rate, progress?.seconds_left != null && t("seconds_left", { seconds: progress.seconds_left })];
     return element(
       "article", { class: `job ${job.state}` },
       element("div", { class: "row" },
         element("strong", { text: job.parameters.name }),
         element("span", { class: `state ${job.state}`, text: t(`state_${job.state}`) }),
         element("span", { class: "spread" }),
-        job.state === "queued" || job.state === "running" ? button(t("cancel"), () => post(`/jobs/${job.id}/cancel`).catch(complain)) : "",
+        job.state === "queued" || job.state === "running" ? button(t(job.state === "running" ? "stop" : "cancel"), () => post(`/jobs/${job.id}/cancel`).catch(complain), { "aria-label": `${t(job.state === "running" ? "stop" : "cancel")}: ${job.parameters.name}` }) : "",
       ),
       job.state === "running" ? bar : "",
       element("p", { class: "quiet", text: line.filter(Boolean).join(" · ") }),

@@ -13,7 +13,7 @@ import { choose, language, languages, t } from "./texts.js";
 const session = new Session();
 const jobs = new Jobs();
 const teach = new Teach(session);
-const parts = { bring: new Bring(jobs), teach, see: new See(session, show), ship: new Ship(session, jobs) };
+const parts = { bring: new Bring(jobs), teach, see: new See(session, jobs, show), ship: new Ship(session, jobs) };
 
 const picker = element("select", { "aria-label": t("dataset"), class: "dataset", on: { change: () => open(Number(picker.value)) } });
 const tabs = Object.keys(parts).map((name) => element("a", { href: `#${name}`, text: t(name) }));
@@ -30,6 +30,8 @@ document.getElementById("studio").append(
     picker, element("nav", { "aria-label": t("parts") }, ...tabs), element("span", { class: "spread" }), lost, jobs.pill, words, theme),
   element("main", {}, ...Object.values(parts).map((part) => part.root)),
 );
+
+for (const part of Object.values(parts)) part.root.hidden = true; // until it is known which one is asked for
 
 function chosenTheme() {
   return localStorage.getItem("theme") ?? "auto";

@@ -1,54 +1,87 @@
-// A map of the features: a dot for each image; a lasso around some shows them.
+// A map of the features: a dot for each image; a lasso, or a ring moved by keys, around some shows them.
 
 import { element, hueOf } from "./dom.js";
 import { t } from "./texts.js";
 
-export function featureMap(points, labels, onLasso) {
-  const canvas = element("canvas", { class: "map", width: 720, height: 480, tabindex: "0", role: "img", "aria-label": t("map_hint") });
-  const place = ([x, y]) => [(x * 0.47 + 0.5) * canvas.width, (0.5 - y * 0.47) * canvas.height];
+const STEP = 0.03; // of the map's width, by which a key moves the ring
+
+/** Return the canvas of `points` ([x, y] in [-1, 1], or null where the map lacks an image), coloured by `labels`. */
+export function featureMap(points, labels, onChosen) {
+  const canvas = element("canvas", { class: "map", width: 720, height: 480, tabindex: "0", role: "application", "aria-label": t("map_keys") });
+  const places = points.map((point) => point && [(point[0] * 0.47 + 0.5) * canvas.width, (0.5 - point[1] * 0.47) * canvas.height]);
+  const ring = { x: canvas.width / 2, y: canvas.height / 2, radius: 60, shown: false };
   let lasso = [];
+
   const paint = () => {
     const pen = canvas.getContext("2d");
-    const { theme } = document.documentElement.dataset;
-    const dark = theme === "dark";
+    const dark = document.documentElement.dataset.theme === "dark";
     pen.clearRect(0, 0, canvas.width, canvas.height);
     const size = points.length > 20000 ? 1.5 : points.length > 2000 ? 2.5 : 4;
-    points.forEach((point, index) => {
-      const [x, y] = place(point);
+    places.forEach((place, index) => {
+      if (!place) return;
       pen.fillStyle = labels[index] < 0 ? (dark ? "#8886" : "#7775") : `hsl(${hueOf(labels[index])} 60% ${dark ? 62 : 45}%)`;
       pen.beginPath();
-      pen.arc(x, y, size, 0, 7);
+      pen.arc(place[0], place[1], size, 0, 7);
       pen.fill();
     });
-    if (lasso.length > 1) {
-      pen.strokeStyle = dark ? "#fff" : "#000";
-      pen.setLineDash([5, 4]);
-      pen.beginPath();
-      for (const [x, y] of lasso) pen.lineTo(x, y);
-      pen.closePath();
-      pen.stroke();
-      pen.setLineDash([]);
+    pen.strokeStyle = dark ? "#fff" : "#000";
+    pen.setLineDash([5, 4]);
+    pen.beginPath();
+    for (const [x, y] of lasso) pen.lineTo(x, y);
+    pen.closePath();
+    if (ring.shown) {
+      pen.moveTo(ring.x + ring.radius, ring.y);
+      pen.arc(ring.x, ring.y, ring.radius, 0, 7);
     }
+    pen.stroke();
+    pen.setLineDash([]);
+  };
+  const choose = (isInside) => {
+    const found = places.flatMap((place, index) => (place && isInside(place) ? [index] : []));
+    if (found.length) onChosen(found);
   };
   const at = (event) => {
     const box = canvas.getBoundingClientRect();
     return [((event.clientX - box.left) / box.width) * canvas.width, ((event.clientY - box.top) / box.height) * canvas.height];
   };
-  canvas.addEventListener("pointerdown", (event) => {
-    canvas.setPointerCapture(event.pointerId);
-    lasso = [at(event)];
-  });
-  canvas.addEventListener("pointermove", (event) => {
-    if (!lasso.length) return;
-    lasso.push(at(event));
+  const key = (event) => {
+    const step = STEP * canvas.width;
+    const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
+    const grows = { "+": 1.25, "=": 1.25, "-": 0.8 };
+    if (event.key in moves) {
+      ring.x = Math.min(Math.max(ring.x + moves[event.key][0], 0), canvas.width);
+      ring.y = Math.min(Math.max(ring.y + moves[event.key][1], 0), canvas.height);
+    } else if (event.key in grows) ring.radius = Math.min(Math.max(ring.radius * grows[event.key], 6), canvas.width);
+    else if (event.key === "Enter") choose(([x, y]) => Math.hypot(x - ring.x, y - ring.y) <= ring.radius);
+    else return;
+    event.preventDefault();
     paint();
-  });
-  canvas.addEventListener("pointerup", () => {
-    const found = lasso.length > 2 ? points.flatMap((point, index) => (inside(place(point), lasso) ? [index] : [])) : [];
-    lasso = [];
-    paint();
-    if (found.length) onLasso(found);
-  });
+  };
+  const on = {
+    pointerdown: (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      ring.shown = false;
+      lasso = [at(event)];
+    },
+    pointermove: (event) => {
+      if (!lasso.length) return;
+      lasso.push(at(event));
+      paint();
+    },
+    pointerup: () => {
+      const around = lasso;
+      lasso = [];
+      paint();
+      if (around.length > 2) choose((place) => inside(place, around));
+    },
+    keydown: (event) => {
+      ring.shown = true;
+      key(event);
+    },
+    focus: () => ((ring.shown = canvas.matches(":focus-visible")), paint()),
+    blur: () => ((ring.shown = false), paint()),
+  };
+  for (const [name, listener] of Object.entries(on)) canvas.addEventListener(name, listener);
   paint();
   return canvas;
 }

@@ -153,7 +153,7 @@ export class Teach {
       figure,
       known ? intervalBar(head.low, head.high, head.accuracy) : "",
       element("p", { class: "quiet", text: said }),
-      element("p", { class: "quiet", text: head?.labels ? t("trained_on", { labels: head.labels, milliseconds: Math.round(head.milliseconds) }) : "" }),
+      element("p", { class: "quiet", text: head?.labels ? t("trained_on", { labels: head.labels, milliseconds: Math.round(head.milliseconds), l2: Number(head.l2.toPrecision(2)), by: t(`l2_by_${head.l2_by ?? "none"}`) }) : "" }),
     );
     this.worth.dataset.revision = head?.revision ?? -1;
   }

@@ -1,0 +1,53 @@
+// A bundle's own classifier, running in a frame of its own that is handed images and hands back what it says.
+
+import { get } from "./api.js";
+import { element } from "./dom.js";
+import { t } from "./texts.js";
+
+export class Frame {
+  constructor() {
+    this.place = element("div", { hidden: true });
+    this.waiting = new Map(); // number of a question → what to do with its answer
+    this.asked = this.opened = 0;
+    this.element = null;
+    addEventListener("message", (event) => this.#hear(event));
+  }
+
+  /** Open the web export of a bundle, if it has one: then there is an `element` that can be asked. */
+  async open(bundle) {
+    this.#end();
+    const number = ++this.opened;
+    const { address } = bundle ? await get("/web", { bundle }) : { address: null };
+    if (!address || number !== this.opened) return;
+    await new Promise((resolve, reject) => {
+      this.ready = { resolve, reject };
+      this.element = element("iframe", { sandbox: "allow-scripts", src: address, title: t("try_page") });
+      this.place.replaceChildren(this.element);
+    });
+  }
+
+  /** Return {label, unknown, entries, milliseconds} of an image file. */
+  classify(image) {
+    return new Promise((resolve, reject) => {
+      this.waiting.set(++this.asked, { resolve, reject });
+      this.element.contentWindow.postMessage({ number: this.asked, image }, "*");
+    });
+  }
+
+  #end() {
+    this.ready?.resolve();
+    for (const { reject } of this.waiting.values()) reject(new Error(t("try_closed")));
+    this.waiting.clear();
+    this.place.replaceChildren();
+    this.element = this.ready = null;
+  }
+
+  #hear({ source, data }) {
+    if (!this.element || source !== this.element.contentWindow) return;
+    const error = data.error === undefined ? null : new Error(String(data.error));
+    const asked = "ready" in data ? this.ready : this.waiting.get(data.number);
+    this.waiting.delete(data.number);
+    if (error) asked?.reject(error);
+    else asked?.resolve(data.found);
+  }
+}
