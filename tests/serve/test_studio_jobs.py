@@ -15,8 +15,10 @@ from studio_client import Client, draw_coloured, open_studio, studio_process
 from featcache.cache import open_cache
 from featcache.errors import InputError
 from featcache.serve.refusals import RefusedError
-from featcache.serve.studio.jobs import _FEATCACHE as COMMAND
+from featcache.serve.studio.commands import FEATCACHE_ONCE_TOLD as COMMAND
+from featcache.serve.studio.steps import ship_steps
 from featcache.serve.studio.uploads import UploadBounds, safe_path, unpack_images
+from featcache.serve.studio.workspace import Workspace
 
 SMALL = {"weights": "random:0", "engine": "torch"}
 
@@ -97,6 +99,23 @@ def test_a_killed_server_leaves_its_job_to_the_next_one(tmp_path: Path) -> None:
     for name in ("one", "two"):
         with open_cache(tmp_path / "work" / "caches" / name) as cache:
             assert len(cache.samples()) == 6
+
+
+def test_a_budget_puts_compress_between_merge_and_export(workspace: Path) -> None:
+    """What is exported is then the small model; an earlier search of the same name is begun anew."""
+    asked = {
+        "name": "first", "cache": "caches/colours", "labelled": "first-labelled", "formats": ["onnx", "web"],
+        "compress": True, "max_drop": 0.02, "max_minutes": 3.0,
+    }  # fmt: skip
+    steps = ship_steps(Workspace(workspace), asked)
+    assert [step.name for step in steps] == ["train", "merge", "compress", "export"]
+    small = str(workspace / "models" / "first-small")
+    assert {"--max-drop", "0.02", "--max-minutes", "3.0", "--overwrite"} <= set(steps[2].arguments)
+    assert steps[2].arguments[steps[2].arguments.index("--out") + 1] == small
+    assert steps[3].arguments[1] == small and "onnx,web" in steps[3].arguments
+    steps = ship_steps(Workspace(workspace), {**asked, "compress": False})
+    assert [step.name for step in steps] == ["train", "merge", "export"]
+    assert steps[2].arguments[1] == str(workspace / "models" / "first")
 
 
 @pytest.mark.slow

@@ -187,7 +187,7 @@ def test_the_camera_records_into_a_class_while_its_button_is_held(tmp_path: Path
 @pytest.mark.slow
 @needs_chromium
 def test_a_job_is_stopped_in_the_page(tmp_path: Path) -> None:
-    photos = draw_coloured(tmp_path / "photos", each=200)
+    photos = draw_coloured(tmp_path / "photos", each=1000)  # takes long enough to be stopped
     with open_studio(tmp_path / "work") as client, chromium() as page:
         for name in ("one", "two"):
             client.send("/api/jobs", kind="build", name=name, images=str(photos))

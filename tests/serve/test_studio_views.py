@@ -74,7 +74,21 @@ def test_every_control_has_a_name_to_a_screen_reader(opened: tuple[Page, Client]
     found = show(opened, view, language=language).accessible()
     controls = [one for one in found if one["role"] in CONTROLS or one["focusable"]]
     assert len(controls) > 8
-    assert [one for one in controls if not one["name"].strip() and one["role"] != "RootWebArea"] == []
+    assert nameless(controls) == []
+
+
+def nameless(found: list[dict]) -> list[dict]:
+    return [one for one in found if not one["name"].strip() and one["role"] != "RootWebArea"]
+
+
+def test_a_control_without_a_name_is_found(opened: tuple[Page, Client]) -> None:
+    """The check above closes: a button without a text, and a field without a label."""
+    page = show(opened, "ship")
+    page.run(
+        "document.querySelector('.ship').append(document.createElement('button'), document.createElement('input'))"
+    )
+    found = [one for one in page.accessible() if one["role"] in CONTROLS]
+    assert sorted(one["role"] for one in nameless(found)) == ["button", "textbox"]
 
 
 @pytest.mark.parametrize(("width", "height"), [(360, 740), (1280, 800), (3840, 2160)])

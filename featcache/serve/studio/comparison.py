@@ -104,7 +104,7 @@ def _answers(
     kind, _, value = name.partition(":")
     if name == "now":
         fitted, _ = desk.fitted(collection.id)
-        if fitted is None:
+        if fitted is None or len(fitted.probabilities) != len(labels):  # a build has just changed the images
             raise RefusedError(409, "there must be a head to compare: label train images of two classes first")
         return fitted.predicted[rows], np.ones(len(rows), bool)
     if kind == "head":

@@ -9,25 +9,35 @@ export class Frame {
     this.place = element("div", { hidden: true });
     this.waiting = new Map(); // number of a question → what to do with its answer
     this.asked = this.opened = 0;
-    this.element = null;
+    this.element = this.ready = this.loading = this.address = null;
     addEventListener("message", (event) => this.#hear(event));
   }
 
-  /** Open the web export of a bundle, if it has one: then there is an `element` that can be asked. */
+  /** Open the web export of a bundle, if it has one and is not open: then there is an `element` that can be asked. */
   async open(bundle) {
-    this.#end();
     const number = ++this.opened;
     const { address } = bundle ? await get("/web", { bundle }) : { address: null };
-    if (!address || number !== this.opened) return;
-    await new Promise((resolve, reject) => {
+    if (number !== this.opened) return;
+    if (address !== this.address) {
+      this.#end();
+      this.address = address;
+      if (address) this.loading = this.#load(address);
+    }
+    await this.loading;
+  }
+
+  #load(address) {
+    return new Promise((resolve, reject) => {
       this.ready = { resolve, reject };
       this.element = element("iframe", { sandbox: "allow-scripts", src: address, title: t("try_page") });
       this.place.replaceChildren(this.element);
     });
   }
 
-  /** Return {label, unknown, entries, milliseconds} of an image file. */
-  classify(image) {
+  /** Return {label, unknown, entries, milliseconds} of an image file, once what runs there is loaded. */
+  async classify(image) {
+    await this.loading;
+    if (!this.element) throw new Error(t("try_closed"));
     return new Promise((resolve, reject) => {
       this.waiting.set(++this.asked, { resolve, reject });
       this.element.contentWindow.postMessage({ number: this.asked, image }, "*");
@@ -39,7 +49,7 @@ export class Frame {
     for (const { reject } of this.waiting.values()) reject(new Error(t("try_closed")));
     this.waiting.clear();
     this.place.replaceChildren();
-    this.element = this.ready = null;
+    this.element = this.ready = this.loading = this.address = null;
   }
 
   #hear({ source, data }) {

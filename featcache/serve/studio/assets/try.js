@@ -11,7 +11,7 @@ const SHOWN = 5;
 export class TryCard {
   constructor() {
     this.frame = new Frame();
-    this.bundle = element("select", { "aria-label": t("bundle"), on: { change: () => this.#open() } });
+    this.bundle = element("select", { "aria-label": t("bundle"), on: { change: () => this.#turn() } });
     this.photo = element("canvas", { class: "photo", hidden: true, role: "img", "aria-label": t("try_photo") });
     this.server = this.#side(t("try_server"));
     this.page = this.#side(t("try_page"));
@@ -41,6 +41,13 @@ export class TryCard {
     if (names.includes(before)) this.bundle.value = before;
     this.none.hidden = names.length > 0;
     this.ways.hidden = !names.length;
+    if (this.bundle.value === before) this.#open();
+    else this.#turn();
+  }
+
+  /** Turn to another bundle: what the one before it said goes. */
+  #turn() {
+    this.server.root.hidden = this.page.root.hidden = true;
     this.#open();
   }
 
@@ -49,9 +56,8 @@ export class TryCard {
     return { answer, root: element("div", { hidden: true }, element("h3", { text: title }), answer) };
   }
 
-  /** Open the bundle's web export anew: another may be in its place since. */
+  /** Open the bundle's web export, anew where another is in its place since. */
   async #open() {
-    this.server.root.hidden = this.page.root.hidden = true;
     try {
       await this.frame.open(this.bundle.value);
     } catch (error) {
