@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from featcache.errors import InputError
 from featcache.heads.solvers import Problem, prepare
 from featcache.serve.studio.fitting import TOLERANCE, fit
 from featcache.serve.studio.labelled_rows import LabelledRows
@@ -76,3 +77,14 @@ def test_other_features_or_many_other_labels_begin_anew() -> None:
     assert kept.prepare(features + 1, np.arange(200), labels, classes).rows.mean[0] == pytest.approx(
         1 + features[:200, 0].mean(dtype=np.float64)
     )
+
+
+def test_a_row_without_numbers_is_refused_whenever_it_comes() -> None:
+    features, labels = clusters()
+    features[1500] = np.nan
+    kept, classes = LabelledRows(), np.arange(K, dtype=np.int32)
+    kept.prepare(features, np.arange(1000), labels, classes)
+    for _ in range(2):
+        with pytest.raises(InputError, match="features must be finite"):
+            kept.prepare(features, np.array([*range(1000), 1500]), labels, classes)
+    assert len(kept.prepare(features, np.arange(1001), labels, classes).rows.matrix) == 1001

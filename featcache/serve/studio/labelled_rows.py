@@ -25,6 +25,7 @@ class LabelledRows:
         self._matrix = np.zeros((0, 0), dtype=np.float32)
         self._images = np.zeros(0, dtype=np.int64)  # of which image each row of the matrix is
         self._row_of: dict[int, int] = {}
+        self._asked = np.zeros(0, dtype=np.int64)
         self._changed = 0
         self._decomposed = 0  # how many there were when the spectrum was last computed
 
@@ -33,20 +34,29 @@ class LabelledRows:
         classes: npt.NDArray[np.int32],
     ) -> Prepared:  # fmt: skip
         """Return what a head of `images`, their `features` (n, d) and `labels` (n,) among `classes` is solved from."""
-        wanted = set(images.tolist())
-        added, gone = wanted - self._row_of.keys(), self._row_of.keys() - wanted
+        added, gone = self._difference(images)
         self._changed += len(added) + len(gone)
-        if self._base is None or self._features is not features or self._changed > len(images) // _RENEWED:
+        new = sorted(added)
+        most = len(images) // _RENEWED
+        if self._base is None or self._features is not features or self._changed > most or not _finite(features[new]):
             self._begin(features, images)
         else:
             self._take_away(gone)
-            self._add(sorted(added), self._base)
+            self._add(new, self._base)
         count = len(images)
         assert self._base is not None
         targets = np.searchsorted(classes, labels[self._images[:count]]).astype(np.int64)
         problem = Problem(features=self._matrix[:count], targets=targets, n_classes=len(classes))
         self._base = self._base.continued(problem, self._matrix[:count])
         return self._base
+
+    def _difference(self, images: npt.NDArray[np.int64]) -> tuple[set[int], set[int]]:
+        """Return the images that are new, and those that are gone, since the last call."""
+        before, self._asked = self._asked, images
+        if np.array_equal(before, images):  # another class was given, as mostly
+            return set(), set()
+        wanted = set(images.tolist())
+        return wanted - self._row_of.keys(), self._row_of.keys() - wanted
 
     def _begin(self, features: npt.NDArray[np.float32], images: npt.NDArray[np.int64]) -> None:
         alike = self._base is not None and self._features is features and len(images) < 2 * self._decomposed
@@ -80,3 +90,8 @@ class LabelledRows:
         self._matrix[count : count + len(added)] = base.rows.standardise(self._features[added])
         self._images[count : count + len(added)] = added
         self._row_of |= {image: count + place for place, image in enumerate(added)}
+
+
+def _finite(features: npt.NDArray[np.float32]) -> bool:
+    """Return whether all are numbers: of those that are not, beginning anew says which."""
+    return bool(np.isfinite(features).all())
