@@ -27,6 +27,7 @@ from featcache.serve.studio.limits import BodyLimit
 
 GET = b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CROWD = 1000
+A_WHILE = 30.0  # that each of them is given: whoever is answered sooner waited for none of them
 
 
 @contextlib.contextmanager
@@ -81,7 +82,7 @@ def test_a_thousand_slow_connections_do_not_stop_the_next_one_at_the_server(pets
         for _ in range(3):
             started = time.monotonic()
             assert server.post("/models/pets/classify", data)[0] == 200
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < A_WHILE
 
 
 def test_a_thousand_slow_connections_do_not_stop_the_next_one_at_the_studio(
@@ -93,16 +94,16 @@ def test_a_thousand_slow_connections_do_not_stop_the_next_one_at_the_studio(
     with open_studio(workspace) as client:
         (entry,) = client.json("/api/datasets")
         path = f"/api/datasets/{entry['id']}"
-        with crowd(client.port, f"{path}/labels"):
-            waiting = [http.client.HTTPConnection("127.0.0.1", client.port) for _ in range(40)]
-            for connection in waiting:
+        with crowd(client.port, f"{path}/labels"), contextlib.ExitStack() as waiting:
+            for _ in range(40):
+                connection = waiting.enter_context(
+                    contextlib.closing(http.client.HTTPConnection("127.0.0.1", client.port))
+                )
                 connection.request("GET", f"{path}/head?revision=0&seconds=30")
             started = time.monotonic()
             assert client.send(f"{path}/classes", name="red")[0] == 200
             client.label(entry["id"], [0], "red")
-            assert time.monotonic() - started < 5
-            for connection in waiting:
-                connection.close()
+            assert time.monotonic() - started < A_WHILE
 
 
 # --- the bounds by themselves ---
