@@ -27,7 +27,7 @@ from featcache.serve.studio.limits import BodyLimit
 
 GET = b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CROWD = 1000
-A_WHILE = 30.0  # that each of them is given: whoever is answered sooner waited for none of them
+WHILE = 30.0  # that each of them is given: whoever is answered sooner has waited for none of them
 
 
 @contextlib.contextmanager
@@ -38,7 +38,7 @@ def crowd(port: int, path: str) -> Iterator[list[socket.socket]]:
         b"",  # nothing at all
         head,  # a head that ends nowhere, of which another byte comes now and then
         head + b"Content-Length: 90000\r\n\r\n{",  # a body that does
-        GET * 40,  # many questions, no answer of which is read
+        GET * 3,  # several questions, no answer of which is read
         GET,  # one question, half closed
     )
     taken: list[socket.socket] = []
@@ -82,7 +82,7 @@ def test_a_thousand_slow_connections_do_not_stop_the_next_one_at_the_server(pets
         for _ in range(3):
             started = time.monotonic()
             assert server.post("/models/pets/classify", data)[0] == 200
-            assert time.monotonic() - started < A_WHILE
+            assert time.monotonic() - started < WHILE
 
 
 def test_a_thousand_slow_connections_do_not_stop_the_next_one_at_the_studio(
@@ -103,7 +103,7 @@ def test_a_thousand_slow_connections_do_not_stop_the_next_one_at_the_studio(
             started = time.monotonic()
             assert client.send(f"{path}/classes", name="red")[0] == 200
             client.label(entry["id"], [0], "red")
-            assert time.monotonic() - started < A_WHILE
+            assert time.monotonic() - started < WHILE
 
 
 # --- the bounds by themselves ---
@@ -188,16 +188,17 @@ def test_a_head_has_a_while_to_come(begun: bytes, drip: bytes) -> None:
 
 def test_an_answer_that_is_not_taken_is_given_up() -> None:
     """Large ones, of which the application waits for room, and small ones, the end of which is in a buffer by then."""
-    with bounded() as server:
+    with bounded(seconds=1.0) as server:
         taken = []
         for size in range(40_000, 400_000, 20_000):
             taken.append(raw := socket.socket())
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             raw.connect(("127.0.0.1", server.port))
             raw.sendall(b"GET /%d HTTP/1.1\r\nConnection: close\r\n\r\n" % size)
-        time.sleep(0.1)
-        assert server.count > 10
-        end = time.monotonic() + 5
+        end = time.monotonic() + 10
+        while server.count < 10:
+            assert time.monotonic() < end
+        end = time.monotonic() + 10
         while server.count:
             assert time.monotonic() < end
             time.sleep(0.02)
@@ -207,13 +208,13 @@ def test_an_answer_that_is_not_taken_is_given_up() -> None:
 
 def test_an_answer_that_takes_longer_than_a_while_is_given() -> None:
     """Who takes some of it in time has the rest as well."""
-    with bounded() as server:
+    with bounded(seconds=1.0) as server:
         raw = server.connect(b"GET /30000000 HTTP/1.1\r\nConnection: close\r\n\r\n")
         size, started = 0, time.monotonic()
         while data := raw.recv(400_000):
             size += len(data)
-            time.sleep(0.01)
-        assert size > 30_000_000 and time.monotonic() - started > 0.5
+            time.sleep(0.015)
+        assert size > 30_000_000 and time.monotonic() - started > 1.0
         raw.close()
 
 
@@ -301,6 +302,6 @@ def test_a_process_with_few_descriptors_answers_beyond_them(tmp_path: Path) -> N
         for _ in range(3):
             started = time.monotonic()
             assert client.request("PUT", "/api/images/mine/file?path=1.png", b"1")[0] == 200
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < WHILE
         for raw in taken:
             raw.close()
