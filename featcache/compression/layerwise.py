@@ -8,7 +8,8 @@ Runtime, node by node.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,12 +41,14 @@ _MOST_TRIMMED = 16_384  # errors of a channel that are sorted
 class Calibrated:
     """`values`: new weights and biases by initializer name, float32, weights on their integer grid.
 
-    `error`: mean squared error of the graph's output on the images, each feature's over its variance.
+    `error`: mean squared error of the graph's output on the images, each feature's over its variance. `answers_error`:
+    that of what was asked of these features, over the variance of all answers; NaN where nothing was asked.
     """
 
     values: Mapping[str, npt.NDArray[np.float32]]
     quantization: Quantization
     error: float
+    answers_error: float = math.nan
 
 
 @one_torch_thread()  # two hardly save time; on a busy machine they wait for each other at every layer
@@ -58,6 +61,7 @@ def calibrate(
     stored: Collection[str] = (),
     limit: int = LIMIT,
     power: float = 1.5,
+    answers: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = None,
 ) -> Calibrated:
     """Return scales, rounded weights and corrected biases of a float `model` for 8-bit integers.
 
@@ -65,6 +69,7 @@ def calibrate(
     nodes to compute in integers. `adjustable`: initializers that may be given other values; the others are rounded to
     nearest, and their scales alone are stored. `stored`: names of Conv nodes that compute in floats, with weights that
     are stored as integers. `limit`: the largest integer of a weight. `power`: of the errors that ranges minimise.
+    `answers`: features (n, d) → what a head says of them (n, k).
     """
     walk = _Walk(
         model, images, nodes=frozenset(nodes), stored=frozenset(stored), adjustable=adjustable, limit=limit, power=power
@@ -72,8 +77,10 @@ def calibrate(
     for node in tqdm(model.graph.node, desc="quantize", unit="layer", disable=None):
         walk.step(node)
     output = model.graph.output[0].name
-    error = error_over_variance(walk.exact[output], walk.rough[output])
-    return Calibrated(walk.values, Quantization(tuple(nodes), walk.activations, walk.weights), error)
+    exact, rough = walk.exact[output], walk.rough[output]
+    asked = math.nan if answers is None else _answers_error(answers(exact.numpy()), answers(rough.numpy()))
+    quantization = Quantization(tuple(nodes), walk.activations, walk.weights)
+    return Calibrated(walk.values, quantization, error_over_variance(exact, rough), asked)
 
 
 class _Walk:
@@ -236,6 +243,11 @@ def error_over_variance(exact: Tensor, rough: Tensor, *, of: Tensor | None = Non
     variance = (exact if of is None else of).var(dim=0, correction=0)
     constant = 1e-6 * float(variance.max()) + _TINY
     return float(((rough - exact).square().mean(dim=0) / variance.clamp(min=constant)).mean())
+
+
+def _answers_error(exact: npt.NDArray[np.float32], rough: npt.NDArray[np.float32]) -> float:
+    """Return the mean squared error of the answers `rough` (n, k) over the mean variance of the `exact` ones."""
+    return float(np.square(rough - exact).mean() / max(float(exact.var(axis=0).mean()), _TINY))
 
 
 def _useful_limits(readers: Sequence[Node]) -> tuple[float | None, float | None]:

@@ -80,10 +80,10 @@ def quantize(
 
     Of ``int8``, the default: batch norms are folded; then a walk over the graph rounds each layer's weights (per output
     channel) for the inputs it will really get, takes back the usual error with its bias, and chooses the range of its
-    8-bit output; of two such walks, which choose ranges differently, the one that ends nearer to the float features
-    counts. ``qat`` then trains with the rounding inside, scales included, toward the cached float features; killed, the
-    same call goes on from ``OUT.work``. Then the backbone is final, and the head is fitted again on its features; a
-    refit that val says is worse is not kept.
+    8-bit output; of two such walks, which choose ranges differently, the one counts whose features the head answers for
+    most nearly as for the float ones. ``qat`` then trains with the rounding inside, scales included, toward the cached
+    float features; killed, the same call goes on from ``OUT.work``. Then the backbone is final, and the head is fitted
+    again on its features; a refit that val says is worse is not kept.
 
     Parameters
     ----------
@@ -346,13 +346,15 @@ def quantized_model(
 def _calibrated(
     folded: FoldedModel, pixels: npt.NDArray[np.uint8], float_share: float, processor: ProcessorKind
 ) -> Calibrated:
-    return _walked(folded, pixels, integer_nodes(folded.graph, float_share=float_share), processor)
+    walks = _walks(folded, pixels, integer_nodes(folded.graph, float_share=float_share), processor)
+    return min(walks, key=lambda walk: walk.answers_error)
 
 
-def _walked(
+def _walks(
     folded: FoldedModel, pixels: npt.NDArray[np.uint8], nodes: Sequence[str], processor: ProcessorKind
-) -> Calibrated:
-    walks = [
+) -> list[Calibrated]:
+    """Return the integers by each power of the errors that ranges minimise: which is best differs between networks."""
+    return [
         calibrate(
             folded.graph,
             pixels,
@@ -361,10 +363,10 @@ def _walked(
             adjustable=folded.adjustable,
             limit=weight_limit(processor),
             power=power,
+            answers=folded.model.fitted_head.predict_logits,
         )
         for power in POWERS
     ]
-    return min(walks, key=lambda walk: walk.error)  # which power is better differs from network to network
 
 
 def _calibrated_within(
@@ -379,7 +381,8 @@ def _calibrated_within(
         return _calibrated(folded, pixels, float_share, processor), ()
 
     def walk(floats: Collection[str]) -> Calibrated:
-        return _walked(folded, pixels, nodes_without(folded.graph, floats), processor)
+        walks = _walks(folded, pixels, nodes_without(folded.graph, floats), processor)
+        return min(walks, key=lambda walk: walk.error)  # the budget is one of the features
 
     errors = layer_errors(folded.graph, pixels, walk(()))
     found = fewest_floats(
