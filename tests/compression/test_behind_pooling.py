@@ -1,4 +1,4 @@
-"""Convolutions behind the pooling: floats from 8-bit weights, unpacked once; which of two walks counts."""
+"""Convolutions behind the pooling: floats from 8-bit weights, which a runtime unpacks once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from export_models import small_model
 from onnx import TensorProto
 
 from featcache.bundle.exporting import export
-from featcache.compression import quantization
 from featcache.compression.choosing import behind_pooling, integer_nodes, nodes_without
 from featcache.compression.folded import FoldedModel, fold_model
-from featcache.compression.layerwise import Calibrated, calibrate
+from featcache.compression.layerwise import calibrate
 from featcache.compression.quantization import quantized_model
 from featcache.engines.session import open_session
 from featcache.graph.write import write_onnx
 from featcache.model.merged import MergedModel
-from featcache.model.quantization import Quantization, along_axis
 
 NETWORK = "mobilenetv3_small_050"  # its last convolution follows the pooling, as in every MobileNetV3
 LAST = "backbone.network.conv_head/Conv"
@@ -84,32 +82,3 @@ def test_device_files_answer_as_it_does(integers: MergedModel, tmp_path: Path) -
         assert made.executed and made.disagreements == 0
     held = {tensor.name for tensor in onnx.load(tmp_path / "bundle" / "model.onnx").graph.initializer}
     assert f"{WEIGHT}/quantized" in held and WEIGHT not in held
-
-
-def test_of_two_walks_the_one_counts_that_the_head_answers_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mean over features follows a few that hardly vary, and that no head listens to."""
-    nearest = {2.0: (0.045, 0.025), 1.5: (0.049, 0.007)}  # of features and of answers, as measured
-
-    def walk(*_: object, power: float, **__: object) -> Calibrated:
-        error, of_answers = nearest[power]
-        scale = along_axis([power] * 16, axis=0)
-        return Calibrated({}, Quantization((), {}, {"chosen": scale}), error, of_answers)
-
-    monkeypatch.setattr(quantization, "calibrate", walk)
-    model = quantized_model(small_model(), PIXELS)
-    assert model.quantization is not None
-    assert model.quantization.weights["chosen"].scale[0] == 1.5
-
-
-def test_what_a_head_answers_is_compared_as_its_variance() -> None:
-    folded = fold_model(small_model())
-    nodes = integer_nodes(folded.graph, float_share=0.1)
-    asked: list[np.ndarray] = []
-
-    def answers(features: np.ndarray) -> np.ndarray:
-        asked.append(features)
-        return features[:, :3]
-
-    found = calibrate(folded.graph, PIXELS, nodes=nodes, adjustable=folded.adjustable, answers=answers)
-    exact, rough = (features[:, :3] for features in asked)
-    assert found.answers_error == pytest.approx(np.square(rough - exact).mean() / exact.var(axis=0).mean(), rel=1e-5)
