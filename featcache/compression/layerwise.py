@@ -8,7 +8,8 @@ Runtime, node by node.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,12 +41,14 @@ _MOST_TRIMMED = 16_384  # errors of a channel that are sorted
 class Calibrated:
     """`values`: new weights and biases by initializer name, float32, weights on their integer grid.
 
-    `error`: mean squared error of the graph's output on the images, each feature's over its variance.
+    `error`: mean squared error of the graph's output on the images, each feature's over its variance. `answers_error`:
+    that of what was asked of these features, over the variance of all answers; NaN where nothing was asked.
     """
 
     values: Mapping[str, npt.NDArray[np.float32]]
     quantization: Quantization
     error: float
+    answers_error: float = math.nan
 
 
 @one_torch_thread()  # two hardly save time; on a busy machine they wait for each other at every layer
@@ -55,22 +58,29 @@ def calibrate(
     *,
     nodes: Sequence[str],
     adjustable: frozenset[str],
+    stored: Collection[str] = (),
     limit: int = LIMIT,
     power: float = 1.5,
+    answers: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = None,
 ) -> Calibrated:
     """Return scales, rounded weights and corrected biases of a float `model` for 8-bit integers.
 
     `images` (n, height, width, 3) uint8: training images, all held at once. `nodes`: names of the Conv, MatMul and Add
     nodes to compute in integers. `adjustable`: initializers that may be given other values; the others are rounded to
-    nearest, and their scales alone are stored. `limit`: the largest integer of a weight. `power`: of the
-    errors that ranges minimise.
+    nearest, and their scales alone are stored. `stored`: names of Conv nodes that compute in floats, with weights that
+    are stored as integers. `limit`: the largest integer of a weight. `power`: of the errors that ranges minimise.
+    `answers`: features (n, d) → what a head says of them (n, k).
     """
-    walk = _Walk(model, images, nodes=frozenset(nodes), adjustable=adjustable, limit=limit, power=power)
+    walk = _Walk(
+        model, images, nodes=frozenset(nodes), stored=frozenset(stored), adjustable=adjustable, limit=limit, power=power
+    )
     for node in tqdm(model.graph.node, desc="quantize", unit="layer", disable=None):
         walk.step(node)
     output = model.graph.output[0].name
-    error = error_over_variance(walk.exact[output], walk.rough[output])
-    return Calibrated(walk.values, Quantization(tuple(nodes), walk.activations, walk.weights), error)
+    exact, rough = walk.exact[output], walk.rough[output]
+    asked = math.nan if answers is None else _answers_error(answers(exact.numpy()), answers(rough.numpy()))
+    quantization = Quantization(tuple(nodes), walk.activations, walk.weights)
+    return Calibrated(walk.values, quantization, error_over_variance(exact, rough), asked)
 
 
 class _Walk:
@@ -82,12 +92,14 @@ class _Walk:
         images: npt.NDArray[np.uint8],
         *,
         nodes: frozenset[str],
+        stored: frozenset[str],
         adjustable: frozenset[str],
         limit: int,
         power: float,
     ) -> None:
         graph = model.graph
         self.nodes, self.adjustable, self.limit, self.power = nodes, adjustable, limit, power
+        self.rounded = nodes | stored  # whose weights become integers
         self.opset = opset_of(model)
         self.graph = Graph(model)
         self.convolutions = {node.name: node for node in self.graph.nodes if node.kind == "Conv"}
@@ -95,7 +107,7 @@ class _Walk:
         self.exact: dict[str, Tensor] = {graph.input[0].name: torch.from_numpy(images)}
         self.rough: dict[str, Tensor] = dict(self.exact)
         self.unread = {name: len(readers) for name, readers in consumers_of(graph).items()}
-        self.stored = _stored_tensors(graph, nodes)
+        self.scaled = _scaled_tensors(graph, nodes)
         self.values: dict[str, npt.NDArray[np.float32]] = {}
         self.activations: dict[str, QuantParams] = {}
         self.weights: dict[str, QuantParams] = {}
@@ -104,7 +116,7 @@ class _Walk:
     def step(self, node: onnx.NodeProto) -> None:
         """Compute the outputs of `node`, both ways."""
         with torch.inference_mode():
-            if node.name in self.nodes and node.op_type == "Conv":
+            if node.name in self.rounded and node.op_type == "Conv":
                 self._convolve(node)
             elif node.name in self.nodes and node.op_type == "MatMul":
                 self._multiply(node)
@@ -114,7 +126,7 @@ class _Walk:
                     known.update(zip(node.output, results, strict=True))
             self._release(node)
             for name in node.output:
-                if name in self.stored:
+                if name in self.scaled:
                     least, most = _useful_limits(self.graph.readers(name))
                     self.activations[name] = power_range(self.rough[name], power=self.power, least=least, most=most)
                     self.rough[name] = fake_quantize(self.rough[name], self.activations[name])
@@ -136,7 +148,8 @@ class _Walk:
         shape = Convolution(self.convolutions[node.name])
         wanted = shape(self.exact[source], weight, bias)
         scales = channel_scales(weight, limit=self.limit)
-        if bias is not None:  # a bias must fit 32 bits at the scale input · weight, also where all weights are tiny
+        if bias is not None and node.name in self.nodes:
+            # a bias must fit 32 bits at the scale input · weight, also where all weights are tiny
             scales = torch.maximum(scales, bias.abs() / (_LARGEST_BIAS * self.activations[source].scale[0]))
         if weight_name in self.adjustable:
             moments = MomentsSum()
@@ -232,6 +245,11 @@ def error_over_variance(exact: Tensor, rough: Tensor, *, of: Tensor | None = Non
     return float(((rough - exact).square().mean(dim=0) / variance.clamp(min=constant)).mean())
 
 
+def _answers_error(exact: npt.NDArray[np.float32], rough: npt.NDArray[np.float32]) -> float:
+    """Return the mean squared error of the answers `rough` (n, k) over the mean variance of the `exact` ones."""
+    return float(np.square(rough - exact).mean() / max(float(exact.var(axis=0).mean()), _TINY))
+
+
 def _useful_limits(readers: Sequence[Node]) -> tuple[float | None, float | None]:
     """Return the values below and above which the one reader of a tensor tells nothing apart; None where it does."""
     if len(readers) != 1:
@@ -271,7 +289,7 @@ def run_node(node: onnx.NodeProto, inputs: Sequence[Tensor | None], *, opset: in
     return [torch.from_numpy(np.asarray(value)) for value in session.run(None, arrays)]
 
 
-def _stored_tensors(graph: onnx.GraphProto, nodes: frozenset[str]) -> frozenset[str]:
+def _scaled_tensors(graph: onnx.GraphProto, nodes: frozenset[str]) -> frozenset[str]:
     """Return the tensors that get a scale: what integer nodes read, and what integer convolutions and sums write."""
     consumers, outputs = consumers_of(graph), {value.name for value in graph.output}
     constants = {tensor.name for tensor in graph.initializer}

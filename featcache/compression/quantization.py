@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from featcache.cache import FeatureCache, borrow_cache
-from featcache.compression.choosing import FLOAT_SHARE, fewest_floats, integer_nodes, nodes_without
+from featcache.compression.choosing import FLOAT_SHARE, behind_pooling, fewest_floats, integer_nodes, nodes_without
 from featcache.compression.folded import FoldedModel, fold_model, with_integers
 from featcache.compression.layerwise import Calibrated, calibrate
 from featcache.compression.products import integer_products
@@ -80,10 +80,10 @@ def quantize(
 
     Of ``int8``, the default: batch norms are folded; then a walk over the graph rounds each layer's weights (per output
     channel) for the inputs it will really get, takes back the usual error with its bias, and chooses the range of its
-    8-bit output; of two such walks, which choose ranges differently, the one that ends nearer to the float features
-    counts. ``qat`` then trains with the rounding inside, scales included, toward the cached float features; killed, the
-    same call goes on from ``OUT.work``. Then the backbone is final, and the head is fitted again on its features; a
-    refit that val says is worse is not kept.
+    8-bit output; of two such walks, which choose ranges differently, the one counts whose features the head answers for
+    most nearly as for the float ones. ``qat`` then trains with the rounding inside, scales included, toward the cached
+    float features; killed, the same call goes on from ``OUT.work``. Then the backbone is final, and the head is fitted
+    again on its features; a refit that val says is worse is not kept.
 
     Parameters
     ----------
@@ -117,7 +117,8 @@ def quantize(
         How many training images of 224 pixels the walk sees; as many pixels of smaller or larger ones.
     float_share
         The first convolutions, up to this share of the multiplications, stay in floats: they read pixels, have few
-        channels, and their error reaches everything.
+        channels, and their error reaches everything. So do those behind the pooling, whatever the share, with weights
+        of 8 bits: they see one pixel, whose rounding no other one makes up for.
     max_error
         Instead of the first convolutions, as few as do of those layers whose integers alone cost the features most stay
         in floats, so that the features' mean squared error on the calibration images, each over its variance, is at
@@ -345,19 +346,27 @@ def quantized_model(
 def _calibrated(
     folded: FoldedModel, pixels: npt.NDArray[np.uint8], float_share: float, processor: ProcessorKind
 ) -> Calibrated:
-    return _walked(folded, pixels, integer_nodes(folded.graph, float_share=float_share), processor)
+    walks = _walks(folded, pixels, integer_nodes(folded.graph, float_share=float_share), processor)
+    return min(walks, key=lambda walk: walk.answers_error)
 
 
-def _walked(
+def _walks(
     folded: FoldedModel, pixels: npt.NDArray[np.uint8], nodes: Sequence[str], processor: ProcessorKind
-) -> Calibrated:
-    walks = [
+) -> list[Calibrated]:
+    """Return the integers by each power of the errors that ranges minimise: which is best differs between networks."""
+    return [
         calibrate(
-            folded.graph, pixels, nodes=nodes, adjustable=folded.adjustable, limit=weight_limit(processor), power=power
+            folded.graph,
+            pixels,
+            nodes=nodes,
+            stored=set(behind_pooling(folded.graph)) - set(nodes),
+            adjustable=folded.adjustable,
+            limit=weight_limit(processor),
+            power=power,
+            answers=folded.model.fitted_head.predict_logits,
         )
         for power in POWERS
     ]
-    return min(walks, key=lambda walk: walk.error)  # which power is better differs from network to network
 
 
 def _calibrated_within(
@@ -372,7 +381,8 @@ def _calibrated_within(
         return _calibrated(folded, pixels, float_share, processor), ()
 
     def walk(floats: Collection[str]) -> Calibrated:
-        return _walked(folded, pixels, nodes_without(folded.graph, floats), processor)
+        walks = _walks(folded, pixels, nodes_without(folded.graph, floats), processor)
+        return min(walks, key=lambda walk: walk.error)  # the budget is one of the features
 
     errors = layer_errors(folded.graph, pixels, walk(()))
     found = fewest_floats(

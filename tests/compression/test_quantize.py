@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from featcache.cache import open_cache
 from featcache.compression import CompressResult, apply_quantization, quantization, quantize, refitting, shipping
 from featcache.compression.choosing import integer_nodes
+from featcache.compression.folded import fold_model
 from featcache.compression.layerwise import calibrate, usual_error
 from featcache.compression.measurement import graph_macs, integer_share
 from featcache.compression.quantization import calibration_pixels, integer_head, quantized_model
@@ -238,7 +239,8 @@ def test_a_refit_that_val_says_is_worse_is_not_kept(
     assert result.accuracy_after_refit == result.accuracy_before_refit
 
 
-def test_of_two_walks_the_one_nearer_to_the_float_features_counts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_walks_the_one_counts_that_the_head_answers_nearer(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the other one's features are nearer in the mean, which follows a few that hardly vary."""
     walks = []
 
     def noted(*arguments: Any, **options: Any) -> Any:
@@ -250,8 +252,25 @@ def test_of_two_walks_the_one_nearer_to_the_float_features_counts(place: Path, m
     pixels = load_pixels(Golden.load(place / "model" / "golden").images[:4], float_model.preprocessing)
     model = quantized_model(float_model, pixels)
     assert len(walks) == 2 and walks[0].quantization != walks[1].quantization
-    assert model.quantization == min(walks, key=lambda walk: walk.error).quantization
+    chosen, other = sorted(walks, key=lambda walk: walk.answers_error)
+    assert model.quantization == chosen.quantization
+    assert chosen.error > other.error
     assert 0 < min(walk.error for walk in walks) < 0.1
+
+
+def test_what_a_head_answers_is_compared_as_its_variance(place: Path) -> None:
+    folded = fold_model(load_model(place / "model"))
+    pixels = load_pixels(Golden.load(place / "model" / "golden").images[:4], folded.model.preprocessing)
+    nodes = integer_nodes(folded.graph, float_share=0.1)
+    asked: list[np.ndarray] = []
+
+    def answers(features: np.ndarray) -> np.ndarray:
+        asked.append(features)
+        return features[:, :3]
+
+    found = calibrate(folded.graph, pixels, nodes=nodes, adjustable=folded.adjustable, answers=answers)
+    exact, rough = (features[:, :3] for features in asked)
+    assert found.answers_error == pytest.approx(np.square(rough - exact).mean() / exact.var(axis=0).mean(), rel=1e-5)
 
 
 def test_integers_that_are_slower_here_are_said_to_be() -> None:
