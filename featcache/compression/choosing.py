@@ -13,49 +13,24 @@ from featcache.graph.cost import node_macs
 FLOAT_SHARE = 0.1  # of the multiplications, spent on the first convolutions: they cost most when rounded
 MOST_FLOATS = 0.5  # of the multiplications that a budget of error may keep in floats: integers must stay the rule
 _MOST_FLOAT_CONVOLUTIONS = 0.15  # of all, likewise
-_POOLINGS = frozenset({"GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax"})
 
 
 def integer_nodes(graph: onnx.ModelProto, *, float_share: float) -> list[str]:
     """Return the names of the nodes to compute in integers: convolutions, products with weights, sums of such results.
 
-    The leading convolutions are left out while all of them together take at most `float_share` of the multiplications,
-    and so are those behind the pooling. Raises `InputError` where nothing is left.
+    The leading convolutions are left out while all of them together take at most `float_share` of the multiplications.
+    Raises `InputError` where nothing is left.
     """
     macs = node_macs(graph)
     budget = float_share * sum(macs.values())
     convolutions = [node.name for node in layers_with_weights(graph) if node.op_type == "Conv"]
-    kept = set(behind_pooling(graph))
+    kept: set[str] = set()
     for name in convolutions[: int(_MOST_FLOAT_CONVOLUTIONS * len(convolutions))]:
         budget -= macs[name]
         if budget < 0:
             break
         kept.add(name)
     return nodes_without(graph, kept)
-
-
-def behind_pooling(graph: onnx.ModelProto) -> list[str]:
-    """Return the names of the convolutions whose answers reach the features and meet no pooling on the way.
-
-    They see one pixel: what their 8 bits round, no other pixel makes up for. None where the image itself reaches the
-    features without pooling.
-    """
-    producers = {name: node for node in graph.graph.node for name in node.output}
-    images = {value.name for value in graph.graph.input}
-    layers = {node.name for node in layers_with_weights(graph) if node.op_type == "Conv"}
-    waiting, seen, found = [value.name for value in graph.graph.output], set[str](), set[str]()
-    while waiting:
-        name = waiting.pop()
-        if name in images:
-            return []
-        node = producers.get(name)
-        if node is None or name in seen or node.op_type in _POOLINGS:
-            continue
-        seen.add(name)
-        if node.name in layers:
-            found.add(node.name)
-        waiting += node.input
-    return [node.name for node in graph.graph.node if node.name in found]
 
 
 def nodes_without(graph: onnx.ModelProto, floats: Collection[str]) -> list[str]:

@@ -9,7 +9,7 @@ Runtime, node by node.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +58,6 @@ def calibrate(
     *,
     nodes: Sequence[str],
     adjustable: frozenset[str],
-    stored: Collection[str] = (),
     limit: int = LIMIT,
     power: float = 1.5,
     answers: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = None,
@@ -67,13 +66,10 @@ def calibrate(
 
     `images` (n, height, width, 3) uint8: training images, all held at once. `nodes`: names of the Conv, MatMul and Add
     nodes to compute in integers. `adjustable`: initializers that may be given other values; the others are rounded to
-    nearest, and their scales alone are stored. `stored`: names of Conv nodes that compute in floats, with weights that
-    are stored as integers. `limit`: the largest integer of a weight. `power`: of the errors that ranges minimise.
-    `answers`: features (n, d) → what a head says of them (n, k).
+    nearest, and their scales alone are stored. `limit`: the largest integer of a weight. `power`: of the errors that
+    ranges minimise. `answers`: features (n, d) → what a head says of them (n, k).
     """
-    walk = _Walk(
-        model, images, nodes=frozenset(nodes), stored=frozenset(stored), adjustable=adjustable, limit=limit, power=power
-    )
+    walk = _Walk(model, images, nodes=frozenset(nodes), adjustable=adjustable, limit=limit, power=power)
     for node in tqdm(model.graph.node, desc="quantize", unit="layer", disable=None):
         walk.step(node)
     output = model.graph.output[0].name
@@ -92,14 +88,12 @@ class _Walk:
         images: npt.NDArray[np.uint8],
         *,
         nodes: frozenset[str],
-        stored: frozenset[str],
         adjustable: frozenset[str],
         limit: int,
         power: float,
     ) -> None:
         graph = model.graph
         self.nodes, self.adjustable, self.limit, self.power = nodes, adjustable, limit, power
-        self.rounded = nodes | stored  # whose weights become integers
         self.opset = opset_of(model)
         self.graph = Graph(model)
         self.convolutions = {node.name: node for node in self.graph.nodes if node.kind == "Conv"}
@@ -107,7 +101,7 @@ class _Walk:
         self.exact: dict[str, Tensor] = {graph.input[0].name: torch.from_numpy(images)}
         self.rough: dict[str, Tensor] = dict(self.exact)
         self.unread = {name: len(readers) for name, readers in consumers_of(graph).items()}
-        self.scaled = _scaled_tensors(graph, nodes)
+        self.stored = _stored_tensors(graph, nodes)
         self.values: dict[str, npt.NDArray[np.float32]] = {}
         self.activations: dict[str, QuantParams] = {}
         self.weights: dict[str, QuantParams] = {}
@@ -116,7 +110,7 @@ class _Walk:
     def step(self, node: onnx.NodeProto) -> None:
         """Compute the outputs of `node`, both ways."""
         with torch.inference_mode():
-            if node.name in self.rounded and node.op_type == "Conv":
+            if node.name in self.nodes and node.op_type == "Conv":
                 self._convolve(node)
             elif node.name in self.nodes and node.op_type == "MatMul":
                 self._multiply(node)
@@ -126,7 +120,7 @@ class _Walk:
                     known.update(zip(node.output, results, strict=True))
             self._release(node)
             for name in node.output:
-                if name in self.scaled:
+                if name in self.stored:
                     least, most = _useful_limits(self.graph.readers(name))
                     self.activations[name] = power_range(self.rough[name], power=self.power, least=least, most=most)
                     self.rough[name] = fake_quantize(self.rough[name], self.activations[name])
@@ -148,8 +142,7 @@ class _Walk:
         shape = Convolution(self.convolutions[node.name])
         wanted = shape(self.exact[source], weight, bias)
         scales = channel_scales(weight, limit=self.limit)
-        if bias is not None and node.name in self.nodes:
-            # a bias must fit 32 bits at the scale input · weight, also where all weights are tiny
+        if bias is not None:  # a bias must fit 32 bits at the scale input · weight, also where all weights are tiny
             scales = torch.maximum(scales, bias.abs() / (_LARGEST_BIAS * self.activations[source].scale[0]))
         if weight_name in self.adjustable:
             moments = MomentsSum()
@@ -289,7 +282,7 @@ def run_node(node: onnx.NodeProto, inputs: Sequence[Tensor | None], *, opset: in
     return [torch.from_numpy(np.asarray(value)) for value in session.run(None, arrays)]
 
 
-def _scaled_tensors(graph: onnx.GraphProto, nodes: frozenset[str]) -> frozenset[str]:
+def _stored_tensors(graph: onnx.GraphProto, nodes: frozenset[str]) -> frozenset[str]:
     """Return the tensors that get a scale: what integer nodes read, and what integer convolutions and sums write."""
     consumers, outputs = consumers_of(graph), {value.name for value in graph.output}
     constants = {tensor.name for tensor in graph.initializer}

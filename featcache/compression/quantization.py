@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from featcache.cache import FeatureCache, borrow_cache
-from featcache.compression.choosing import FLOAT_SHARE, behind_pooling, fewest_floats, integer_nodes, nodes_without
+from featcache.compression.choosing import FLOAT_SHARE, fewest_floats, integer_nodes, nodes_without
 from featcache.compression.folded import FoldedModel, fold_model, with_integers
 from featcache.compression.layerwise import Calibrated, calibrate
 from featcache.compression.products import integer_products
@@ -117,8 +117,7 @@ def quantize(
         How many training images of 224 pixels the walk sees; as many pixels of smaller or larger ones.
     float_share
         The first convolutions, up to this share of the multiplications, stay in floats: they read pixels, have few
-        channels, and their error reaches everything. So do those behind the pooling, whatever the share, with weights
-        of 8 bits: they see one pixel, whose rounding no other one makes up for.
+        channels, and their error reaches everything.
     max_error
         Instead of the first convolutions, as few as do of those layers whose integers alone cost the features most stay
         in floats, so that the features' mean squared error on the calibration images, each over its variance, is at
@@ -359,7 +358,6 @@ def _walks(
             folded.graph,
             pixels,
             nodes=nodes,
-            stored=set(behind_pooling(folded.graph)) - set(nodes),
             adjustable=folded.adjustable,
             limit=weight_limit(processor),
             power=power,

@@ -42,7 +42,7 @@ class OnnxTarget(Target):
         """Copy the file as ``model.onnx``: the plain graph, not one that a runtime optimised for its processor."""
         self.require()
         destination = folder / "model.onnx"
-        write_atomically(destination, _as_run(onnx_path, facts) if facts.quantized else onnx_path.read_bytes())
+        write_atomically(destination, _with_integer_products(onnx_path) if facts.dynamic else onnx_path.read_bytes())
         return Converted(
             (destination,), classifier_tensors(facts), numbers_of(facts, integers=None, halves=HALVES, dynamic=DYNAMIC)
         )
@@ -53,21 +53,14 @@ class OnnxTarget(Target):
         return _OnnxRunner(files[0], threads)
 
 
-def _as_run(path: Path, facts: ModelFacts) -> bytes:
-    """Return the ONNX file at `path` as ONNX Runtime is to run it.
-
-    Rows that stored integers are multiplied with are rounded at run time where the model says so; integers that floats
-    are computed with are unpacked once.
-    """
+def _with_integer_products(path: Path) -> bytes:
+    """Return the ONNX file at `path`, the rows that its stored integers are multiplied with rounded at run time."""
     import onnx
 
     from featcache.graph.dynamic import expand_products
-    from featcache.graph.unpacked import unpack_once
 
     proto = onnx.load(str(path))
-    if facts.dynamic:
-        expand_products(proto)
-    unpack_once(proto)
+    expand_products(proto)
     onnx.checker.check_model(proto)
     return bytes(proto.SerializeToString(deterministic=True))
 

@@ -60,9 +60,8 @@ def write_onnx(
     quantized
         Whether a model with stored scales is written with QuantizeLinear/DequantizeLinear pairs, or in floats.
     dynamic
-        Whether the file is as ONNX Runtime is to run it: products whose rows are rounded at run time are written so,
-        and stored integers that floats are computed with are unpacked once; else every stored integer has its
-        DequantizeLinear, which says what it stands for.
+        Whether products whose rows are rounded at run time are written so, or as products with the floats that stored
+        integers stand for.
 
     Returns
     -------
@@ -98,13 +97,10 @@ def write_onnx(
         from featcache.graph.qdq import apply_quantization
 
         proto = apply_quantization(proto, _of_outputs(model.quantization, proto))
-        if dynamic:
+        if dynamic and model.quantization.dynamic:
             from featcache.graph.dynamic import expand_products
-            from featcache.graph.unpacked import unpack_once
 
-            if model.quantization.dynamic:
-                expand_products(proto)
-            unpack_once(proto)
+            expand_products(proto)
     if model.halves:
         from featcache.graph.halves import store_halves
 
