@@ -162,6 +162,21 @@ def test_out_of_fold_equal_images_are_held_out_together() -> None:
     assert (out_of_fold(features, labels, groups, train=train, fitted=fitted).argmax(axis=1) == labels).mean() < 0.7
 
 
+def test_a_head_cut_short_is_gone_on_from_until_it_is_settled() -> None:
+    """One label more among many is answered by few passes; going on ends where a head without a bound does."""
+    features, labels = clusters(4000, k=5)
+    train = np.arange(4000) % 5 > 0
+    first = fit(features, labels, train=train, val=~train, l2=1e-5)
+    assert first is not None and first.settled
+    labels[1] = (labels[1] + 1) % 5
+    short = fit(features, labels, train=train, val=~train, l2=1e-5, before=first, passes=1)
+    assert short is not None and not short.settled
+    end = fit(features, labels, train=train, val=~train, l2=1e-5, before=short)
+    whole = fit(features, labels, train=train, val=~train, l2=1e-5)
+    assert end is not None and whole is not None and end.settled
+    assert end.solution.objective == pytest.approx(whole.solution.objective, rel=2e-3)
+
+
 def test_similarity_is_the_cosine() -> None:
     features = np.array([[1, 0], [2, 0], [0, 3], [1, 1], [0, 0]], dtype=np.float32)
     assert Likeness(features).of(0) == pytest.approx([1, 1, 0, 2**-0.5, 0])

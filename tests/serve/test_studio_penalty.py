@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,21 @@ def test_labels_are_answered_while_the_penalty_is_being_chosen(
                 break
             threading.Event().wait(0.01)
         assert (chosen["l2"], chosen["l2_by"], chosen["revision"]) == (0.25, "folds", changed["revision"])
+
+
+def test_a_head_that_was_cut_short_is_gone_on_with_in_a_pause(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first answer to the labels comes after one pass; without another label, the end of it follows by itself."""
+    monkeypatch.setattr("featcache.serve.studio.desk.quick_passes", lambda images: 1)
+    with open_studio(workspace) as client:
+        (entry,) = client.json("/api/datasets")
+        path = f"/api/datasets/{entry['id']}"
+        for number, name in enumerate(("red", "green", "blue")):
+            client.send(f"{path}/classes", name=name)
+            client.label(entry["id"], [3 * number, 3 * number + 1], name)
+        head = client.json(f"{path}/head?revision=3&seconds=20")
+        assert not head["settled"]
+        end = time.monotonic() + 60
+        while not head["settled"]:
+            assert time.monotonic() < end
+            head = client.json(f"{path}/head")
+        assert head["revision"] == 3

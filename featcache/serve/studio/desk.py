@@ -25,12 +25,14 @@ from featcache.serve.studio.labelled_rows import LabelledRows
 from featcache.serve.studio.penalty import Choice, choose_penalty, is_due
 from featcache.serve.studio.workspace import Workspace
 
+_PAUSE_SECONDS = 1.0  # without a label, after which a head that was cut short is gone on with
+
 
 @dataclass(slots=True)
 class _Open:
     """A data set on the desk. `fitted` is of the labels of `revision`, which `milliseconds` of work made of them.
 
-    `choice`: the penalty as it was chosen last, None before the first time.
+    `choice`: the penalty as it was chosen last, None before the first time. `passes`: what the next head may take.
     """
 
     collection: Collection
@@ -38,9 +40,19 @@ class _Open:
     fitted: Fitted | None = None
     rows: LabelledRows = field(default_factory=LabelledRows)
     revision: int = -1
+    passes: int = 0
     milliseconds: float = 0.0
     doubts: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]] | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+def quick_passes(images: int) -> int:
+    """Return how many passes over so many images answer a label soon; few images are settled by them.
+
+    >>> quick_passes(1_000), quick_passes(10_000), quick_passes(100_000)
+    (40, 4, 2)
+    """
+    return max(2, 40_000 // max(images, 1))
 
 
 class Desk:
@@ -53,6 +65,7 @@ class Desk:
         self._changed = threading.Condition()
         self._waiting: set[int] = set()
         self._fitting = False
+        self._unsettled: set[int] = set()
         self._undecided: set[int] = set()
         self._closing = False
         self._threads = [
@@ -145,6 +158,7 @@ class Desk:
             "high": high,
             "l2": fitted.solution.l2 if fitted else None,
             "l2_by": found.choice.by if fitted and found.choice else None,
+            "settled": fitted.settled if fitted else True,
             "milliseconds": round(found.milliseconds, 1),
         }
 
@@ -168,10 +182,12 @@ class Desk:
         while True:
             with self._changed:
                 while not self._waiting and not self._closing:
-                    self._changed.wait()
+                    if not self._changed.wait(_PAUSE_SECONDS if self._unsettled else None):
+                        self._waiting.add(self._unsettled.pop())
                 if self._closing:
                     return
                 number, self._fitting = self._waiting.pop(), True
+                self._unsettled.discard(number)
             try:
                 self._fit(number)
             except (FeatcacheError, OSError) as error:
@@ -187,10 +203,12 @@ class Desk:
         collection = found.collection
         with collection.lock:
             labels, history = collection.labels.copy(), collection.history()
+        # a label is answered soon; in a pause its head is gone on with, for twice as long each time
+        found.passes = quick_passes(len(labels)) if history.revision != found.revision else 2 * found.passes
         began = time.perf_counter()
         fitted = fit(
             collection.features, labels, train=collection.trainable, val=collection.splits == 1, before=found.fitted,
-            l2=L2 if found.choice is None else found.choice.l2, kept=found.rows,
+            l2=L2 if found.choice is None else found.choice.l2, kept=found.rows, passes=found.passes,
         )  # fmt: skip
         found.fitted, found.revision = fitted, history.revision
         found.milliseconds = (time.perf_counter() - began) * 1e3
@@ -199,6 +217,9 @@ class Desk:
                 revision=history.revision, labels=fitted.labels, correct=fitted.correct, total=fitted.total
             )
         self._events.publish("head", dataset=number, **self.describe_head(number))
+        if fitted is not None and not fitted.settled:
+            with self._changed:
+                self._unsettled.add(number)
         if fitted is not None and is_due(fitted.labels, found.choice):
             with self._changed:
                 self._undecided.add(number)

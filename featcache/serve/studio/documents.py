@@ -125,6 +125,7 @@ class HeadState(BaseModel):
     high: float
     l2: float | None = Field(description="The penalty that it was trained with.")
     l2_by: str | None = Field(description="What it was chosen by: val or folds of train; null: not yet.")
+    settled: bool = Field(description="Whether it is at its end; else a nearer one follows by itself.")
     milliseconds: float
 
 

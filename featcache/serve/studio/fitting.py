@@ -20,6 +20,7 @@ from featcache.train.folds import stratified_folds
 TOLERANCE = 1e-3  # of the objective, relative: far below what moves a probability that is shown
 L2 = 0.01  # of the first heads, until there are labels enough to choose it
 _FOLDS = 5
+_MOST_PASSES = 3000
 _Z = 1.959964  # of a 95 % interval
 
 
@@ -39,6 +40,11 @@ class Fitted:
     total: int
 
     @property
+    def settled(self) -> bool:
+        """Whether the head is within `TOLERANCE` of the best there is."""
+        return self.solution.converged
+
+    @property
     def predicted(self) -> npt.NDArray[np.int32]:
         """The number of the likeliest class of each image."""
         return np.asarray(self.classes[self.probabilities.argmax(axis=1)])
@@ -55,6 +61,7 @@ class Fitted:
 def fit(
     features: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], *, train: npt.NDArray[np.bool_],
     val: npt.NDArray[np.bool_], before: Fitted | None = None, l2: float = L2, kept: LabelledRows | None = None,
+    passes: int = _MOST_PASSES,
 ) -> Fitted | None:  # fmt: skip
     """Return the head of the labelled images of `train`, or None while they show fewer than two classes.
 
@@ -72,6 +79,8 @@ def fit(
         The penalty.
     kept
         Of the heads before, where there are further ones to come: what they share is computed once.
+    passes
+        Over the rows, at most: a head that is not at its end then is not `settled`, and can be gone on from.
     """
     rows = np.flatnonzero(train & (labels >= 0))
     classes = np.unique(labels[rows])
@@ -80,8 +89,9 @@ def fit(
     prepared = (kept or LabelledRows()).prepare(features, rows, labels, classes)
     start = None if before is None else _moved(before, classes, prepared)
     solution = solve(
-        prepared.problem, l2=l2, start=start, prepared=prepared, tolerance=TOLERANCE, exact_objective=False
-    )
+        prepared.problem, l2=l2, start=start, prepared=prepared, tolerance=TOLERANCE, max_passes=passes,
+        exact_objective=False,
+    )  # fmt: skip
     probabilities = softmax(features @ solution.raw_weight().T + solution.raw_bias())
     judged = np.flatnonzero(val & (labels >= 0))
     correct = int((classes[probabilities[judged].argmax(axis=1)] == labels[judged]).sum())
