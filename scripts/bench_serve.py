@@ -17,6 +17,8 @@ import argparse
 import asyncio
 import importlib.util
 import json
+import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -118,7 +120,9 @@ def start(contender: Contender, log: Path) -> tuple[subprocess.Popen[bytes], int
     """Return the server's process and port, once it listens."""
     port = free_port()
     with open(log, "wb") as out:
-        process = subprocess.Popen([*contender.command, str(port)], stdout=out, stderr=out)
+        process = subprocess.Popen(
+            [*contender.command, str(port)], stdout=out, stderr=out, start_new_session=True
+        )  # fmt: skip
     end = time.monotonic() + 120
     while time.monotonic() < end and process.poll() is None:
         try:
@@ -292,7 +296,7 @@ def bench(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
             report["memory"] = memory(processes[first], servers[first], requests, count=arguments.memory)
     finally:
         for process in processes.values():
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)  # LitServe's own processes outlive it
         for process in processes.values():
             process.wait(30)
     return report

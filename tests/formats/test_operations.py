@@ -259,7 +259,7 @@ def _installed_tools(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.target
 @pytest.mark.usefixtures("_installed_tools")
 @pytest.mark.parametrize(
-    "name", ["tfjs", "coreml", pytest.param("executorch", marks=pytest.mark.slow)],
+    "name", ["tfjs", "coreml", pytest.param("executorch", marks=[pytest.mark.slow, pytest.mark.long])],
 )  # fmt: skip
 def test_all_operations_in_one_file_compute_what_onnx_runtime_does(
     tmp_path: Path, image: np.ndarray, name: str
