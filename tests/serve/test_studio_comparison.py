@@ -19,12 +19,7 @@ def labelled(workspace: Path):
     with open_studio(workspace) as client:
         (entry,) = client.json("/api/datasets")
         number = entry["id"]
-        order = client.json(f"/api/datasets/{number}/samples")["samples"]
-        samples = client.send(f"/api/datasets/{number}/samples", samples=order)[1]
-        for name in ("red", "green", "blue"):
-            client.send(f"/api/datasets/{number}/classes", name=name)
-            changed = client.label(number, [one["id"] for one in samples if one["path"].startswith(name)], name)
-        client.head(number, changed["revision"])
+        samples = client.label_by_name(number)
         yield client, number, samples
 
 

@@ -40,12 +40,7 @@ def opened(coloured: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with open_studio(workspace) as client, chromium() as page:
         (entry,) = client.json("/api/datasets")
         number = entry["id"]
-        order = client.json(f"/api/datasets/{number}/samples")["samples"]
-        samples = client.send(f"/api/datasets/{number}/samples", samples=order)[1]
-        for name in ("red", "green", "blue"):
-            client.send(f"/api/datasets/{number}/classes", name=name)
-            changed = client.label(number, [one["id"] for one in samples if one["path"].startswith(name)], name)
-        client.head(number, changed["revision"])
+        client.label_by_name(number)
         (workspace / "maps").mkdir()
         make_map(workspace / "caches" / "colours", out=workspace / "maps" / f"{number}.safetensors")
         shutil.copytree(coloured / "caches" / "colours", workspace / "caches" / "second")

@@ -20,7 +20,7 @@ from featcache.serve.refusals import RefusedError
 from featcache.serve.studio.collection import Collection
 from featcache.serve.studio.database import Database
 from featcache.serve.studio.events import Events
-from featcache.serve.studio.fitting import L2, Fitted, fit, interval, likely_errors, out_of_fold
+from featcache.serve.studio.fitting import L2, MOST_PASSES, Fitted, fit, interval, likely_errors, out_of_fold
 from featcache.serve.studio.labelled_rows import LabelledRows
 from featcache.serve.studio.penalty import Choice, choose_penalty, is_due
 from featcache.serve.studio.workspace import Workspace
@@ -217,7 +217,7 @@ class Desk:
                 revision=history.revision, labels=fitted.labels, correct=fitted.correct, total=fitted.total
             )
         self._events.publish("head", dataset=number, **self.describe_head(number))
-        if fitted is not None and not fitted.settled:
+        if fitted is not None and not fitted.settled and found.passes < MOST_PASSES:
             with self._changed:
                 self._unsettled.add(number)
         if fitted is not None and is_due(fitted.labels, found.choice):

@@ -20,7 +20,7 @@ from featcache.train.folds import stratified_folds
 TOLERANCE = 1e-3  # of the objective, relative: far below what moves a probability that is shown
 L2 = 0.01  # of the first heads, until there are labels enough to choose it
 _FOLDS = 5
-_MOST_PASSES = 3000
+MOST_PASSES = 3000  # beyond them a head is taken as it is
 _Z = 1.959964  # of a 95 % interval
 
 
@@ -61,7 +61,7 @@ class Fitted:
 def fit(
     features: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], *, train: npt.NDArray[np.bool_],
     val: npt.NDArray[np.bool_], before: Fitted | None = None, l2: float = L2, kept: LabelledRows | None = None,
-    passes: int = _MOST_PASSES,
+    passes: int = MOST_PASSES,
 ) -> Fitted | None:  # fmt: skip
     """Return the head of the labelled images of `train`, or None while they show fewer than two classes.
 
