@@ -1,0 +1,266 @@
+"""Places in object storage, named by URL, as `pathlib.Path` names places on a disk.
+
+`place_of` gives a `Path` for a path and an `ObjectPath` for ``s3://``, ``gs://``, ``az://``, ``https://``. Requests go
+through obstore (the extra ``objects``), which repeats what a storage answers with 5xx or 429 after growing pauses.
+Credentials are the environment's own (``AWS_ACCESS_KEY_ID``, ``GOOGLE_APPLICATION_CREDENTIALS``,
+``AZURE_STORAGE_ACCOUNT_NAME``, …); they are read by obstore at each start and kept nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+from featcache.errors import DependencyError, ExistsError, InputError, MissingError, StorageError
+
+SCHEMES = ("s3", "gs", "az", "http", "https")
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^/]*)/*(.*)", re.DOTALL)
+_REASON = re.compile(r"<Code>([^<]*)</Code>|status code: (\d+[^:]*)|source: ([^\n]*)")
+_LONGEST_REASON = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStatus:
+    """What a storage says of an object: `size` in bytes, `modified_ns` since 1970, `etag`, which names its content."""
+
+    size: int
+    modified_ns: int
+    etag: str
+
+
+def is_url(place: object) -> bool:
+    """Return whether `place` names something by ``SCHEME://``."""
+    return isinstance(place, str) and _URL.fullmatch(place) is not None
+
+
+def place_of(place: str | os.PathLike[str] | ObjectPath) -> Path | ObjectPath:
+    """Return where `place` is: an `ObjectPath` for a URL, else a `Path`; `InputError` for a scheme not known."""
+    if isinstance(place, ObjectPath):
+        return place
+    return ObjectPath(place) if isinstance(place, str) and is_url(place) else Path(place)
+
+
+class ObjectPath:
+    """An object, or all objects whose names begin with this one and ``/``: the part of `pathlib.Path` there is here.
+
+    Parameters
+    ----------
+    url
+        ``s3://BUCKET/KEY``, ``gs://``, ``az://CONTAINER/KEY`` or ``https://HOST/KEY``.
+
+    Raises
+    ------
+    InputError
+        Where the scheme is another, or no bucket is named. The methods raise `MissingError` where there is no such
+        object or bucket, and `StorageError` where the storage refuses.
+
+    Examples
+    --------
+    >>> place = ObjectPath("s3://photos/cats") / "tom.jpg"
+    >>> str(place), place.name, place.parent
+    ('s3://photos/cats/tom.jpg', 'tom.jpg', ObjectPath('s3://photos/cats'))
+    """
+
+    __slots__ = ("_key", "_root")
+
+    def __init__(self, url: str) -> None:
+        match = _URL.fullmatch(url)
+        if match is None or match[1] not in SCHEMES or not match[2]:
+            raise InputError(
+                f"a URL must be one of {', '.join(f'{s}://…' for s in SCHEMES)} with a bucket, got {url!r}"
+            )
+        self._root = f"{match[1]}://{match[2]}"
+        self._key = "/".join(part for part in match[3].split("/") if part)
+
+    # --- names ---
+
+    @property
+    def key(self) -> str:
+        """The name within the bucket."""
+        return self._key
+
+    @property
+    def name(self) -> str:
+        """The last part of the name; of a bucket, the bucket's."""
+        return self._key.rpartition("/")[2] or self._root.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        """The name without its last ending."""
+        return PurePosixPath(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        """The last ending of the name, with its dot."""
+        return PurePosixPath(self.name).suffix
+
+    @property
+    def parent(self) -> ObjectPath:
+        """The place one part up; the bucket's own is itself."""
+        return ObjectPath(f"{self._root}/{self._key.rpartition('/')[0]}")
+
+    def __truediv__(self, name: str) -> ObjectPath:
+        return ObjectPath(f"{self._root}/{self._key}/{name}")
+
+    def relative_name(self, below: ObjectPath) -> str:
+        """Return the name of this object from `below`, which it lies under, on."""
+        return self._key[len(below._key) + 1 if below._key else 0 :]
+
+    def __str__(self) -> str:
+        return f"{self._root}/{self._key}" if self._key else self._root
+
+    def __repr__(self) -> str:
+        return f"ObjectPath({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ObjectPath) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __reduce__(self) -> tuple[type[ObjectPath], tuple[str]]:
+        return ObjectPath, (str(self),)
+
+    # --- reading ---
+
+    def read_bytes(self) -> bytes:
+        """Return the whole object."""
+        return self.read()[0]
+
+    def read(self) -> tuple[bytes, ObjectStatus]:
+        """Return the whole object and the status of just these bytes."""
+        with self._errors():
+            answer = _obstore().get(self._store, self._key)
+            return bytes(answer.bytes()), _status(answer.meta)
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Return the bytes from `start` up to `stop`, which must lie within the object."""
+        with self._errors():
+            return bytes(_obstore().get_range(self._store, self._key, start=start, end=stop))
+
+    def read_ranges(self, starts: list[int], stops: list[int]) -> list[bytes]:
+        """Return several ranges, fetched at once; near ones share a request."""
+        with self._errors():
+            return [bytes(part) for part in _obstore().get_ranges(self._store, self._key, starts=starts, ends=stops)]
+
+    def status(self) -> ObjectStatus:
+        """Return what the storage says of the object."""
+        with self._errors():
+            return _status(_obstore().head(self._store, self._key))
+
+    def exists(self) -> bool:
+        """Return whether there is an object of just this name."""
+        try:
+            self.status()
+        except MissingError:
+            return False
+        return True
+
+    def walk(self, *, after: str | None = None) -> Iterator[tuple[ObjectPath, ObjectStatus]]:
+        """Yield every object below this place, by name, from behind the name `after` (relative) on."""
+        below = f"{self._key}/" if self._key else ""
+        with self._errors():
+            offset = None if after is None else below + after
+            for chunk in _obstore().list(self._store, self._key or None, offset=offset, chunk_size=1000):
+                for meta in chunk:
+                    if meta["path"].startswith(below):
+                        yield ObjectPath(f"{self._root}/{meta['path']}"), _status(meta)
+
+    def children(self) -> tuple[list[str], list[str]]:
+        """Return the names right below this place: (those with more below them, objects)."""
+        with self._errors():
+            found = _obstore().list_with_delimiter(self._store, self._key or None)
+        return (
+            sorted(prefix.rpartition("/")[2] for prefix in found["common_prefixes"]),
+            sorted(meta["path"].rpartition("/")[2] for meta in found["objects"]),
+        )
+
+    # --- writing ---
+
+    def write_bytes(self, data: bytes) -> None:
+        """Make `data` the object, whatever it was before."""
+        with self._errors():
+            _obstore().put(self._store, self._key, data)
+
+    def create(self, data: bytes) -> None:
+        """Make `data` the object; `ExistsError` where there is one: of several who try, one succeeds."""
+        exceptions = _obstore().exceptions
+        try:
+            with self._errors():
+                _obstore().put(self._store, self._key, data, mode="create", use_multipart=False)
+        except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
+            raise ExistsError(f"{str(self)!r} must not exist yet, it does") from error
+
+    def unlink(self, *, missing_ok: bool = False) -> None:
+        """Remove the object; a storage need not say whether there was one, so `missing_ok` is what most do anyway."""
+        try:
+            with self._errors():
+                _obstore().delete(self._store, self._key)
+        except MissingError:
+            if not missing_ok:
+                raise
+
+    # --- the storage ---
+
+    @property
+    def _store(self) -> Any:
+        return _opened(self._root)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn what obstore raises into what featcache does; refused conditions stay what they are."""
+        exceptions = _obstore().exceptions
+        try:
+            yield
+        except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
+            raise
+        except (FileNotFoundError, exceptions.NotFoundError) as error:
+            raise MissingError(f"{str(self)!r} must be in its storage, it is not") from error
+        except exceptions.BaseError as error:
+            self._refuse(error)
+
+    def _refuse(self, error: Exception) -> NoReturn:
+        text = str(error)
+        reason = next((part for match in _REASON.finditer(text) for part in match.groups() if part), None)
+        reason = (reason or text.partition("\n")[0])[:_LONGEST_REASON]
+        if "NoSuchBucket" in text:
+            raise MissingError(f"the bucket {self._root!r} must exist, it does not: check its name") from error
+        exceptions = _obstore().exceptions
+        if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+            raise StorageError(
+                f"{str(self)!r} must be open to these credentials, it is not ({reason}): set those of the storage in "
+                "the environment"
+            ) from error
+        raise StorageError(f"{str(self)!r} must answer, got: {reason}") from error
+
+
+def _status(meta: Any) -> ObjectStatus:
+    return ObjectStatus(meta["size"], int(meta["last_modified"].timestamp() * 1e6) * 1000, meta["e_tag"] or "")
+
+
+def _obstore() -> Any:
+    try:
+        import obstore
+        import obstore.exceptions
+    except ImportError as error:
+        raise DependencyError(
+            "object storage needs the package obstore, it is not installed: pip install 'featcache[objects]'"
+        ) from error
+    return obstore
+
+
+@lru_cache(maxsize=64)
+def _opened(root: str) -> Any:
+    from obstore.store import from_url
+
+    _obstore()
+    try:
+        return from_url(root, client_options={"allow_http": True} if root.startswith("http://") else {})
+    except (ValueError, _obstore().exceptions.BaseError) as error:
+        raise InputError(f"{root!r} must be a storage that can be opened, got: {str(error).splitlines()[0]}") from error
