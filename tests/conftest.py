@@ -12,10 +12,10 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+from object_storage import bucket, s3_endpoint  # noqa: F401 - fixtures of every test
 from PIL import Image
 
 import featcache  # noqa: F401 - before ONNX Runtime and OpenVINO: their telemetry is off when tests import them
-from object_storage import bucket, s3_endpoint  # noqa: F401 - fixtures of every test
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 pytest.register_assert_rewrite("featcache.testing")

@@ -261,6 +261,7 @@ def _opened(root: str) -> Any:
 
     _obstore()
     try:
-        return from_url(root, client_options={"allow_http": True} if root.startswith("http://") else {})
+        # empty options would hide what the environment says of the client, such as AWS_ALLOW_HTTP
+        return from_url(root, client_options={"allow_http": True} if root.startswith("http://") else None)
     except (ValueError, _obstore().exceptions.BaseError) as error:
         raise InputError(f"{root!r} must be a storage that can be opened, got: {str(error).splitlines()[0]}") from error
