@@ -204,7 +204,7 @@ def compress(
     target: Annotated[SearchTarget, typer.Option(help="What is to be least: bytes, or time on this machine.")] = (
         SearchTarget.size
     ),
-    max_minutes: Annotated[float, typer.Option(help="No candidate is begun after that.")] = 40.0,
+    max_minutes: Annotated[float, typer.Option(help="No candidate is begun that would end after that.")] = 40.0,
     dataset: DatasetOption = None,
     images: MovedImages = None,
     overwrite: Overwrite = False,

@@ -47,7 +47,8 @@ def compress(
     target
         ``size``: bytes of the ONNX file. ``latency``: time of one image in ONNX Runtime on this machine.
     max_minutes
-        No candidate is begun after that; training takes its share of what is left.
+        No candidate is begun that would end after that, by what the last one of its kind took; training takes its share
+        of what is left.
     dataset
         Which one of the cache, where it has several.
     images

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,26 @@ def test_channels_that_cannot_go_end_nothing(place: Path, tmp_path: Path, monkey
         tried = Attempts(open_source(place / "model", cache), tmp_path, 0.4, "size", 60.0, print)
         assert not tried._narrowed(candidate("float", accuracy=0.9, size=100), 0.3)
     assert tried.notes == ["channels, 30% of parameters: --amount must be at most 0.04 for this network, got 0.3"]
+
+
+def test_a_candidate_that_would_not_end_in_time_is_not_begun(place: Path, tmp_path: Path) -> None:
+    """By what the last of its kind took; one of a new kind is begun while there is any time."""
+    begun: list[Path] = []
+
+    def make(out: Path) -> None:
+        begun.append(out)
+        save_model(load_model(place / "model"), out)
+
+    with open_cache(place / "cache") as cache:
+        tried = Attempts(open_source(place / "model", cache), tmp_path, 0.4, "size", 60.0, print)
+        tried._try("float", (), make)
+        tried._try("float-int8", ("int8",), make)
+        tried.candidates["float-int8"] = replace(tried.candidates["float-int8"], seconds=100.0)
+        assert tried._try("other-int8", ("channel 50% of parameters", "int8"), make) is None
+        assert tried._try("other", ("channel 50% of parameters",), make) is not None
+        tried.seconds = 0.0
+        assert tried._try("last", ("head",), make) is None
+    assert [out.name for out in begun] == ["float", "float-int8", "other"]
 
 
 def test_a_head_of_half_the_features_is_tried_where_all_are_read(place: Path, tmp_path: Path) -> None:
