@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -23,6 +23,8 @@ SCHEMES = ("s3", "gs", "az", "http", "https")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^/]*)/*(.*)", re.DOTALL)
 _REASON = re.compile(r"<Code>([^<]*)</Code>|status code: (\d+[^:]*)|source: ([^\n]*)")
 _LONGEST_REASON = 200
+_LARGEST_PUT = 64 << 20  # in one request; larger objects are put in parts
+_MOST_REMOVED = 1000  # in one request, where the storage takes several
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,7 @@ class ObjectPath:
     def write_bytes(self, data: bytes) -> None:
         """Make `data` the object, whatever it was before."""
         with self._errors():
-            _obstore().put(self._store, self._key, data)
+            _obstore().put(self._store, self._key, data, use_multipart=len(data) > _LARGEST_PUT)
 
     def create(self, data: bytes) -> None:
         """Make `data` the object; `ExistsError` where there is one: of several who try, one succeeds."""
@@ -196,6 +198,14 @@ class ObjectPath:
                 _obstore().put(self._store, self._key, data, mode="create", use_multipart=False)
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
             raise ExistsError(f"{str(self)!r} must not exist yet, it does") from error
+
+    def claim(self, data: bytes) -> None:
+        """As `create`, for `data` that nobody else puts: found there where an answer was lost, it is this one's."""
+        try:
+            self.create(data)
+        except ExistsError:
+            if self.read_bytes() != data:
+                raise
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Remove the object; a storage need not say whether there was one, so `missing_ok` is what most do anyway."""
@@ -210,7 +220,13 @@ class ObjectPath:
 
     @property
     def _store(self) -> Any:
-        return _opened(self._root)
+        store, process = _opened(self._root)
+        if process != os.getpid():
+            raise StorageError(
+                f"{self._root!r} must be reached from a process of its own start, this one was forked from one that "
+                "had opened it: start processes by 'spawn' (DataLoader(multiprocessing_context='spawn'))"
+            )
+        return store
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -240,6 +256,17 @@ class ObjectPath:
         raise StorageError(f"{str(self)!r} must answer, got: {reason}") from error
 
 
+def remove_objects(paths: Sequence[ObjectPath]) -> None:
+    """Remove objects of one bucket, many in one request; those that are not there are no error."""
+    for start in range(0, len(paths), _MOST_REMOVED):
+        part = paths[start : start + _MOST_REMOVED]
+        with suppress(MissingError), part[0]._errors():
+            _obstore().delete(part[0]._store, [path.key for path in part])
+
+
+Place = Path | ObjectPath
+
+
 def _status(meta: Any) -> ObjectStatus:
     return ObjectStatus(meta["size"], int(meta["last_modified"].timestamp() * 1e6) * 1000, meta["e_tag"] or "")
 
@@ -256,12 +283,13 @@ def _obstore() -> Any:
 
 
 @lru_cache(maxsize=64)
-def _opened(root: str) -> Any:
+def _opened(root: str) -> tuple[Any, int]:
+    """Return the storage and the process that opened it: obstore's threads do not live on in a fork of that."""
     from obstore.store import from_url
 
     _obstore()
     try:
         # empty options would hide what the environment says of the client, such as AWS_ALLOW_HTTP
-        return from_url(root, client_options={"allow_http": True} if root.startswith("http://") else None)
+        return from_url(root, client_options={"allow_http": True} if root.startswith("http://") else None), os.getpid()
     except (ValueError, _obstore().exceptions.BaseError) as error:
         raise InputError(f"{root!r} must be a storage that can be opened, got: {str(error).splitlines()[0]}") from error
