@@ -11,6 +11,7 @@ import typer
 from featcache.cli.application import app
 from featcache.cli.options import (
     CacheArgument,
+    ImagesArgument,
     Json,
     MeanOption,
     ModelKwargsOption,
@@ -28,7 +29,7 @@ from featcache.errors import InputError
 
 @app.command()
 def build(
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of class folders, or a CSV file.")],
+    images: ImagesArgument,
     cache: Annotated[Path | None, typer.Option("--cache", help="Where; default cache_store/NAME.")] = None,
     backbones: Annotated[
         list[str] | None,
