@@ -33,6 +33,7 @@ _OTHER_REGION = (
     "IllegalLocationConstraint",
     "redirect without LOCATION",
 )
+_DENIED = re.compile(r"<Code>AccessDenied</Code>|status code: 40[13]")
 _LONGEST_REASON = 200
 _SECRETS = re.compile(r"(?<=://)[^/]*@|\?.*", re.DOTALL)
 
@@ -279,7 +280,8 @@ class ObjectPath:
                 "to that of the bucket"
             ) from error
         exceptions = _obstore().exceptions
-        if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+        denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
+        if denied or _DENIED.search(text):
             raise AccessError(
                 f"{str(self)!r} must be open to these credentials, it is not ({reason}): set those of the storage in "
                 "the environment"

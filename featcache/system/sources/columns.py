@@ -13,7 +13,7 @@ from typing import Any
 
 from featcache.errors import DependencyError, FeatcacheError, FormatError, InputError, ReadError
 from featcache.system.sources.interface import MAX_FILE_BYTES, Container, FileStat
-from featcache.system.sources.parts import LocalParts, PartedFile, open_parts
+from featcache.system.sources.parts import LocalParts, PartedFile, PartsFile, open_parts
 
 _BATCH_ROWS = 16
 _KEPT_BATCHES = 32
@@ -50,7 +50,6 @@ class ParquetContainer(Container):
             finally:
                 if not window.goes_on:
                     del self._windows[column]
-        self._file.check()
         return _bytes(value), row_stat(self._file, column, row)
 
     def is_current(self) -> bool:
@@ -71,7 +70,8 @@ class ArrowContainer(Container):
         column, row = member_row(name, self._table.schema)
         if row >= self._table.num_rows:
             raise ReadError(f"cannot be read: the file has {self._table.num_rows} rows")
-        self._file.check()
+        if not self._file.is_current():
+            raise ReadError("is being written to")
         value = self._table.column(column)[row].as_py()
         return _bytes(value), row_stat(self._file, column, row)
 
@@ -86,7 +86,7 @@ class _Window:
     def __init__(self, parquet: Any, column: str, starts: list[int]) -> None:
         self._parquet, self._column, self._starts = parquet, column, starts
         self._batches: deque[tuple[int, Any]] = deque()
-        self._next, self._rest = 0, iter(())
+        self._next, self._rest = -1, iter(())
         self.goes_on = True  # False: a read failed, which ends the iterator
 
     def value(self, row: int) -> Any:
@@ -128,7 +128,7 @@ def open_parquet(file: PartedFile) -> Any:
     from pyarrow.parquet import ParquetFile
 
     with _pyarrow_errors():
-        return ParquetFile(pyarrow.PythonFile(file.open(), "r"), buffer_size=_BUFFER, pre_buffer=False)
+        return ParquetFile(pyarrow.PythonFile(PartsFile(file), "r"), buffer_size=_BUFFER, pre_buffer=False)
 
 
 def open_arrow(path: str, file: PartedFile) -> Any:

@@ -36,10 +36,6 @@ class PartedFile(ABC):
         """Return what names the content of the `member` that these words name, of `size` bytes."""
 
     @abstractmethod
-    def check(self) -> None:
-        """Raise `ReadError` where what was read through `open` up to now may be of another file."""
-
-    @abstractmethod
     def is_current(self) -> bool:
         """Return whether it is still as it was."""
 
@@ -87,11 +83,6 @@ class LocalParts(PartedFile):
         """Return the times of the file, so that the rule for files that were just changed holds for its members."""
         return (size, self._stat[1], self._stat[2], fold(self._stat[0], self._stat[3], *member))
 
-    def check(self) -> None:
-        """Raise where the file's stat has changed."""
-        if not self.is_current():
-            raise ReadError("is being written to")
-
     def is_current(self) -> bool:
         """Return whether the file's stat is what it was."""
         try:
@@ -109,7 +100,7 @@ class ObjectParts(PartedFile):
 
     def open(self) -> BinaryIO:
         """Return the object as a file; what lies near is fetched together."""
-        return cast(BinaryIO, io.BufferedReader(_ObjectFile(self), _READ_AHEAD))
+        return cast(BinaryIO, io.BufferedReader(PartsFile(self), _READ_AHEAD))
 
     def read_part(self, start: int, stop: int) -> bytes:
         """Return a part by one request, which says what it is a part of."""
@@ -121,9 +112,6 @@ class ObjectParts(PartedFile):
     def stat(self, size: int, *member: object) -> FileStat:
         """Return the object's, with the member folded in."""
         return (size, *object_stat(self._place, self._status, *member)[1:])
-
-    def check(self) -> None:
-        """Do nothing: every request says which object it was answered from."""
 
     def is_current(self) -> bool:
         """Return whether the storage has the same object still."""
@@ -139,27 +127,32 @@ def _same(one: ObjectStatus, other: ObjectStatus) -> bool:
     return one == other
 
 
-class _ObjectFile(io.RawIOBase):
-    """An object as a file to seek in: each read is one request."""
+class PartsFile(io.RawIOBase):
+    """A file that is read in parts as one to seek in: each read is one read of a part, and nothing is left open."""
 
-    def __init__(self, parts: ObjectParts) -> None:
+    def __init__(self, parts: PartedFile) -> None:
         self._parts, self._position = parts, 0
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
+        """Return True."""
         return True
 
     def tell(self) -> int:
+        """Return where the next read begins."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to `offset` from the beginning, from here or from the end."""
         begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._parts.size}[whence]
         self._position = max(0, begin + offset)
         return self._position
 
     def readinto(self, buffer: object) -> int:
+        """Fill `buffer` from here on; return how many bytes there were."""
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
         stop = min(self._position + len(view), self._parts.size)
         if stop <= self._position:
