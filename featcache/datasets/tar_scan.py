@@ -19,8 +19,9 @@ from featcache.datasets.walk import FolderFiles, is_litter, sort_file
 from featcache.errors import AccessError, FeatcacheError, FormatError, InputError, MissingError, ReadError
 from featcache.system.json import parse_json
 from featcache.system.sources.interface import FileStat
-from featcache.system.sources.parts import open_parts
+from featcache.system.sources.parts import PartedFile, open_parts
 from featcache.system.sources.tar import Member, TarWalk, member_stat
+from featcache.system.sources.tar_index import TarIndex, keep_index, kept_index
 from featcache.system.threads import processor_count
 
 LABEL_FIELDS = ("label", "cls", "class", "class_name", "category")
@@ -117,27 +118,48 @@ def _main_images(tar: _Tar) -> dict[str, FileStat]:
 
 def _list_tar(root: str, name: str) -> _Tar:
     """Return what the tar `name` holds, by its headers and labels alone."""
-    tar, others = _Tar(), FolderFiles()
-    path = f"{root}/{name}"
+    tar = _Tar()
     try:
-        file = open_parts(path)
-        with file.open() as opened:
-            walk = TarWalk(opened)
-            for member in walk:
-                folder, _, last = member.name.rpartition("/")
-                if folder and any(map(is_litter, folder.split("/"))):
-                    continue
-                if last.lower().endswith((".cls", ".json")):
-                    tar.ignored += 1
-                    _add_label(tar, name, walk, member)
-                elif sort_file(member.name, last, others):
-                    tar.images[member.name] = member_stat(file, member)
+        file = open_parts(f"{root}/{name}")
+        index = kept_index(file)
+        if index is None:
+            index = _walked(name, file)
+            keep_index(file, index)
     except (FormatError, MissingError, AccessError, ReadError) as error:
         tar.failures.append((name, "does not exist" if isinstance(error, MissingError) else str(error)))
         return tar
-    tar.ignored += others.ignored + walk.ignored
-    tar.failures += [(f"{name}/{member}" if member else name, why) for member, why in walk.failures]
+    images = set(index.values["images"])
+    tar.images = {member.name: member_stat(file, member) for member in index.members if member.name in images}
+    tar.labels = dict(index.values["labels"])
+    tar.ignored = int(index.values["ignored"])
+    tar.failures = [(path, reason) for path, reason in index.values["failures"]]
     return tar
+
+
+def _walked(name: str, file: PartedFile) -> TarIndex:
+    """Return the members of the tar `file`, and beside them what of them are images and labels."""
+    tar, others = _Tar(), FolderFiles()
+    members, images = [], []
+    with file.open() as opened:
+        walk = TarWalk(opened)
+        for member in walk:
+            members.append(member)
+            folder, _, last = member.name.rpartition("/")
+            if folder and any(map(is_litter, folder.split("/"))):
+                continue
+            if last.lower().endswith((".cls", ".json")):
+                tar.ignored += 1
+                _add_label(tar, name, walk, member)
+            elif sort_file(member.name, last, others):
+                images.append(member.name)
+    failures = [*tar.failures, *((f"{name}/{member}" if member else name, why) for member, why in walk.failures)]
+    values = {
+        "images": images,
+        "labels": tar.labels,
+        "ignored": tar.ignored + others.ignored + walk.ignored,
+        "failures": [list(failure) for failure in failures],
+    }
+    return TarIndex(members, values)
 
 
 def _add_label(tar: _Tar, name: str, walk: TarWalk, member: Member) -> None:

@@ -109,7 +109,7 @@ def _container(path: str) -> Container:
 
 
 def _opened(path: str) -> Container:
-    from featcache.system.sources.tar import TarContainer
+    from featcache.system.sources.tar_container import TarContainer
 
     def open_() -> Container:
         if path.lower().endswith(".tar"):

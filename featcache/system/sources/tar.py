@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from featcache.errors import FormatError, ReadError
-from featcache.system.sources.interface import MAX_FILE_BYTES, Container, FileStat
-from featcache.system.sources.parts import PartedFile, open_parts
+from featcache.errors import FormatError
+from featcache.system.sources.interface import FileStat
+from featcache.system.sources.parts import PartedFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,29 +70,6 @@ class TarWalk:
         """Return the bytes of `member`, best right after it was met."""
         self._file.seek(member.offset)
         return self._file.read(member.size)
-
-
-class TarContainer(Container):
-    """A tar whose members are read by their names, each by one read."""
-
-    def __init__(self, path: str) -> None:
-        self._file = open_parts(path)
-        with self._file.open() as opened:
-            self._members = {member.name: member for member in TarWalk(opened)}
-
-    def read(self, name: str) -> tuple[bytes, FileStat]:
-        """Return the member called `name`."""
-        member = self._members.get(name)
-        if member is None:
-            raise ReadError("cannot be read: the tar has no such member")
-        if member.size > MAX_FILE_BYTES:
-            raise ReadError(f"is larger than {MAX_FILE_BYTES} bytes")
-        data = self._file.read_part(member.offset, member.offset + member.size) if member.size else b""
-        return data, member_stat(self._file, member)
-
-    def is_current(self) -> bool:
-        """Return whether the tar is the one whose members are known."""
-        return self._file.is_current()
 
 
 def member_stat(file: PartedFile, member: Member) -> FileStat:
