@@ -31,6 +31,7 @@ from featcache.cache.manifest import UNCHECKED_VERSION, check_manifest, content_
 from featcache.cache.object_sample_lists import ObjectSampleLists
 from featcache.cache.sample_lists import LocalSampleLists
 from featcache.datasets.listing import printable
+from featcache.datasets.place import root_of
 from featcache.datasets.samples import Samples
 from featcache.datasets.splits import SPLITS, split_code
 from featcache.errors import CorruptError, InputError
@@ -156,15 +157,15 @@ class FeatureCache:
 
     @contextlib.contextmanager
     def images_at(self, images: str | os.PathLike[str] | None, *, dataset: str | None = None) -> Iterator[None]:
-        """Look for the images of `dataset` below the folder (or beside the CSV) `images` within the block.
+        """Look for the images of `dataset` below the folder or URL (or beside the CSV) `images` within the block.
 
         None: where the build found them. Nothing is stored. Raises `MissingError` where none of them lies there.
         """
         if images is None:
             yield
             return
-        name, place = self._dataset(dataset), os.path.abspath(images)
-        self._roots[name] = os.path.dirname(place) if os.path.isfile(place) else place
+        name = self._dataset(dataset)
+        self._roots[name] = root_of(images)
         try:
             self.samples(name).require_images()
             yield

@@ -20,7 +20,7 @@ def export(
     out: OutOption,
     formats: Annotated[str, typer.Option("--format", help="Device formats, comma-separated, or all.")] = "onnx",
     images: Annotated[
-        Path | None, typer.Option(help="Images whose test split to verify on; with --cache, where its images lie now.")
+        str | None, typer.Option(help="Images whose test split to verify on; with --cache, where its images lie now.")
     ] = None,
     cache: Annotated[Place | None, typer.Option(metavar="PATH", help="A cache whose test images to verify on.")] = None,
     dataset: DatasetOption = None,

@@ -11,6 +11,7 @@ import typer
 from featcache.cli.application import app
 from featcache.cli.options import (
     CacheArgument,
+    ImagesArgument,
     Json,
     MeanOption,
     ModelKwargsOption,
@@ -28,7 +29,7 @@ from featcache.errors import InputError
 
 @app.command()
 def build(
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of class folders, or a CSV file.")],
+    images: ImagesArgument,
     cache: Annotated[
         Place | None,
         typer.Option("--cache", metavar="PATH", help="Where, also s3://, gs://, az://; default cache_store/NAME."),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from featcache.cli.application import app
-from featcache.cli.options import DatasetOption, Json, ModelKwargsOption, Overwrite, Place
+from featcache.cli.options import DatasetOption, ImagesArgument, Json, ModelKwargsOption, Overwrite, Place
 from featcache.cli.output import say
 from featcache.cli.settings import distillation_of, heads_of, shared_options, stated_settings, takes_settings
 from featcache.cli.text import parse_pairs, show
@@ -89,7 +89,7 @@ def train(
 
 @app.command()
 def distill(
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder or CSV file; labels are not needed.")],
+    images: ImagesArgument,
     teacher: Annotated[
         list[Place], typer.Option(metavar="PATH", help="Cache with the teacher's answers; repeat it for several.")
     ],

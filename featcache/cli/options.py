@@ -104,6 +104,13 @@ class Golden(StrEnum):
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Output")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel="Output")]
 Place = str  # of what may be a URL, which a `Path` would spoil: s3:// becomes s3:/
+ImagesArgument = Annotated[
+    Place,
+    typer.Argument(
+        metavar="IMAGES",
+        help="A folder of class folders, a CSV, tars or Parquet files; on disk or at s3://, gs://, az://, https://.",
+    ),
+]
 CacheArgument = Annotated[Place, typer.Argument(metavar="CACHE", help="A cache made by build.")]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model made by merge, prune or quantize.")]
 HeadArgument = Annotated[Path, typer.Argument(metavar="HEAD", help="A head made by train.")]
@@ -116,7 +123,7 @@ RecoverOption = Annotated[
     ),
 ]
 MovedImages = Annotated[
-    Path | None,
+    str | None,
     typer.Option("--images", help="Where the cache's images lie now, if they were moved.", rich_help_panel="Data"),
 ]
 DatasetOption = Annotated[

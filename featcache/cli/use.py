@@ -20,8 +20,8 @@ from featcache.errors import InputError
 def predict(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a model.")],
     images: Annotated[
-        list[Path],
-        typer.Argument(metavar="IMAGES...", help="Images, folders or CSVs; - for names on standard input, one a line."),
+        list[str],
+        typer.Argument(metavar="IMAGES...", help="Images, or as for build; - for names on standard input, one a line."),
     ],
     top: Annotated[int, typer.Option(help="How many classes to list.")] = 5,
     format: Annotated[str | None, typer.Option("--format", help="Which device file; default: the first.")] = None,
@@ -53,12 +53,12 @@ def predict(
         )
 
 
-def _named(images: list[Path]) -> list[Path]:
+def _named(images: list[str]) -> list[str]:
     """Return the paths, those on standard input in the place of ``-``."""
-    paths: list[Path] = []
+    paths: list[str] = []
     for path in images:
-        names = sys.stdin.buffer.read().splitlines() if str(path) == "-" else [os.fsencode(path)]
-        paths += [Path(os.fsdecode(name)) for name in names if name.strip()]
+        names = sys.stdin.buffer.read().splitlines() if path == "-" else [os.fsencode(path)]
+        paths += [os.fsdecode(name) for name in names if name.strip()]
     if not paths:
         raise InputError("IMAGES must be one or more names, standard input held none")
     return paths
@@ -67,7 +67,7 @@ def _named(images: list[Path]) -> list[Path]:
 @app.command()
 def evaluate(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a model.")],
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Labelled images; of a split tree, test.")],
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="As for build, labelled; of a split tree, test.")],
     format: Annotated[str | None, typer.Option("--format", help="Which device file; default: the first.")] = None,
     split: Annotated[str | None, typer.Option(help="train, val or test, where the images have splits.")] = None,
     as_json: Json = False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from featcache.cli.application import app
 from featcache.cli.options import (
     BackboneOption,
+    ImagesArgument,
     Json,
     MeanOption,
     ModelKwargsOption,
@@ -30,7 +30,7 @@ from featcache.train.options import LinearOptions
 @takes_settings(LinearOptions, panel="Penalties", compares=False)
 def run(
     context: typer.Context,
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of class folders, or a CSV file.")],
+    images: ImagesArgument,
     out: OutOption,
     backbone: BackboneOption = None,
     weights: WeightsOption = None,

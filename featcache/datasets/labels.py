@@ -36,6 +36,11 @@ def read_labels(rows: Sequence[TableRow], task: Task | None) -> TableLabels:
     not allow.
     """
     values = [[part.strip() for part in row.label.split(";") if part.strip()] for row in rows]
+    return labels_of(rows, values, task)
+
+
+def labels_of(rows: Sequence[TableRow], values: list[list[str]], task: Task | None) -> TableLabels:
+    """Return the labels `values`, of each of `rows` none, one or several; as `read_labels`."""
     if task == "regression":
         return _numbers(rows, values)
     notes = []

@@ -43,7 +43,8 @@ class Listing:
 
     def absolute(self, index: int) -> str:
         """Return the path to open for sample `index`."""
-        return os.path.join(self.root, self.paths[index])
+        path = self.paths[index]
+        return path if "://" in path else os.path.join(self.root, path)  # a list may name other places too
 
     def absolute_paths(self, indices: npt.NDArray[np.int64]) -> Sequence[str]:
         """Return the paths to open for the samples at `indices`, each made when it is asked for."""

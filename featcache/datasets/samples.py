@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,10 @@ import numpy.typing as npt
 from featcache.datasets.listing import Listing, Task, printable
 from featcache.datasets.splits import split_code
 from featcache.errors import CorruptError, FormatError, InputError, MissingError
-from featcache.images.read import ImageSource, read_image_bytes
+from featcache.images.read import ImageFile, ImageSource
 from featcache.system.files import write_atomically
 from featcache.system.json import parse_json
+from featcache.system.sources.opening import input_exists
 
 _LOOKED_FOR = 100  # images, before a folder counts as one that does not hold them
 
@@ -99,7 +98,7 @@ class Samples:
 
     def require_images(self) -> None:
         """Raise `MissingError` where the folder of the images is gone, or holds none of the first of them."""
-        if not len(self) or any(os.path.exists(self.listing.absolute(i)) for i in range(min(len(self), _LOOKED_FOR))):
+        if not len(self) or self.lie_there():
             return
         raise MissingError(
             f"the images of the data set {self.dataset!r} must lie in {printable(self.root)!r} as when they were "
@@ -107,12 +106,13 @@ class Samples:
             "now, or build the cache again from it"
         )
 
+    def lie_there(self) -> bool:
+        """Return whether any of the first images is where it was listed."""
+        return any(input_exists(self.listing.absolute(index)) for index in range(min(len(self), _LOOKED_FOR)))
+
     def sources(self, indices: Iterable[int]) -> list[ImageSource]:
         """Return a reader of the bytes of each sample at `indices`, which fails where a file has others by now."""
-        return [
-            partial(read_image_bytes, self.listing.absolute(index), digest=self.digests[index].tobytes())
-            for index in map(int, indices)
-        ]
+        return [ImageFile(self.listing.absolute(index), self.digests[index].tobytes()) for index in map(int, indices)]
 
     def label_conflicts(self) -> list[list[str]]:
         """Return groups of paths whose bytes are equal but whose labels differ."""

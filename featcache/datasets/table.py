@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from featcache.datasets.listing import printable
 from featcache.errors import InputError
+from featcache.system.objects import place_of
 
 _COLUMNS = ("path", "label", "split")
 _SEPARATORS = (",", ";", "\t", "|")
@@ -47,8 +48,7 @@ def read_table(source: str, *, is_image: Callable[[str], bool]) -> Table:
     names an image. Raises `InputError`, with the line, for text that is not UTF-8 or UTF-16 with its mark, unbalanced
     quotes, and rows of more cells than the header.
     """
-    with open(source, "rb") as file:
-        text = _decoded(file.read(), source)
+    text = _decoded(place_of(source).read_bytes(), source)
     first = 1
     separator = None
     if mark := _EXCEL_SEPARATOR.match(text):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import stat as stat_module
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 
-from featcache.datasets.walk import find_images, has_image_extension
-from featcache.images.read import FileStat
+from featcache.datasets.table_places import ABSENT, table_place
+from featcache.datasets.walk import has_image_extension
+from featcache.system.sources.interface import FileStat
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,7 @@ class TableFolder:
     """The files in the folder of a table, looked up as the table calls them."""
 
     def __init__(self, root: str) -> None:
-        self.root = root
-        self._real = os.path.realpath(root)
+        self._place = table_place(root)
 
     def find(self, path: str) -> FoundFile | str:
         """Return the file that `path` names, or why it names none."""
@@ -36,7 +35,7 @@ class TableFolder:
         if inside is None:
             return "the path leaves the folder of the CSV"
         found = self._stat(inside)
-        if isinstance(found, FoundFile) or found != _ABSENT:
+        if isinstance(found, FoundFile) or found != ABSENT:
             return found
         spelled = self._inside(path.strip().replace("\\", "/"))
         if spelled is not None and spelled != inside and isinstance(found := self._stat(spelled), FoundFile):
@@ -50,7 +49,11 @@ class TableFolder:
             return found if isinstance(found, str) else FoundFile(found.path, found.stat, True)
         if candidates:
             return f"names {len(candidates)} files: {', '.join(sorted(candidates)[:3])}{', …' * (len(candidates) > 3)}"
-        return _ABSENT
+        return ABSENT
+
+    def prepare(self, paths: Iterable[str]) -> None:
+        """Look up what `paths` name together, where that is faster than one after another."""
+        self._place.prepare(inside for path in paths if (inside := self._inside(path)) is not None)
 
     def names_an_image(self, path: str) -> bool:
         """Return whether `path` reads like an image's, or is found by its name without the ending."""
@@ -70,9 +73,14 @@ class TableFolder:
         """Return `path` relative to the folder and normalised; None where it is empty or climbs out of it."""
         if not path or "\0" in path:
             return None
+        for root in self._place.roots if "://" in path else ():
+            if path.startswith(f"{root}/"):
+                return self._inside(path[len(root) + 1 :])
+        if "://" in path:
+            return None
         pure = PurePosixPath(path.replace("\\", "/") if os.sep == "\\" else path)
         if pure.is_absolute():
-            for root in (self.root, self._real):
+            for root in self._place.roots:
                 if pure.is_relative_to(root):
                     pure = pure.relative_to(root)
                     break
@@ -89,21 +97,12 @@ class TableFolder:
         return "/".join(parts) or None
 
     def _stat(self, inside: str) -> FoundFile | str:
-        place = os.path.join(self.root, inside)
-        try:
-            status = os.stat(place)
-        except OSError as error:
-            return f"cannot be read: {error.strerror}"
-        if not os.path.realpath(place).startswith(self._real.rstrip(os.sep) + os.sep):
-            return "a symbolic link that leaves the folder of the CSV"
-        if not stat_module.S_ISREG(status.st_mode):
-            return "not a regular file"
-        stat = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-        return FoundFile(inside, stat, False)
+        stat = self._place.stat(inside)
+        return stat if isinstance(stat, str) else FoundFile(inside, stat, False)
 
     @cached_property
     def _files(self) -> list[str]:
-        return find_images(self.root).paths
+        return self._place.images()
 
     @cached_property
     def _called(self) -> dict[str, list[str]]:
@@ -125,9 +124,6 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     for key, value in pairs:
         groups.setdefault(key, []).append(value)
     return groups
-
-
-_ABSENT = f"cannot be read: {os.strerror(2)}"
 
 
 def _key(path: str) -> str:

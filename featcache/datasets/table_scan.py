@@ -30,6 +30,7 @@ def scan_table(source: str, task: Task | None, scanned_ns: int, *, splits: bool)
     rows = table.rows if splits else [replace(row, split="") for row in table.rows]
     if not rows:
         raise InputError(f"a table must have a row below its header; {source!r} has none")
+    folder.prepare(row.path for row in rows)
     found = [folder.find(row.path) for row in rows]
     if all(isinstance(one, str) for one in found) and (above := _common_folder(folder, rows)):
         notes.append(f"the paths are read below {printable(above)}/, where the files are")

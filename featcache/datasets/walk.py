@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import stat as stat_module
 from array import array
+from collections.abc import Iterable, Sequence
+
+from featcache.system.sources.opening import is_container
 
 # Formats that are not read stand here too (heic): such a photo is a recorded failure, not silently left out.
 IMAGE_EXTENSIONS = frozenset(
@@ -29,12 +32,29 @@ def has_image_extension(path: str) -> bool:
     return path.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
 
 
+def is_litter(folder: str) -> bool:
+    """Return whether a folder of this name is passed over."""
+    return folder.startswith(".") or folder in _LITTER
+
+
+def sort_file(path: str, name: str, files: FolderFiles) -> bool:
+    """Return whether the file `path`, called `name`, is an image by its name; count it in `files` where it is none."""
+    if has_image_extension(name) and not name.startswith(_SHADOW):
+        return True
+    files.ignored += 1
+    if is_table(name):
+        files.tables.append(path)
+    elif is_container(name) and not name.startswith(_SHADOW):
+        files.containers.append(path)
+    return False
+
+
 class FolderFiles:
     """The image files of a folder, a folder after another, and what else there was.
 
     `paths`: ``/``-separated, below the folder. `numbers`: size, mtime_ns, ctime_ns, inode of each. `folders`: those
     with images, `counts`: how many. `failures`: (path, reason) of what could not be listed. `ignored`: other files;
-    `tables`: those of them that are tables of images.
+    `tables`: those of them that are tables of images; `containers`: those that may hold many images each.
     """
 
     def __init__(self) -> None:
@@ -45,6 +65,14 @@ class FolderFiles:
         self.failures: list[tuple[str, str]] = []
         self.ignored = 0
         self.tables: list[str] = []
+        self.containers: list[str] = []
+
+    def add(self, folder: str, paths: Sequence[str], numbers: Iterable[int]) -> None:
+        """Add the images `paths` of a folder, with the four numbers of each."""
+        self.folders.append(folder)
+        self.counts.append(len(paths))
+        self.paths.extend(paths)
+        self.numbers.extend(numbers)
 
 
 def find_images(root: str) -> FolderFiles:
@@ -78,9 +106,7 @@ def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...], files: Fol
                         inner.append(start + name)
                     continue
                 if name.rpartition(".")[2].lower() not in extensions or name.startswith(_SHADOW):
-                    files.ignored += 1
-                    if is_table(name):
-                        files.tables.append(start + name)
+                    sort_file(start + name, name, files)
                     continue
                 status = entry.stat()
             except OSError as error:  # a link to itself, or no rights

@@ -27,12 +27,13 @@ from featcache.errors import ImageError, InputError
 from featcache.extract.ledger import ExtractionLedger, Known
 from featcache.extract.settings import ExtractSettings
 from featcache.images.load import decode, resize_crop, upright_size
-from featcache.images.read import read_image_file
+from featcache.images.read import image_reader
 from featcache.images.view_spec import ViewSpec
 from featcache.images.views import draw_view
 from featcache.recipe import Recipe
 from featcache.store import StoreWriter
 from featcache.system.interrupts import deferred_interrupts
+from featcache.system.sources.interface import FileStat
 from featcache.system.threads import one_torch_thread, processor_count
 
 DEFAULT_SETTINGS = ExtractSettings()
@@ -168,7 +169,8 @@ def _check_range(name: str, rows: npt.NDArray[np.float32], recipe: Recipe) -> No
 class _Run:
     """What the threads share.
 
-    `filled`: whether each target had rows at the start. `store`: held by whoever asks or tells a writer anything.
+    `filled`: whether each target had rows at the start. `read`: gives the image of an index. `store`: held by whoever
+    asks or tells a writer anything.
     """
 
     ledger: ExtractionLedger
@@ -177,6 +179,7 @@ class _Run:
     settings: ExtractSettings
     filled: Sequence[bool]
     rows: queue.Queue[_Rows | BaseException | None]
+    read: Callable[[int], tuple[bytes, FileStat]]
     store: threading.Lock = field(default_factory=threading.Lock)
     stop: threading.Event = field(default_factory=threading.Event)
     clocks: list[_Clock] = field(default_factory=list)
@@ -212,10 +215,15 @@ def extract(
     threads = max(1, min(threads, len(paths)))
     specs = [ViewSpec.of(target.recipe) for target in targets]
     filled = [len(target.writer) > 0 for target in targets]
-    run = _Run(ExtractionLedger(paths, out), targets, specs, settings, filled, queue.Queue(maxsize=2 * threads))
+    rows: queue.Queue[_Rows | BaseException | None] = queue.Queue(maxsize=2 * threads)
     counts = [0] * len(targets)
     uses_torch = any(target.recipe.decoder == "fast" or target.engine.name == "torch" for target in targets)
-    with one_torch_thread() if uses_torch else nullcontext(), deferred_interrupts() as interrupt:
+    with (
+        one_torch_thread() if uses_torch else nullcontext(),
+        image_reader(paths) as read,
+        deferred_interrupts() as interrupt,
+    ):
+        run = _Run(ExtractionLedger(paths, out), targets, specs, settings, filled, rows, read)
         started = time.perf_counter()
         pool = [threading.Thread(target=_work, args=(run,), name=f"extract-{i}", daemon=True) for i in range(threads)]
         for thread in pool:
@@ -327,7 +335,7 @@ def _read_chunk(run: _Run, most: int, clock: _Clock) -> list[tuple[int, bytes, l
         if index is None:
             break
         try:
-            data, stat = read_image_file(ledger.paths[index])
+            data, stat = run.read(index)
         except ImageError as error:
             ledger.fail(index, str(error))
             continue

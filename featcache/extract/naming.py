@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from featcache.cache import FeatureCache
 from featcache.datasets.listing import Listing, printable
+from featcache.datasets.place import data_set_name
 from featcache.datasets.samples import Samples
 from featcache.errors import InputError
+from featcache.system.objects import is_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,7 @@ def wanted_name(images: str | Path, dataset: str | None) -> WantedName:
     """Return the name for the data set at `images`: `dataset`, else the folder's name or the table's without ending."""
     if dataset is not None:
         return WantedName(dataset, True)
-    place = Path(os.path.abspath(images))
-    return WantedName(place.name if place.is_dir() else place.stem, False, place.stem)
+    return WantedName(data_set_name(images), False, PurePath(os.path.abspath(images)).stem)
 
 
 def settle_name(cache: FeatureCache, listing: Listing, wanted: WantedName) -> tuple[str, str | None]:
@@ -68,13 +69,15 @@ def settle_name(cache: FeatureCache, listing: Listing, wanted: WantedName) -> tu
 
 
 def _same_root(before: Samples, listing: Listing) -> bool:
+    if is_url(before.root) or is_url(listing.root):
+        return before.root == listing.root
     return os.path.realpath(before.root) == os.path.realpath(listing.root)
 
 
 def _is_moved(before: Samples, listing: Listing) -> bool:
     """Return whether the folder of `before` is gone and half its files, by path and size, are in `listing`."""
-    if os.path.exists(before.root) or not len(before):
+    if not len(before) or (not is_url(before.root) and os.path.exists(before.root)):
         return False
     here = set(zip(listing.paths, listing.stats[:, 0].tolist(), strict=True))
     kept = sum(file in here for file in zip(before.paths, before.listing.stats[:, 0].tolist(), strict=True))
-    return 2 * kept >= len(before)
+    return 2 * kept >= len(before) and not (is_url(before.root) and before.lie_there())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.cache import open_cache
+from featcache.datasets.place import data_set_name
 from featcache.datasets.remarks import check_trainable
 from featcache.datasets.scan import scan
 from featcache.errors import BudgetError, InputError, VerificationError
@@ -296,7 +297,7 @@ def run(
         "quantize": quantized.to_json() if quantized else None,
         "compress": searched.to_json() if searched else None,
     }
-    document["title"] = report_title(_dataset_name(Path(images)), trained.classes, task=trained.task)
+    document["title"] = report_title(_dataset_name(images), trained.classes, task=trained.task)
     if searched is not None:
         document |= {"candidates": list(searched.tried), "chosen": searched.chosen["name"]}
     document |= {"table": table, "datasets": described, "run": results, "notes": notes, "shipped": shipped_name}
@@ -322,11 +323,9 @@ def _accuracy_of_chosen(searched: CompressSearch) -> float:
     return float(chosen["val_accuracy"])
 
 
-def _dataset_name(images: Path) -> str:
+def _dataset_name(images: str | Path) -> str:
     """Return what the images are called: their folder's name, or their list's without its ending."""
-    place = Path(os.path.abspath(images))
-    name = place.name if place.is_dir() else place.stem
-    return os.fsencode(name).decode("utf-8", "replace")
+    return os.fsencode(data_set_name(images)).decode("utf-8", "replace")
 
 
 def _keeps(drop: float | None, max_drop: float) -> bool:

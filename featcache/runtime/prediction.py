@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,16 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from featcache.datasets.listing import printable
+from featcache.datasets.place import WHAT_IMAGES_MAY_BE, images_place
 from featcache.datasets.scan import scan
-from featcache.datasets.walk import has_image_extension, is_table
 from featcache.errors import InputError, MissingError
 from featcache.heads.base import sigmoid, softmax
 from featcache.heads.unknown import UnknownRule
 from featcache.images.batches import decoded_batches
-from featcache.images.read import read_image_bytes
+from featcache.images.read import ImageFile
 from featcache.runtime.bundle import is_bundle
 from featcache.runtime.classifier import Classifier, is_model, open_classifier
+from featcache.system.sources.opening import split_member
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ def predict(
         A BUNDLE, which runs without torch, from the files' bytes through its own preprocessing; a MODEL; with `cache`
         also a HEAD.
     images
-        An image file, a folder, a CSV, or several image files.
+        An image file, a folder, a CSV, files of many images, each also by URL (see `featcache.datasets.scan.scan`), or
+        several of these.
     top
         How many classes to list.
     format
@@ -143,7 +144,7 @@ def _computed(
     """Return the predictions of the images at `wanted`, run through the model."""
     failures: dict[int, str] = {}
     predictions: dict[int, Prediction] = {}
-    sources = [partial(read_image_bytes, paths[index]) for index in wanted]
+    sources = [ImageFile(paths[index]) for index in wanted]
     with tqdm(total=len(wanted), desc="predict", unit="image", disable=None) as bar:
         for batch in decoded_batches(sources, classifier.preprocessing, failures=failures):
             indices = [wanted[position] for position in batch.indices.tolist()]
@@ -195,13 +196,15 @@ def _image_files(
         pairs = [_image_files(image) for image in images]
         return [path for paths, _ in pairs for path in paths], [name for _, names in pairs for name in names]
     path = os.fspath(images)
-    if os.path.isdir(path) or is_table(path):
+    if (member := split_member(path)) is not None and not os.path.isdir(member[0]):
+        return [path], [printable(path)]
+    try:
+        place = images_place(path)
+    except MissingError:
+        raise MissingError(f"images must exist; {path!r} does not") from None
+    if place.kind not in ("image", "other"):
         listing = scan(path, splits=False)  # every image counts here, whichever split it may be in
         return [listing.absolute(i) for i in range(len(listing))], [printable(name) for name in listing.paths]
-    if not os.path.exists(path):
-        raise MissingError(f"images must exist; {path!r} does not")
-    if os.path.splitext(path)[1] and not has_image_extension(
-        path
-    ):  # one without any, as uploads often are, is looked into
-        raise InputError(f"images must be an image file, a folder or a .csv file, got {path!r}")
-    return [path], [printable(path)]
+    if place.kind == "other" and os.path.splitext(path)[1]:  # one without any, as uploads often are, is looked into
+        raise InputError(f"images must be an image file, {WHAT_IMAGES_MAY_BE}, got {path!r}")
+    return [place.source if place.is_remote else path], [printable(path)]

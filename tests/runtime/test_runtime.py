@@ -14,6 +14,8 @@ import pytest
 import torch
 from conftest import write_photo
 from export_models import saved_model, small_model
+from many_places import upload, write_parquet, write_photos, write_shards
+from object_storage import Faults
 from typer.testing import CliRunner
 
 from featcache.bundle.exporting import export
@@ -27,6 +29,7 @@ from featcache.model.directory import load_model
 from featcache.model.merging import merge
 from featcache.runtime import bench, evaluate, open_bundle, predict
 from featcache.runtime.prediction import describe
+from featcache.system.objects import ObjectPath
 from featcache.train.fit import train_head
 from featcache.train.options import LinearOptions
 
@@ -247,3 +250,41 @@ def test_a_regression_is_evaluated_by_its_mean_absolute_error(tmp_path: Path) ->
     told = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert "accuracy" not in told
     assert told["n"] == "6" and 0 < float(told["mean_absolute_error"]) < 6
+
+
+@pytest.mark.objects
+def test_predict_and_evaluate_say_the_same_wherever_the_images_lie(
+    bundle: Path, tmp_path: Path, bucket: ObjectPath, s3_faults: Faults
+) -> None:
+    """A folder, its prefix, shards and Parquet files, there and here, one object and one member."""
+    written = write_photos(tmp_path / "photos")
+    write_shards(tmp_path / "shards", written)
+    write_parquet(tmp_path / "parquet", written)
+    for name in ("photos", "shards", "parquet"):
+        upload(tmp_path / name, bucket / name)
+    wanted = [one.probability for one in predict(bundle, tmp_path / "photos")]
+    for home in (str(tmp_path), str(bucket)):
+        one = [f"{home}/photos/test/cat/00.jpg", f"{home}/shards/test-000000.tar/000000.jpg"]
+        several = predict(bundle, [*(f"{home}/{name}" for name in ("photos", "shards", "parquet")), *one])
+        assert [prediction.probability for prediction in several] == [*wanted * 3, wanted[0], wanted[0]]
+    accuracy = evaluate(bundle, tmp_path / "photos", split="val").accuracy
+    assert evaluate(bundle, f"{bucket}/shards", split="val").accuracy == accuracy
+    [gone] = predict(bundle, f"{bucket}/photos/gone.jpg")
+    assert gone.reason == "cannot be read: there is no such object"
+
+
+@pytest.mark.objects
+def test_the_command_takes_urls_and_imports_no_torch(bundle: Path, tmp_path: Path, bucket: ObjectPath) -> None:
+    """A URL stays what it is on the command line, and among the names on standard input."""
+    write_photos(tmp_path / "photos")
+    upload(tmp_path / "photos", bucket)
+    code = (
+        "import sys\nfrom featcache.cli import main\n"
+        "try:\n    main()\nfinally:\n    print(sorted({'torch', 'timm'} & set(sys.modules)), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, "predict", str(bundle), f"{bucket}/val", "-", "--json"]
+    names = f"{bucket}/test/cat/00.jpg\n".encode()
+    done = subprocess.run(command, input=names, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert [one["path"].rpartition("/")[2] for one in json.loads(done.stdout)] == ["00.jpg", "01.jpg"] * 2 + ["00.jpg"]
+    assert done.stderr.decode().splitlines()[-1] == "[]"
