@@ -72,6 +72,10 @@ class StorageError(FeatcacheError, OSError):
     """The disk is full, read-only, or refused a write; what was committed before is safe."""
 
 
+class ClusterError(FeatcacheError, ConnectionError):
+    """A cluster lost what was computed in it; what was committed before is safe."""
+
+
 class DependencyError(FeatcacheError, ImportError):
     """An optional package is needed for what was asked."""
 
