@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from featcache.datasets.samples import Samples
 from featcache.datasets.scan import scan
 from featcache.datasets.splits import NO_SPLIT, SPLITS, assign_splits, split_code
 from featcache.errors import InputError
-from featcache.images.read import ImageSource, hash_files, read_image_bytes
+from featcache.images.read import ImageFile, ImageSource, hash_files
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,9 +50,7 @@ class LabelledImages:
     def sources(self) -> list[ImageSource]:
         """Return a reader of each file's bytes, which fails where a file has others than those known by its digest."""
         digests = self.digests or (None,) * len(self.paths)
-        return [
-            partial(read_image_bytes, path, digest=digest) for path, digest in zip(self.paths, digests, strict=True)
-        ]
+        return [ImageFile(path, digest) for path, digest in zip(self.paths, digests, strict=True)]
 
 
 def labelled_images(

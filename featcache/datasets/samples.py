@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from featcache.datasets.listing import Listing, Task, printable
 from featcache.datasets.splits import split_code
 from featcache.errors import CorruptError, FormatError, InputError, MissingError
-from featcache.images.read import ImageSource, read_image_bytes
+from featcache.images.read import ImageFile, ImageSource
 from featcache.system.files import write_atomically
 from featcache.system.json import parse_json
 
@@ -108,10 +107,7 @@ class Samples:
 
     def sources(self, indices: Iterable[int]) -> list[ImageSource]:
         """Return a reader of the bytes of each sample at `indices`, which fails where a file has others by now."""
-        return [
-            partial(read_image_bytes, self.listing.absolute(index), digest=self.digests[index].tobytes())
-            for index in map(int, indices)
-        ]
+        return [ImageFile(self.listing.absolute(index), self.digests[index].tobytes()) for index in map(int, indices)]
 
     def label_conflicts(self) -> list[list[str]]:
         """Return groups of paths whose bytes are equal but whose labels differ."""

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 
 from featcache.datasets.walk import find_images, has_image_extension
-from featcache.images.read import FileStat
+from featcache.system.sources.interface import FileStat
 
 
 @dataclass(frozen=True, slots=True)

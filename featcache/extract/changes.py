@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +13,13 @@ from featcache.cache import FeatureCache
 from featcache.datasets.listing import Listing
 from featcache.datasets.samples import Samples
 from featcache.errors import ImageError
-from featcache.images.read import FileStat, hash_file
+from featcache.images.read import image_reader
 from featcache.store import StoreReader, StoreWriter
+from featcache.system.sources.interface import FileStat
 
-RACY_NANOSECONDS = 2_000_000_000  # a file changed this close to the last scan may have changed after it (git's rule)
+# A file changed this close to the last scan may have changed after it (git's rule). In a storage, whose clock is
+# another, an ETag names the content, and no time is looked at.
+RACY_NANOSECONDS = 2_000_000_000
 
 
 @dataclass(slots=True)
@@ -44,6 +49,7 @@ def find_changes(cache: FeatureCache, listing: Listing, before: Samples | None, 
     failures: dict[int, str] = {}
     known = np.zeros(n, dtype=bool)
     if before is not None and len(before):
+        # of what an ETag names these columns hold no times, but numbers below every time: it is settled by itself
         settled = before.listing.stats[:, 1:3].max(axis=1) < before.listing.scanned_ns - RACY_NANOSECONDS
         if before.paths == listing.paths:
             known = settled & (before.listing.stats == listing.stats).all(axis=1)
@@ -104,11 +110,17 @@ def hash_known(
     failed = {}
     if before is not None:
         failed = {before.digests[index].tobytes(): reason for index, reason in before.failures.items()}
-    with tqdm(total=len(changes.todo), desc="changed files", unit="image", disable=None, delay=1) as bar:
+    unread = changes.todo[[int(index) not in seen for index in changes.todo]] if seen else changes.todo
+    with (
+        image_reader(listing.absolute_paths(unread)) as read,
+        tqdm(total=len(changes.todo), desc="changed files", unit="image", disable=None, delay=1) as bar,
+    ):
+        position = 0
         for done, number in enumerate(changes.todo):
             index = int(number)
             if index not in seen:
-                seen[index] = _read(listing.absolute(index))
+                seen[index] = _identified(read, position)
+                position += 1
             outcome = seen[index]
             if isinstance(outcome, str):
                 changes.settle(index, bytes(32), (0, 0, 0, 0), outcome)
@@ -123,9 +135,10 @@ def hash_known(
     changes.todo = changes.todo[:0]
 
 
-def _read(path: str) -> tuple[bytes, FileStat] | str:
+def _identified(read: Callable[[int], tuple[bytes, FileStat]], position: int) -> tuple[bytes, FileStat] | str:
     """Return a file's digest and stat, or why it cannot be read."""
     try:
-        return hash_file(path)
+        data, stat = read(position)
     except ImageError as error:
         return str(error)
+    return hashlib.sha256(data).digest(), stat

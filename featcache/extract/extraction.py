@@ -9,7 +9,7 @@ writer and commits. A row does not depend on its neighbours in a batch, on the o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -25,11 +25,12 @@ from featcache.extract.collection import Collection, ComputedRows, Extraction, S
 from featcache.extract.ledger import ExtractionLedger, Known
 from featcache.extract.settings import ExtractSettings
 from featcache.images.load import decode, resize_crop, upright_size
-from featcache.images.read import read_image_file
+from featcache.images.read import image_reader
 from featcache.images.view_spec import ViewSpec
 from featcache.images.views import draw_view
 from featcache.recipe import Recipe
 from featcache.store import StoreWriter
+from featcache.system.sources.interface import FileStat
 from featcache.system.threads import one_torch_thread, processor_count
 
 DEFAULT_SETTINGS = ExtractSettings()
@@ -124,12 +125,13 @@ def _check_range(name: str, rows: npt.NDArray[np.float32], recipe: Recipe) -> No
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What the threads share. `filled`: whether each target had rows at the start."""
+    """What the threads share. `filled`: whether each target had rows at the start; `read`: gives an index's image."""
 
     collection: Collection
     targets: Sequence[Target]
     specs: Sequence[ViewSpec]
     filled: Sequence[bool]
+    read: Callable[[int], tuple[bytes, FileStat]]
 
     @property
     def ledger(self) -> ExtractionLedger:
@@ -164,9 +166,9 @@ def extract(
     collection = Collection(
         ExtractionLedger(paths, out), [target.writer for target in targets], settings, room=2 * threads
     )
-    run = _Run(collection, targets, specs, filled)
     uses_torch = any(target.recipe.decoder == "fast" or target.engine.name == "torch" for target in targets)
-    with one_torch_thread() if uses_torch else nullcontext():
+    with one_torch_thread() if uses_torch else nullcontext(), image_reader(paths) as read:
+        run = _Run(collection, targets, specs, filled, read)
         return collection.run([partial(_work, run)] * threads, progress=progress)
 
 
@@ -209,7 +211,7 @@ def _read_chunk(run: _Run, most: int, clock: StageClock) -> list[tuple[int, byte
         if index is None:
             break
         try:
-            data, stat = read_image_file(ledger.paths[index])
+            data, stat = run.read(index)
         except ImageError as error:
             ledger.fail(index, str(error))
             continue

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from featcache.images.read import FileStat
+from featcache.system.sources.interface import FileStat
 
 PENDING: Final = 0
 EXTRACTED: Final = 1

@@ -6,8 +6,9 @@ threads of its own, so that no processor waits between a decode and the network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,9 @@ import numpy.typing as npt
 
 from featcache.errors import ImageError
 from featcache.images.load import load_image
-from featcache.images.read import ImageSource
+from featcache.images.read import ImageFile, ImageSource
 from featcache.recipe import Decoder, Preprocessing
+from featcache.system.read_ahead import ReadAhead
 from featcache.system.threads import processor_count
 
 BATCH_SIZE = 32
@@ -40,18 +42,19 @@ def decoded_batches(
 ) -> Iterator[Batch]:
     """Yield batches (b ≥ 1) of decoded `sources`, in order; index → reason of each that is no image goes to `failures`.
 
-    A source that knows the digest of its image (``partial(read_image_bytes, path, digest=digest)``) fails where the
-    file has other bytes by now. The next batch is decoded, in threads, while the caller works on this one.
+    A source that knows the digest of its image (`ImageFile`) fails where the
+    file has other bytes by now. The next batch is decoded, in threads, while the caller works on this one; what lies in
+    a storage is read further ahead.
     """
 
     def load(index: int) -> npt.NDArray[np.uint8] | str:
         try:
-            return load_image(sources[index](), preprocessing, decoder=decoder)
+            return load_image(read(index), preprocessing, decoder=decoder)
         except ImageError as error:
             return str(error)
 
     starts = range(0, len(sources), batch_size)
-    with ThreadPoolExecutor(processor_count()) as pool:
+    with _reader(sources) as read, ThreadPoolExecutor(processor_count()) as pool:
 
         def submit(start: int) -> list[tuple[int, Future[npt.NDArray[np.uint8] | str]]]:
             return [(i, pool.submit(load, i)) for i in range(start, min(start + batch_size, len(sources)))]
@@ -70,6 +73,16 @@ def decoded_batches(
                     pixels.append(loaded)
             if indices:
                 yield Batch(np.array(indices, dtype=np.int64), np.stack(pixels))
+
+
+@contextmanager
+def _reader(sources: Sequence[ImageSource]) -> Iterator[Callable[[int], bytes]]:
+    """Give a function from the index of a source to its bytes."""
+    if not any(isinstance(source, ImageFile) and source.is_remote for source in sources[:1]):
+        yield lambda index: sources[index]()
+        return
+    with ReadAhead(lambda index: sources[index](), len(sources), size=len) as ahead:
+        yield ahead.take
 
 
 def first_decoded(

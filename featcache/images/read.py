@@ -1,55 +1,68 @@
-"""Read the bytes of image files, with the stat that belongs to just these bytes, and say what they are by sha256."""
+"""Read the bytes of images, wherever they lie, and say what they are by sha256."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import stat as stat_module
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import ImageError
+from featcache.errors import ImageError, ReadError
+from featcache.system.read_ahead import THREADS, ReadAhead
+from featcache.system.sources.interface import FileStat
+from featcache.system.sources.opening import is_remote, read_input
 from featcache.system.threads import processor_count
 
-MAX_FILE_BYTES = 1 << 30
-_ATTEMPTS = 3
 _WINDOW = 1024  # files handed to the threads at a time: a million waiting calls would be a burden
-_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
-FileStat = tuple[int, int, int, int]
 ImageSource = Callable[[], bytes]  # reads one image; raises `ImageError` where it cannot be had
 
 
-def read_image_file(path: str | bytes) -> tuple[bytes, FileStat]:
-    """Return a file's bytes and the (size, mtime_ns, ctime_ns, inode) that belong to just these bytes.
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An `ImageSource` of the image at `path`, wherever that is; of another sha256 than `digest` it fails."""
 
-    Raises `ImageError` for what is not a regular file (a pipe would block for ever), is larger than 1 GiB, changes
-    while it is read, or the system refuses.
+    path: str | bytes | os.PathLike[str]
+    digest: bytes | None = None
+
+    def __call__(self) -> bytes:
+        """Return the bytes; raises as `read_image_bytes`."""
+        return read_image_bytes(self.path, digest=self.digest)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a read waits for a storage."""
+        return is_remote(os.fspath(self.path))
+
+
+def read_image_file(path: str | bytes) -> tuple[bytes, FileStat]:
+    """Return the bytes of an image and the stat that belongs to just these bytes.
+
+    `path`: whatever `read_input` takes: a file, a URL, a member of a tar, a row of a Parquet or Arrow file. Raises
+    `ImageError` where this image cannot be had, and `StorageError` where a storage does not answer.
     """
     try:
-        descriptor = os.open(path, _OPEN_FLAGS)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"cannot be opened: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        with open(descriptor, "rb", buffering=0) as file:
-            for _ in range(_ATTEMPTS):
-                before = os.fstat(descriptor)
-                if not stat_module.S_ISREG(before.st_mode):
-                    raise ImageError("is not a regular file")
-                if before.st_size > MAX_FILE_BYTES:
-                    raise ImageError(f"is larger than {MAX_FILE_BYTES} bytes")
-                file.seek(0)
-                data = file.readall()
-                after = os.fstat(descriptor)
-                if _identity(before) == _identity(after) and len(data) == after.st_size:
-                    return data, _identity(after)
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror or error}") from error
-    raise ImageError("is being written to")
+        return read_input(path)
+    except ReadError as error:
+        raise ImageError(str(error)) from error
+
+
+@contextmanager
+def image_reader(paths: Sequence[str | bytes]) -> Iterator[Callable[[int], tuple[bytes, FileStat]]]:
+    """Give a function from an index into `paths`, each called for once and about in order, to what is read there.
+
+    Where the images lie in a storage they are read ahead, by many threads. It raises as `read_image_file`.
+    """
+    if not len(paths) or not is_remote(paths[0]):
+        yield lambda index: read_image_file(paths[index])
+        return
+    with ReadAhead(lambda index: read_image_file(paths[index]), len(paths), size=lambda read: len(read[0])) as ahead:
+        yield ahead.take
 
 
 def read_image_bytes(path: str | bytes | os.PathLike[str], *, digest: bytes | None = None) -> bytes:
@@ -61,12 +74,6 @@ def read_image_bytes(path: str | bytes | os.PathLike[str], *, digest: bytes | No
     if digest is not None and hashlib.sha256(data).digest() != digest:
         raise ImageError("has changed: its bytes are others than when it was listed")
     return data
-
-
-def hash_file(path: str | bytes) -> tuple[bytes, FileStat]:
-    """Return the sha256 (32 bytes) of a file's bytes and the stat that belongs to them; raises as `read_image_file`."""
-    data, stat = read_image_file(path)
-    return hashlib.sha256(data).digest(), stat
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +92,10 @@ class HashedFiles:
 
 
 def hash_files(paths: Sequence[str]) -> HashedFiles:
-    """Return the sha256 of every file at `paths`, read by as many threads as there are processors."""
+    """Return the sha256 of every file at `paths`, read by as many threads as there are processors.
+
+    Of a storage, which answers late, many more are read at once.
+    """
     from tqdm import tqdm
 
     digests = np.zeros((len(paths), 32), dtype=np.uint8)
@@ -93,21 +103,18 @@ def hash_files(paths: Sequence[str]) -> HashedFiles:
 
     def settle(index: int) -> None:
         try:
-            digest, _ = hash_file(paths[index])
+            data, _ = read_image_file(paths[index])
         except ImageError as error:
             failures[index] = str(error)
         else:
-            digests[index] = np.frombuffer(digest, dtype=np.uint8)
+            digests[index] = np.frombuffer(hashlib.sha256(data).digest(), dtype=np.uint8)
 
+    threads = THREADS if len(paths) and is_remote(paths[0]) else processor_count()
     with (
-        ThreadPoolExecutor(processor_count()) as pool,
+        ThreadPoolExecutor(threads) as pool,
         tqdm(total=len(paths), desc="hash", unit="image", disable=None, delay=1) as bar,
     ):
         for start in range(0, len(paths), _WINDOW):
             for _ in pool.map(settle, range(start, min(start + _WINDOW, len(paths)))):
                 bar.update()
     return HashedFiles(digests, dict(sorted(failures.items())))
-
-
-def _identity(status: os.stat_result) -> FileStat:
-    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)

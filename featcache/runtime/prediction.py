@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from featcache.errors import InputError, MissingError
 from featcache.heads.base import sigmoid, softmax
 from featcache.heads.unknown import UnknownRule
 from featcache.images.batches import decoded_batches
-from featcache.images.read import read_image_bytes
+from featcache.images.read import ImageFile
 from featcache.runtime.bundle import is_bundle
 from featcache.runtime.classifier import Classifier, is_model, open_classifier
 
@@ -143,7 +142,7 @@ def _computed(
     """Return the predictions of the images at `wanted`, run through the model."""
     failures: dict[int, str] = {}
     predictions: dict[int, Prediction] = {}
-    sources = [partial(read_image_bytes, paths[index]) for index in wanted]
+    sources = [ImageFile(paths[index]) for index in wanted]
     with tqdm(total=len(wanted), desc="predict", unit="image", disable=None) as bar:
         for batch in decoded_batches(sources, classifier.preprocessing, failures=failures):
             indices = [wanted[position] for position in batch.indices.tolist()]

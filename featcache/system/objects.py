@@ -13,16 +13,36 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
-from featcache.errors import DependencyError, ExistsError, InputError, MissingError, StorageError
+from featcache.errors import AccessError, DependencyError, ExistsError, InputError, MissingError, StorageError
 
 SCHEMES = ("s3", "gs", "az", "http", "https")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^/]*)/*(.*)", re.DOTALL)
-_REASON = re.compile(r"<Code>([^<]*)</Code>|status code: (\d+[^:]*)|source: ([^\n]*)")
+_REASONS = [
+    re.compile(r"<Code>([^<]*)</Code>"),
+    re.compile(r"status code: (\d+[^:]*)"),
+    re.compile(r'message: "([^"]*)"'),
+]
+_OTHER_REGION = (
+    "AuthorizationHeaderMalformed",
+    "PermanentRedirect",
+    "IllegalLocationConstraint",
+    "redirect without LOCATION",
+)
 _LONGEST_REASON = 200
+_SECRETS = re.compile(r"(?<=://)[^/]*@|\?.*", re.DOTALL)
+
+# What a storage answers with 5xx or 429, or not at all, is asked for again after pauses that grow at random. A storage
+# that throttles is waited for; one that is gone ends in one line after 15 to 40 s. obstore's own limit is 180 s.
+RETRIES: dict[str, Any] = {
+    "max_retries": 12,
+    "retry_timeout": timedelta(seconds=60),
+    "backoff": {"base": 3, "init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5)},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +57,11 @@ class ObjectStatus:
 def is_url(place: object) -> bool:
     """Return whether `place` names something by ``SCHEME://``."""
     return isinstance(place, str) and _URL.fullmatch(place) is not None
+
+
+def without_secrets(url: str) -> str:
+    """Return `url` without what may be a secret: the name and password before its host, and its query."""
+    return _SECRETS.sub("…", url)
 
 
 def place_of(place: str | os.PathLike[str] | ObjectPath) -> Path | ObjectPath:
@@ -57,8 +82,8 @@ class ObjectPath:
     Raises
     ------
     InputError
-        Where the scheme is another, or no bucket is named. The methods raise `MissingError` where there is no such
-        object or bucket, and `StorageError` where the storage refuses.
+        Where the scheme is another, no bucket is named, or a password is. The methods raise `MissingError` where there
+        is no such object or bucket, `AccessError` where the storage denies it, and `StorageError` where it fails.
 
     Examples
     --------
@@ -73,7 +98,13 @@ class ObjectPath:
         match = _URL.fullmatch(url)
         if match is None or match[1] not in SCHEMES or not match[2]:
             raise InputError(
-                f"a URL must be one of {', '.join(f'{s}://…' for s in SCHEMES)} with a bucket, got {url!r}"
+                f"a URL must be one of {', '.join(f'{s}://…' for s in SCHEMES)} with a bucket, got "
+                f"{without_secrets(url)!r}"
+            )
+        if "@" in match[2]:
+            raise InputError(
+                f"a URL must not hold a name or password, got {without_secrets(url)!r} with some: set the storage's "
+                "credentials in the environment"
             )
         self._root = f"{match[1]}://{match[2]}"
         self._key = "/".join(part for part in match[3].split("/") if part)
@@ -133,10 +164,19 @@ class ObjectPath:
         """Return the whole object."""
         return self.read()[0]
 
-    def read(self) -> tuple[bytes, ObjectStatus]:
-        """Return the whole object and the status of just these bytes."""
+    def read(self, *, most_bytes: int | None = None) -> tuple[bytes, ObjectStatus]:
+        """Return the whole object and the status of just these bytes; `InputError` where it has over `most_bytes`."""
         with self._errors():
             answer = _obstore().get(self._store, self._key)
+            status = _status(answer.meta)
+            if most_bytes is not None and status.size > most_bytes:
+                raise InputError(f"{str(self)!r} must have at most {most_bytes} bytes, it has {status.size}")
+            return bytes(answer.bytes()), status
+
+    def read_part(self, start: int, stop: int) -> tuple[bytes, ObjectStatus]:
+        """Return the bytes from `start` up to `stop` or the end, and the status of the object that they are of."""
+        with self._errors():
+            answer = _obstore().get(self._store, self._key, options={"range": (start, stop)})
             return bytes(answer.bytes()), _status(answer.meta)
 
     def read_range(self, start: int, stop: int) -> bytes:
@@ -221,19 +261,26 @@ class ObjectPath:
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
             raise
         except (FileNotFoundError, exceptions.NotFoundError) as error:
+            if "NoSuchBucket" in str(error):
+                self._refuse(error)
             raise MissingError(f"{str(self)!r} must be in its storage, it is not") from error
         except exceptions.BaseError as error:
             self._refuse(error)
 
     def _refuse(self, error: Exception) -> NoReturn:
         text = str(error)
-        reason = next((part for match in _REASON.finditer(text) for part in match.groups() if part), None)
-        reason = (reason or text.partition("\n")[0])[:_LONGEST_REASON]
+        reason = next((match[1] for pattern in _REASONS if (match := pattern.search(text))), text.partition("\n")[0])
+        reason = reason[:_LONGEST_REASON]
         if "NoSuchBucket" in text:
             raise MissingError(f"the bucket {self._root!r} must exist, it does not: check its name") from error
+        if any(sign in text for sign in _OTHER_REGION):
+            raise StorageError(
+                f"{self._root!r} must lie in the region that AWS_REGION names, it does not ({reason}): set AWS_REGION "
+                "to that of the bucket"
+            ) from error
         exceptions = _obstore().exceptions
         if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
-            raise StorageError(
+            raise AccessError(
                 f"{str(self)!r} must be open to these credentials, it is not ({reason}): set those of the storage in "
                 "the environment"
             ) from error
@@ -262,6 +309,7 @@ def _opened(root: str) -> Any:
     _obstore()
     try:
         # empty options would hide what the environment says of the client, such as AWS_ALLOW_HTTP
-        return from_url(root, client_options={"allow_http": True} if root.startswith("http://") else None)
+        options: Any = {"allow_http": True} if root.startswith("http://") else None
+        return from_url(root, client_options=options, retry_config=cast(Any, RETRIES))
     except (ValueError, _obstore().exceptions.BaseError) as error:
         raise InputError(f"{root!r} must be a storage that can be opened, got: {str(error).splitlines()[0]}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from conftest import write_photo
 
 from featcache.images.batches import decoded_batches, first_decoded
 from featcache.images.load import load_image
-from featcache.images.read import ImageSource, read_image_bytes
+from featcache.images.read import ImageFile, ImageSource
 from featcache.recipe import Decoder, Preprocessing
 
 SMALL = Preprocessing(16, 16, 20, "bicubic", "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -29,7 +28,7 @@ def sources(tmp_path: Path) -> list[ImageSource]:
         digests.append(hashlib.sha256(path.read_bytes()).digest())
     write_photo(paths[3], seed=99)
     paths[7].unlink()
-    return [partial(read_image_bytes, path, digest=digest) for path, digest in zip(paths, digests, strict=True)]
+    return [ImageFile(path, digest) for path, digest in zip(paths, digests, strict=True)]
 
 
 @pytest.mark.parametrize("decoder", ["pillow", "fast"])
