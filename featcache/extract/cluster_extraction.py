@@ -8,7 +8,6 @@ in work, this process killed what it had not committed.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from featcache.recipe import Recipe
 from featcache.store import StoreWriter
 from featcache.store.interface import KEY_BYTES, Keys, Rows, Values
 from featcache.system.cluster import ClusterSettings
-from featcache.system.shares import Share, Stage, Work, work_through
+from featcache.system.shares import Share, Stage, Work, path_shares, paths_of, work_through
 
 _BURSTS = 8  # of each thread in a share: the last ones leave threads without work
 _LEAST_SHARES = 4  # for each actor, so that none waits long for the last
@@ -80,7 +79,7 @@ def extract_on_cluster(
     """
     placement = _Placement.of(ray, cluster, settings, targets, len(paths))
     collection = Collection(ExtractionLedger(paths, out), writers, settings, room=4)
-    answers = work_through(_shares(paths, placement.share_size), _stages(ray, targets, known, placement, settings))
+    answers = work_through(path_shares(paths, placement.share_size), _stages(ray, targets, known, placement, settings))
     return collection.run([partial(_receive, collection, answers)], progress=progress)
 
 
@@ -169,12 +168,6 @@ def _describe(request: Request, adopt: Recipe | None) -> _Described:
 
 
 # --- in this process ------------------------------------------------------------------------------------------------
-
-
-def _shares(paths: Sequence[str | bytes], size: int) -> Iterator[Share]:
-    for start in range(0, len(paths), size):
-        chosen = [os.fsencode(paths[index]) for index in range(start, min(start + size, len(paths)))]
-        yield Share({"start": start}, {"paths": np.frombuffer(b"\0".join(chosen), dtype=np.uint8)})
 
 
 def _receive(collection: Collection, answers: Iterator[Share]) -> None:
@@ -361,9 +354,10 @@ class _StartNetworks:
 def _extracted(
     share: Share, targets: Sequence[Target], writers: Sequence[_ShareWriter], workers: int, burst: int
 ) -> Share:
-    paths = [os.fsdecode(path) for path in share.arrays["paths"].tobytes().split(b"\0")]
     started = time.perf_counter()
-    extraction = extract(paths, targets, workers=workers, settings=ExtractSettings(burst=burst), progress=False)
+    extraction = extract(
+        paths_of(share), targets, workers=workers, settings=ExtractSettings(burst=burst), progress=False
+    )
     values = {
         "start": share.values["start"],
         "failures": {str(position): reason for position, reason in extraction.failures.items()},

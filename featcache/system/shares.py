@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,6 +63,18 @@ class Share:
                 size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
                 arrays[name] = data[start : start + size].view(dtype).reshape(shape)
             yield cls(note["values"], arrays)
+
+
+def path_shares(paths: Sequence[str | bytes], size: int) -> Iterator[Share]:
+    """Yield shares of `size` paths each, with the index of the first of them as the value ``start``."""
+    for start in range(0, len(paths), size):
+        chosen = [os.fsencode(paths[index]) for index in range(start, min(start + size, len(paths)))]
+        yield Share({"start": start}, {"paths": np.frombuffer(b"\0".join(chosen), dtype=np.uint8)})
+
+
+def paths_of(share: Share) -> list[str]:
+    """Return the paths of a share that `path_shares` made."""
+    return [os.fsdecode(path) for path in share.arrays["paths"].tobytes().split(b"\0")]
 
 
 Work = Callable[[Share], Share]
