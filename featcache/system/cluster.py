@@ -62,8 +62,8 @@ class ClusterSettings:
         check_address(self.address)
         if self.actors is not None and self.actors < 1:
             raise InputError(f"actors must be at least 1, got {self.actors!r}")
-        whole = self.gpus_per_actor == int(self.gpus_per_actor)
-        if not (0 <= self.gpus_per_actor < 1 or (self.gpus_per_actor > 0 and whole)):
+        gpus = float(self.gpus_per_actor)
+        if not (0 <= gpus < 1 or (gpus > 0 and gpus.is_integer())):
             raise InputError(
                 f"gpus_per_actor must be a whole number, or a part of one between 0 and 1, got {self.gpus_per_actor!r}"
             )

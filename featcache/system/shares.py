@@ -126,8 +126,9 @@ def work_through(shares: Iterable[Share], stages: Sequence[Stage]) -> Iterator[S
 
 
 def _staged(ray: Any, dataset: Any, stage: Stage) -> Any:
-    resources = {"num_gpus": stage.gpus} if stage.gpus else {"num_cpus": stage.cpus}
-    common = {"batch_size": None, "batch_format": "pyarrow", **resources}
+    # without a word about them, actors with GPUs would take the processors that those before them wait for
+    resources = {"num_gpus": stage.gpus, "num_cpus": 0} if stage.gpus else {"num_cpus": stage.cpus}
+    common = {"batch_size": 1, "batch_format": "pyarrow", **resources}  # one row is one share
     if stage.actors is None:
         return dataset.map_batches(_work_once, fn_kwargs={"start": stage.start}, **common)
     pool = ray.data.ActorPoolStrategy(
