@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from featcache.errors import CorruptError, FeatcacheError, InputError, MissingError
+from featcache.system.objects import ObjectPath, place_of
 
 Kind = Literal["cache", "head", "model", "bundle"]
 
@@ -39,14 +40,14 @@ class Verification:
 
 
 def verify(
-    path: str | os.PathLike[str], *, repair: bool = False, public_key: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str] | ObjectPath, *, repair: bool = False, public_key: str | os.PathLike[str] | None = None
 ) -> Verification:
     """Return what a check of every byte stored at `path` finds.
 
     Parameters
     ----------
     path
-        A CACHE, HEAD, MODEL or BUNDLE.
+        A CACHE (a directory or a URL), HEAD, MODEL or BUNDLE.
     repair
         Drop exactly the damaged rows of a cache, so that the next build makes them again; nothing else can be repaired.
     public_key
@@ -74,14 +75,14 @@ def verify(
     >>> verify("bundle").problems
     ("'labels.txt' is not the file that was exported: its sha256 differs",)
     """
-    place = Path(path)
+    place = place_of(path)
     kind = kind_of(place)
     if repair and kind != "cache":
         raise InputError(f"only a cache can be repaired, {str(path)!r} is a {kind}: make it again")
     if public_key is not None and kind != "bundle":
         raise InputError(f"only a bundle can be signed, {str(path)!r} is a {kind}: leave the public key out")
     signed_by = None
-    if kind == "cache":
+    if kind == "cache" or isinstance(place, ObjectPath):
         rows, problems = _check_cache(place, repair=repair)
     elif kind == "bundle":
         from featcache.bundle.manifest import verify_bundle
@@ -100,11 +101,15 @@ def verify(
     return Verification(str(path), kind, not problems, rows, tuple(problems), signed_by)
 
 
-def kind_of(place: Path) -> Kind:
-    """Return what the directory `place` is; `MissingError` where it is no artefact."""
+def kind_of(place: Path | ObjectPath) -> Kind:
+    """Return what is at `place`; `MissingError` where it is no artefact. In object storage there are caches only."""
     from featcache.bundle.manifest import may_be_bundle
     from featcache.cache.manifest import is_cache
 
+    if isinstance(place, ObjectPath):
+        if is_cache(place):
+            return "cache"
+        raise MissingError(f"PATH must be a cache where it is a URL, {str(place)!r} is none: check it")
     if (place / "model.json").is_file():
         return "model"
     if (place / "head.json").is_file():
@@ -119,7 +124,7 @@ def kind_of(place: Path) -> Kind:
     )
 
 
-def _check_cache(place: Path, *, repair: bool) -> tuple[int, tuple[str, ...]]:
+def _check_cache(place: Path | ObjectPath, *, repair: bool) -> tuple[int, tuple[str, ...]]:
     from featcache.cache import open_cache
     from featcache.cache.manifest import check_manifest, read_manifest
 

@@ -43,7 +43,7 @@ def write_simulated_cache(place: Path, *, n: int, d: int, k: int, photos: Path |
 
     `photos`: where a small JPEG of each class's colour is written for each row; None: there are none.
     """
-    from featcache.cache.cache import create_cache
+    from featcache.cache.creation import create_cache
     from featcache.datasets.listing import Listing
     from featcache.datasets.samples import Samples
     from featcache.recipe import Preprocessing, Recipe

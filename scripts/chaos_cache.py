@@ -55,7 +55,7 @@ class SmallNetwork(Engine):
 
 
 def build(photos: Path, cache: Path, store: str, *, prune_missing: bool = False) -> object:
-    from featcache.cache.cache import create_cache
+    from featcache.cache.creation import create_cache
     from featcache.extract.build import Extractor, build_cache
     from featcache.extract.settings import ExtractSettings
     from featcache.recipe import Preprocessing, Recipe

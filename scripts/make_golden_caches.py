@@ -48,7 +48,7 @@ def make(out: Path, kind: str) -> None:
     from fake import fake_recipe
 
     from featcache.cache import open_cache
-    from featcache.cache.cache import create_cache
+    from featcache.cache.creation import create_cache
     from featcache.cache.manifest import CACHE_VERSION
     from featcache.extract.build import Extractor, build_cache
     from featcache.extract.request import Request, resolved_under

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from memory_cache import MemoryCache, blobs, digests_of, make_samples
 
-from featcache.cache.cache import create_cache
+from featcache.cache.creation import create_cache
 from featcache.errors import InputError
 from featcache.recipe import Preprocessing, Recipe
 from featcache.train.fit import train_head

@@ -1,4 +1,4 @@
-"""`FeatureCache`: a directory holding the feature rows of exactly one `Recipe`, and the samples that refer to them.
+"""`FeatureCache`: the feature rows of exactly one `Recipe`, and the samples that refer to them, in one directory.
 
     CACHE/manifest.json          format version, Recipe, its fingerprint, the kind of store, what was asked for
     CACHE/manifest-copy.json     the same bytes, should one of the two be damaged
@@ -6,7 +6,9 @@
     CACHE/store/                 the rows (`featcache.store`), keyed by the sha256 of the input's bytes
     CACHE/samples/NAME.safetensors   the samples of data set NAME (`featcache.datasets.samples`)
 
-Nothing here knows what an input is: an extractor of another kind brings its own Recipe and the same columns.
+On object storage all but the manifest lies below ``CACHE/content-ID/``, and the samples are in parts
+(`featcache.cache.object_sample_lists`). Nothing here knows what an input is: an extractor of another kind brings its
+own Recipe and the same columns.
 """
 
 from __future__ import annotations
@@ -21,20 +23,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.manifest import UNCHECKED_VERSION, check_manifest, read_manifest, write_manifest
+from featcache.cache.manifest import UNCHECKED_VERSION, check_manifest, content_of, read_manifest
+from featcache.cache.object_sample_lists import ObjectSampleLists
+from featcache.cache.sample_lists import LocalSampleLists
 from featcache.datasets.listing import printable
-from featcache.datasets.samples import Samples, load_samples, save_samples
+from featcache.datasets.samples import Samples
 from featcache.datasets.splits import SPLITS, split_code
-from featcache.errors import CorruptError, FormatError, InputError
+from featcache.errors import CorruptError, InputError
 from featcache.recipe import Recipe
-from featcache.store import DEFAULT_SETTINGS, Column, FeatureStore, StoreReader, StoreSettings, create_store, open_store
-from featcache.system.files import new_directory, safe_name, write_atomically
+from featcache.store import Column, FeatureStore, StoreReader, open_store
+from featcache.system.files import write_atomically
 from featcache.system.json import DocumentKind, parse_json, read_document, with_checksum
+from featcache.system.objects import ObjectPath, place_of
 
 _DIGEST_BLOCK_ROWS = 4096
 _REQUESTS = DocumentKind(
@@ -45,6 +49,8 @@ _REQUESTS = DocumentKind(
     checksum=True,
 )
 _REMEMBERED_REQUESTS = 8
+
+CachePlace = str | os.PathLike[str] | ObjectPath  # of a cache: a directory, or a URL
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,7 @@ def recipe_columns(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> tup
 class FeatureCache:
     """An open cache. Close it, or use it as a context manager; several processes may read it while one builds.
 
-    `open_cache` makes it of a directory. `path`: that directory. `recipe`: what determines a row besides the image's
+    `open_cache` makes it of a directory or a URL. `path`: that. `recipe`: what determines a row besides the image's
     bytes. `request`: what the build was asked for. `store`: the rows. `store_kind`: ``lmdb`` or ``zarr``.
 
     Examples
@@ -101,13 +107,17 @@ class FeatureCache:
     True
     """
 
-    def __init__(self, path: Path, *, manifest: Mapping[str, Any], store: FeatureStore) -> None:
+    def __init__(self, path: Path | ObjectPath, *, manifest: Mapping[str, Any], store: FeatureStore) -> None:
         self.path = path
+        self._content = content = content_of(path, manifest)
         self.recipe = Recipe.from_json(manifest["recipe"])
         self.request: Mapping[str, Any] = manifest["request"]
         self.store_kind: str = manifest["store"]
         self.format_version: int = manifest["version"]
         self.store = store
+        self._lists = (
+            ObjectSampleLists(content) if isinstance(content, ObjectPath) else LocalSampleLists(content / "samples")
+        )
         self._samples: dict[str, tuple[int, Samples]] = {}
         self._roots: dict[str, str] = {}  # where images are looked for instead of where they were, by data set
 
@@ -131,11 +141,7 @@ class FeatureCache:
     @property
     def datasets(self) -> tuple[str, ...]:
         """Names of the data sets, sorted."""
-        return tuple(sorted(_dataset_name(file.stem) for file in self._samples_files()))
-
-    def _samples_files(self) -> list[Path]:
-        """Return the files of the data sets; a name that begins with a dot is a half-written one."""
-        return sorted(file for file in (self.path / "samples").glob("*.safetensors") if not file.name.startswith("."))
+        return tuple(self._lists.names())
 
     def samples(self, dataset: str | None = None) -> Samples:
         """Return the samples of `dataset`, which may be left out where the cache holds only one.
@@ -143,10 +149,8 @@ class FeatureCache:
         Raises `InputError` where there is no such data set, `FormatError` and `CorruptError` where its list is damaged.
         """
         name = self._dataset(dataset)
-        file = self._samples_file(name)
-        stamp = file.stat().st_mtime_ns
-        if self._samples.get(name, (None,))[0] != stamp:
-            self._samples[name] = (stamp, load_samples(file))
+        if self._samples.get(name, (None,))[0] != self._lists.stamp(name):
+            self._samples[name] = self._lists.load(name)
         found, root = self._samples[name][1], self._roots.get(name)
         return found if root is None else found.at(root)
 
@@ -176,9 +180,6 @@ class FeatureCache:
         if not names:
             raise InputError(f"the cache {str(self.path)!r} must hold a data set, it has none yet: build it first")
         raise InputError(f"--dataset must name one of {list(names)!r} in the cache {str(self.path)!r}, got {dataset!r}")
-
-    def _samples_file(self, dataset: str) -> Path:
-        return self.path / "samples" / f"{safe_name(dataset)}.safetensors"
 
     # --- reading ---
 
@@ -367,22 +368,14 @@ class FeatureCache:
         except CorruptError as error:
             problems.append(str(error))
             if repair:
-                (self.path / "requests.json").unlink()
+                (self._content / "requests.json").unlink()
         with self.reader() as reader:
             rows = len(reader)
-            for file in self._samples_files():
-                try:
-                    samples = load_samples(file)
-                except CorruptError as error:
-                    problems.append(str(error))
-                    if repair:
-                        file.unlink()
+            for _, samples, problem in self._lists.check(repair=repair):
+                if problem is not None:
+                    problems.append(problem)
+                if samples is None:
                     continue
-                except FormatError as error:
-                    problems.append(str(error))
-                    continue
-                if safe_name(samples.dataset) != file.stem:
-                    problems.append(f"{str(file)!r} must hold that data set, it holds {samples.dataset!r}")
                 missing = int((reader.find(samples.digests[samples.decoded]) < 0).sum())
                 if missing:
                     problems.append(f"data set {samples.dataset!r}: {missing} samples have no row: build it again")
@@ -390,10 +383,16 @@ class FeatureCache:
 
     # --- writing (used by builds) ---
 
-    def replace_samples(self, samples: Samples) -> None:
-        """Make `samples` the list of its data set, durable on return."""
-        (self.path / "samples").mkdir(exist_ok=True)
-        save_samples(samples, self._samples_file(samples.dataset))
+    def replace_samples(self, samples: Samples, *, before: Samples | None = None) -> None:
+        """Make `samples` the list of its data set, durable on return.
+
+        `before`: the list that it was made from, as `samples` returned it. Raises `LockedError` where that is on object
+        storage and another build has replaced it meanwhile.
+        """
+        stamp, known = self._samples.get(samples.dataset, (None, None))
+        if before is not None and before is not known:
+            stamp = None
+        self._lists.replace(samples, before=None if before is None else stamp)
 
     def known_requests(self) -> list[Any]:
         """Return the requests (with the versions they were resolved under) known to lead to this Recipe."""
@@ -403,7 +402,7 @@ class FeatureCache:
             return []  # a memo only: without it the Recipe is resolved again
 
     def _read_requests(self) -> list[Any]:
-        path = self.path / "requests.json"
+        path = self._content / "requests.json"
         if not path.exists():
             return []
         if self.format_version == UNCHECKED_VERSION:  # which wrote a bare list
@@ -417,7 +416,7 @@ class FeatureCache:
         """Note that `request` leads to this Recipe; the latest eight are kept."""
         others = [known for known in self.known_requests() if known != request]
         values = with_checksum({"requests": [*others, request][-_REMEMBERED_REQUESTS:]})
-        write_atomically(self.path / "requests.json", json.dumps(values, indent=1).encode())
+        write_atomically(self._content / "requests.json", json.dumps(values, indent=1).encode())
 
     def referenced(self) -> npt.NDArray[np.uint8]:
         """Return the digests (n, 32) of all samples of all data sets."""
@@ -440,13 +439,13 @@ class FeatureCache:
         return f"FeatureCache({str(self.path)!r}, {self.recipe.model!r}, {self.fingerprint[:12]})"
 
 
-def open_cache(path: str | os.PathLike[str]) -> FeatureCache:
-    """Return the cache in a directory, open.
+def open_cache(path: CachePlace) -> FeatureCache:
+    """Return the cache in a directory or on object storage, open.
 
     Parameters
     ----------
     path
-        The directory that a build made.
+        The directory or the URL (``s3://BUCKET/KEY``) that a build made.
 
     Returns
     -------
@@ -469,14 +468,14 @@ def open_cache(path: str | os.PathLike[str]) -> FeatureCache:
     >>> features.shape == (len(labels), cache.num_features)
     True
     """
-    place = Path(path)
+    place = place_of(path)
     manifest = read_manifest(place)
-    return FeatureCache(place, manifest=manifest, store=open_store(place / "store"))
+    return FeatureCache(place, manifest=manifest, store=open_store(content_of(place, manifest) / "store"))
 
 
 @contextlib.contextmanager
 def borrow_cache(
-    cache: FeatureCache | str | os.PathLike[str],
+    cache: FeatureCache | CachePlace,
     *,
     images: str | os.PathLike[str] | None = None,
     dataset: str | None = None,
@@ -489,29 +488,3 @@ def borrow_cache(
         opened = cache if isinstance(cache, FeatureCache) else stack.enter_context(open_cache(cache))
         stack.enter_context(opened.images_at(images, dataset=dataset))
         yield opened
-
-
-def create_cache(
-    path: Path,
-    recipe: Recipe,
-    *,
-    shapes: Mapping[str, tuple[int, ...]],
-    store: str,
-    request: Mapping[str, Any],
-    store_settings: StoreSettings = DEFAULT_SETTINGS,
-    overwrite: bool = False,
-) -> FeatureCache:
-    """Return a new, empty cache at `path`, which must not exist but for `overwrite`; it appears whole or not at all.
-
-    `shapes`: the shape of one row of each output. `store`: ``lmdb`` or ``zarr``. `request`: what was asked, as JSON.
-    """
-    with new_directory(path, overwrite=overwrite) as place:
-        columns = recipe_columns(recipe, shapes)
-        create_store(place / "store", kind=store, columns=columns, settings=store_settings).close()
-        (place / "samples").mkdir()
-        write_manifest(place, recipe, store=store, request=request)
-    return open_cache(path)
-
-
-def _dataset_name(stem: str) -> str:
-    return unquote(stem, errors="surrogateescape")

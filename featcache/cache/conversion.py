@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from featcache.cache.cache import FeatureCache, borrow_cache, open_cache
-from featcache.cache.manifest import write_manifest
+from featcache.cache.cache import CachePlace, FeatureCache, borrow_cache
+from featcache.cache.creation import new_cache
 from featcache.errors import VerificationError
-from featcache.store import FeatureStore, create_store
-from featcache.system.files import new_directory
+from featcache.store import FeatureStore
+from featcache.system.objects import place_of
+
+_COMMITTED_ROWS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +32,7 @@ class ConvertReport:
         return dataclasses.asdict(self)
 
 
-def convert(
-    cache: FeatureCache | str | os.PathLike[str], *, out: str | os.PathLike[str], store: str, overwrite: bool = False
-) -> ConvertReport:
+def convert(cache: FeatureCache | CachePlace, *, out: CachePlace, store: str, overwrite: bool = False) -> ConvertReport:
     """Write a copy of a cache with its rows in the other kind of store; return what was made.
 
     Recipe, samples and rows are the same, so both caches serve and extend alike.
@@ -43,11 +40,11 @@ def convert(
     Parameters
     ----------
     cache
-        An open cache, or its directory.
+        An open cache, or its directory or URL.
     out
-        The new directory.
+        The new directory, or URL.
     store
-        ``lmdb`` or ``zarr``.
+        ``lmdb`` or ``zarr``; on object storage ``zarr``.
     overwrite
         Replace what is at `out`.
 
@@ -66,21 +63,22 @@ def convert(
     ...     report.content_digest == cache.content_digest()
     True
     """
+    place = place_of(out)
     with borrow_cache(cache) as source:
-        with new_directory(Path(out), overwrite=overwrite) as place:
-            write_manifest(place, source.recipe, store=store, request=source.request)
-            with create_store(place / "store", kind=store, columns=source.columns) as copied:
-                _copy_rows(source, copied)
-            shutil.copytree(source.path / "samples", place / "samples")
-            with open_cache(place) as copy:
-                digest = copy.content_digest()
-                if digest != source.content_digest():
-                    raise VerificationError(
-                        f"the copy of {str(source.path)!r} must have its content digest, got another: run verify"
-                    )
-                with copy.reader() as reader:
-                    rows = len(reader)
-                size = copy.store.nbytes()
+        with new_cache(
+            place, source.recipe, columns=source.columns, store=store, request=source.request, overwrite=overwrite
+        ) as copy:
+            _copy_rows(source, copy.store)
+            for name in source.datasets:
+                copy.replace_samples(source.samples(name))
+            digest = copy.content_digest()
+            if digest != source.content_digest():
+                raise VerificationError(
+                    f"the copy of {str(source.path)!r} must have its content digest, got another: run verify"
+                )
+            with copy.reader() as reader:
+                rows = len(reader)
+            size = copy.store.nbytes()
         return ConvertReport(str(out), store, rows, size, digest)
 
 
@@ -88,10 +86,15 @@ def _copy_rows(source: FeatureCache, copied: FeatureStore) -> None:
     first = source.columns[0].name
     with source.reader() as reader, copied.writer() as writer:
         keys = reader.keys()
+        uncommitted = 0
         with tqdm(total=len(reader), desc="convert", unit="row", disable=None) as bar:
             for start, block in reader.blocks(first):
                 stop = start + len(block)
                 columns = {column.name: reader.read(column.name, start, stop) for column in source.columns}
                 writer.append(keys[start:stop], columns)
-                writer.commit()
+                uncommitted += len(block)
+                if uncommitted >= _COMMITTED_ROWS:
+                    writer.commit()
+                    uncommitted = 0
                 bar.update(len(block))
+        writer.commit()

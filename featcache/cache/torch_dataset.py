@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from featcache.cache.cache import FeatureCache, borrow_cache, column_name, open_cache
+from featcache.cache.cache import CachePlace, FeatureCache, borrow_cache, column_name, open_cache
 from featcache.store import StoreReader
 
 
@@ -24,7 +23,7 @@ class CachedFeatures(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     Parameters
     ----------
     cache
-        An open cache, or its directory.
+        An open cache, or its directory or URL.
     split
         ``train``, ``val`` or ``test``; None: all samples.
     dataset
@@ -50,7 +49,7 @@ class CachedFeatures(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __init__(
         self,
-        cache: FeatureCache | str | os.PathLike[str],
+        cache: FeatureCache | CachePlace,
         *,
         split: str | None = None,
         dataset: str | None = None,

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -152,48 +153,9 @@ _MEND = "featcache verify --repair, then build"
 
 def save_samples(samples: Samples, path: Path) -> None:
     """Write `samples` to `path` (safetensors), atomically: a reader sees the old file or the new one."""
-    from safetensors.numpy import save
-
-    listing = samples.listing
-    blob = "\0".join(listing.paths).encode("utf-8", "surrogateescape")
-    arrays: dict[str, npt.NDArray[np.generic]] = {
-        "paths": np.frombuffer(blob, dtype=np.uint8),
-        "stats": listing.stats,
-        "digests": np.ascontiguousarray(samples.digests),
-        "labels": listing.labels,
-        "given_splits": listing.given_splits,
-        "splits": samples.splits,
-    }
-    if listing.targets is not None:
-        arrays["targets"] = listing.targets
-    header = {
-        "version": SAMPLES_VERSION,
-        "dataset": samples.dataset,
-        "root": listing.root,
-        "task": listing.task,
-        "classes": list(listing.classes),
-        "ignored": listing.ignored,
-        "listing_failures": [list(failure) for failure in listing.failures],
-        "failures": {str(index): reason for index, reason in samples.failures.items()},
-        "scanned_ns": listing.scanned_ns,
-        "split_seed": samples.split_seed,
-        **({} if samples.called is None else {"called": samples.called}),
-    }
-    text = json.dumps(header, ensure_ascii=True)
-    metadata = {"featcache": text, "crc32c": str(_checksum(text, arrays))}
-    write_atomically(path, save(arrays, metadata=metadata))
-
-
-def _checksum(header: str, arrays: Mapping[str, npt.NDArray[np.generic]]) -> int:
-    """Return the crc32c over the header's text, then, by name, each array's ``NAME DTYPE SHAPE`` and bytes."""
-    from crc32c import crc32c
-
-    checksum = crc32c(header.encode())
-    for name, array in sorted(arrays.items()):
-        shape = ",".join(str(side) for side in array.shape)
-        checksum = crc32c(f"{name} {array.dtype.name} {shape}".encode(), checksum)
-        checksum = crc32c(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, checksum)
-    return checksum
+    failures = {str(index): reason for index, reason in samples.failures.items()}
+    header = {"version": SAMPLES_VERSION, **samples_header(samples), "failures": failures}
+    write_atomically(path, pack_arrays(header, samples_arrays(samples)))
 
 
 def load_samples(path: Path) -> Samples:
@@ -203,20 +165,49 @@ def load_samples(path: Path) -> Samples:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            header = parse_json(metadata.get("featcache", "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, ValueError) as error:
         raise CorruptError(f"{str(path)!r} must be a sample list, got other bytes ({error}): {_MEND}") from error
-    if not isinstance(header, dict):
-        raise CorruptError(f"{str(path)!r} must be a sample list, its header is no JSON object: {_MEND}")
-    intact = metadata.get("crc32c") == str(_checksum(metadata.get("featcache", ""), arrays))
-    if not intact and ("crc32c" in metadata or header.get("version") != _UNCHECKED_VERSION):
-        raise CorruptError(f"{str(path)!r} must match its checksum, it does not: {_MEND}")
-    if header.get("version") not in (_UNCHECKED_VERSION, SAMPLES_VERSION):
-        raise FormatError(
-            f"{str(path)!r} must be a sample list of version {SAMPLES_VERSION}, got {header.get('version')!r}: "
-            "open it with the featcache that wrote it"
-        )
+    header = _checked_header(metadata, arrays, place=str(path))
+    failures = {int(index): reason for index, reason in header["failures"].items()}
+    return samples_of(header, arrays, failures)
+
+
+def samples_header(samples: Samples) -> dict[str, Any]:
+    """Return what is said of a data set as a whole, as JSON values."""
+    listing = samples.listing
+    return {
+        "dataset": samples.dataset,
+        "root": listing.root,
+        "task": listing.task,
+        "classes": list(listing.classes),
+        "ignored": listing.ignored,
+        "listing_failures": [list(failure) for failure in listing.failures],
+        "scanned_ns": listing.scanned_ns,
+        "split_seed": samples.split_seed,
+        **({} if samples.called is None else {"called": samples.called}),
+    }
+
+
+def samples_arrays(samples: Samples) -> dict[str, npt.NDArray[Any]]:
+    """Return what is said of each sample, by name; ``paths`` is one text, a zero byte between two."""
+    listing = samples.listing
+    blob = "\0".join(listing.paths).encode("utf-8", "surrogateescape")
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "paths": np.frombuffer(blob, dtype=np.uint8),
+        "stats": listing.stats,
+        "digests": np.ascontiguousarray(samples.digests),
+        "labels": listing.labels,
+        "given_splits": listing.given_splits,
+        "splits": samples.splits,
+    }
+    if listing.targets is not None:
+        arrays["targets"] = listing.targets
+    return arrays
+
+
+def samples_of(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], failures: dict[int, str]) -> Samples:
+    """Return the samples of which `samples_header` and `samples_arrays` gave this."""
     blob = arrays["paths"].tobytes().decode("utf-8", "surrogateescape")
     listing = Listing(
         root=header["root"],
@@ -231,7 +222,6 @@ def load_samples(path: Path) -> Samples:
         failures=tuple((name, reason) for name, reason in header["listing_failures"]),
         scanned_ns=header["scanned_ns"],
     )
-    failures = {int(index): reason for index, reason in header["failures"].items()}
     return Samples(
         header["dataset"],
         listing,
@@ -241,6 +231,59 @@ def load_samples(path: Path) -> Samples:
         header["split_seed"],
         header.get("called"),
     )
+
+
+def pack_arrays(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """Return a safetensors file of `arrays` with `header` in its metadata, under a checksum."""
+    from safetensors.numpy import save
+
+    text = json.dumps(header, ensure_ascii=True)
+    return bytes(save(dict(arrays), metadata={"featcache": text, "crc32c": str(_checksum(text, arrays))}))
+
+
+def unpack_arrays(data: bytes, *, place: str) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """Return the header and the arrays that `pack_arrays` packed; `FormatError` or `CorruptError` for other bytes."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        arrays = load(data)
+        metadata = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    except (SafetensorError, ValueError) as error:
+        raise CorruptError(f"{place!r} must be a sample list, got other bytes ({error}): {_MEND}") from error
+    return _checked_header(metadata, arrays, place=place), arrays
+
+
+def _checked_header(
+    metadata: Mapping[str, str], arrays: Mapping[str, npt.NDArray[Any]], *, place: str
+) -> dict[str, Any]:
+    try:
+        header = parse_json(metadata.get("featcache", "{}"))
+    except ValueError as error:
+        raise CorruptError(f"{place!r} must be a sample list, got other bytes ({error}): {_MEND}") from error
+    if not isinstance(header, dict):
+        raise CorruptError(f"{place!r} must be a sample list, its header is no JSON object: {_MEND}")
+    intact = metadata.get("crc32c") == str(_checksum(metadata.get("featcache", ""), arrays))
+    if not intact and ("crc32c" in metadata or header.get("version") != _UNCHECKED_VERSION):
+        raise CorruptError(f"{place!r} must match its checksum, it does not: {_MEND}")
+    if header.get("version") not in (_UNCHECKED_VERSION, SAMPLES_VERSION):
+        raise FormatError(
+            f"{place!r} must be a sample list of version {SAMPLES_VERSION}, got {header.get('version')!r}: "
+            "open it with the featcache that wrote it"
+        )
+    return header
+
+
+def _checksum(header: str, arrays: Mapping[str, npt.NDArray[Any]]) -> int:
+    """Return the crc32c over the header's text, then, by name, each array's ``NAME DTYPE SHAPE`` and bytes."""
+    from crc32c import crc32c
+
+    checksum = crc32c(header.encode())
+    for name, array in sorted(arrays.items()):
+        shape = ",".join(str(side) for side in array.shape)
+        checksum = crc32c(f"{name} {array.dtype.name} {shape}".encode(), checksum)
+        checksum = crc32c(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, checksum)
+    return checksum
 
 
 def subset(samples: Samples, indices: Iterable[int]) -> Samples:

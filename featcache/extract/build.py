@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache import FeatureCache, open_cache
-from featcache.cache.cache import create_cache
+from featcache.cache.cache import CachePlace
+from featcache.cache.creation import create_cache
 from featcache.cache.manifest import is_cache, may_be_cache, read_manifest
 from featcache.datasets.listing import Listing, Task, printable
 from featcache.datasets.remarks import notes_on_training, notes_on_what_was_read
@@ -40,11 +41,12 @@ from featcache.extract.request import (
     reopen_extractor,
     resolved_under,
 )
-from featcache.extract.settings import ExtractSettings
+from featcache.extract.settings import ExtractSettings, default_settings
 from featcache.recipe import Recipe
-from featcache.store import StoreWriter, hold_store
+from featcache.store import StoreWriter, check_kind_at, hold_store
 from featcache.system.cluster import LOCAL, ClusterSettings, cluster
 from featcache.system.files import safe_name
+from featcache.system.objects import ObjectPath, Place, place_of
 
 if TYPE_CHECKING:
     from featcache.extract.collection import Extraction
@@ -111,11 +113,11 @@ class RequestOptions(TypedDict, total=False):
 
 def build_cache(
     images: str | Path | Listing | Samples,
-    cache: str | Path | None = None,
+    cache: CachePlace | None = None,
     *,
     backbone: str | None = None,
     weights: str | Path | None = None,
-    store: str = "lmdb",
+    store: str | None = None,
     dataset: str | None = None,
     task: Task | None = None,
     splits: bool = True,
@@ -141,12 +143,12 @@ def build_cache(
     ----------
     images : path, Listing or Samples
         A folder or CSV (see `featcache.datasets.scan.scan`), what a scan of it gave, or the samples of another cache.
-    cache : path, optional
-        By default ``cache_store/NAME``.
+    cache : path or URL, optional
+        By default ``cache_store/NAME``. On object storage (``s3://BUCKET/KEY``) several builds may extend it at once.
     backbone, weights : str, optional
         As for `load_backbone`; by default what the cache has, or the embedded backbone.
-    store : {"lmdb", "zarr"}
-        Of a new cache.
+    store : {"lmdb", "zarr"}, optional
+        Of a new cache; by default LMDB, on object storage Zarr, the only one there.
     dataset : str, optional
         The data set's name, by default the folder's, or what a folder that was moved was called.
     task : {"classification", "multilabel", "regression"}, optional
@@ -217,20 +219,20 @@ def build_cache(
         wait_seconds,
         workers,
         ClusterSettings.of(ray, actors, gpus_per_actor),
-        settings or ExtractSettings(),
+        settings or default_settings(cache),
         _Notes(say),
     )
-    place = Path("cache_store") / work.wanted.name if cache is None else Path(cache)
+    place = Path("cache_store") / work.wanted.name if cache is None else place_of(cache)
     return _build([(place, _request(backbone, weights, options), extractor)], work, store=store, overwrite=overwrite)[0]
 
 
 def build_caches(
     images: str | Path | Listing | Samples,
-    cache: str | Path | None = None,
+    cache: CachePlace | None = None,
     *,
     backbone: Sequence[str],
     weights: Sequence[str | Path] | str | Path | None = None,
-    store: str = "lmdb",
+    store: str | None = None,
     dataset: str | None = None,
     task: Task | None = None,
     splits: bool = True,
@@ -296,10 +298,10 @@ def build_caches(
         wait_seconds,
         workers,
         ClusterSettings.of(ray, actors, gpus_per_actor),
-        settings or ExtractSettings(),
+        settings or default_settings(cache),
         _Notes(say),
     )
-    place = Path("cache_store") / work.wanted.name if cache is None else Path(cache)
+    place = Path("cache_store") / work.wanted.name if cache is None else place_of(cache)
     if is_cache(place):
         raise InputError(
             f"CACHE must be a directory for the caches of several backbones, {str(place)!r} is itself a cache: "
@@ -312,7 +314,7 @@ def build_caches(
     return tuple(_build(wanted, work, store=store, overwrite=overwrite))
 
 
-def cache_directory(cache: Path, backbone: str) -> Path:
+def cache_directory(cache: Place, backbone: str) -> Place:
     """Return where a build of several backbones keeps the cache of one: ``CACHE/BACKBONE``.
 
     Characters other than letters, digits and ``_ . -``, as in ``hf-hub:timm/resnet50``, stand as %XX of their UTF-8.
@@ -355,21 +357,21 @@ def _listed(
 
 
 def _open_or_create(
-    place: Path,
+    place: Place,
     request: Request,
     *,
-    store: str,
+    store: str | None,
     extractor: Extractor | None,
     overwrite: bool,
     wait_seconds: float,
     open_backbone: OpenExtractor,
 ) -> tuple[FeatureCache, Extractor | None]:
     """Return the cache, its Recipe checked against the request, and the engine where it had to be opened for that."""
-    if overwrite and os.path.lexists(place):
+    if overwrite and _is_taken(place):
         return _replace(
             place, request, store=store, extractor=extractor, wait_seconds=wait_seconds, open_backbone=open_backbone
         )
-    if not os.path.lexists(place):
+    if not _is_taken(place):
         with contextlib.suppress(ExistsError):  # another build has made it meanwhile: it is extended
             return _create(place, request, store=store, extractor=extractor, open_backbone=open_backbone)
     cache = open_cache(place)
@@ -391,16 +393,21 @@ def _open_or_create(
     return cache, extractor
 
 
+def _is_taken(place: Place) -> bool:
+    return is_cache(place) if isinstance(place, ObjectPath) else os.path.lexists(place)
+
+
 def _create(
-    place: Path,
+    place: Place,
     request: Request,
     *,
-    store: str,
+    store: str | None,
     extractor: Extractor | None,
     open_backbone: OpenExtractor,
     overwrite: bool = False,
 ) -> tuple[FeatureCache, Extractor]:
     full = dataclasses.replace(request, backbone=request.backbone or DEFAULT_BACKBONE)
+    store = check_kind_at(place, store or ("zarr" if isinstance(place, ObjectPath) else "lmdb"))
     extractor = extractor or open_backbone(full, adopt=None)
     shapes = dict(extractor.engine.columns)
     cache = create_cache(
@@ -411,10 +418,10 @@ def _create(
 
 
 def _replace(
-    place: Path,
+    place: Place,
     request: Request,
     *,
-    store: str,
+    store: str | None,
     extractor: Extractor | None,
     wait_seconds: float,
     open_backbone: OpenExtractor,
@@ -427,6 +434,8 @@ def _replace(
     wanted = request
     with contextlib.suppress(CorruptError, FormatError):
         wanted = request.adopting(read_manifest(place)["request"])
+    if isinstance(place, ObjectPath):  # who writes to the old one goes on to, unseen
+        return _create(place, wanted, store=store, extractor=extractor, open_backbone=open_backbone, overwrite=True)
     (place / "store").mkdir(exist_ok=True)
     with hold_store(place / "store", wait_seconds=wait_seconds):
         return _create(place, wanted, store=store, extractor=extractor, open_backbone=open_backbone, overwrite=True)
@@ -498,7 +507,7 @@ class _Job:
 
 
 def _build(
-    wanted: Sequence[tuple[Path, Request, Extractor | None]], work: _Work, *, store: str, overwrite: bool
+    wanted: Sequence[tuple[Place, Request, Extractor | None]], work: _Work, *, store: str | None, overwrite: bool
 ) -> list[BuildReport]:
     """Open or create the caches, bring them up to date together, and return a report for each."""
     work.notes.add(*work.listing.notes, *notes_on_training(work.listing))
@@ -656,7 +665,7 @@ def _store_samples(job: _Job, work: _Work) -> None:
     if not work.wanted.chosen:
         called = work.wanted.name if work.wanted.name != job.dataset else None
     samples = Samples(job.dataset, updated, job.changes.digests, splits, job.changes.failures, job.seed, called)
-    job.cache.replace_samples(samples)
+    job.cache.replace_samples(samples, before=job.samples)
     job.samples = samples
     if work.prune_missing and job.writer is not None:
         job.pruned = _drop_unreferenced(job.cache, job.writer)

@@ -15,10 +15,10 @@ from featcache.store.interface import (
     Values,
     VerifyReport,
 )  # fmt: skip
-from featcache.store.opening import create_store, hold_store, open_store
+from featcache.store.opening import check_kind_at, create_store, hold_store, open_store
 from featcache.store.settings import DEFAULT_SETTINGS, StoreSettings
 
 __all__ = [
     "DEFAULT_SETTINGS", "KEY_BYTES", "Column", "FeatureStore", "Keys", "Rows", "StoreReader", "StoreSettings",
-    "StoreWriter", "Values", "VerifyReport", "create_store", "hold_store", "open_store",
+    "StoreWriter", "Values", "VerifyReport", "check_kind_at", "create_store", "hold_store", "open_store",
 ]  # fmt: skip

@@ -131,15 +131,12 @@ class Record:
         return canonical_json(self.to_json(**more)).encode()
 
 
-def new_record(columns: tuple[Column, ...], settings: StoreSettings) -> Record:
-    """Return the record of an empty store of `columns`."""
+def new_record(columns: tuple[Column, ...], settings: StoreSettings, *, block_bytes: int = _BLOCK_BYTES) -> Record:
+    """Return the record of an empty store of `columns`; blocks hold about `block_bytes` where `settings` do not say."""
     arrays = (
         Layout(KEYS, (KEY_BYTES,), "uint8", settings.key_block_rows),
         Layout(CHECKSUMS, (len(columns),), "uint32", settings.key_block_rows),
-        *(
-            Layout(COLUMN_PREFIX + c.name, c.shape, c.dtype, settings.block_rows or _choose_block_rows(c.row_bytes))
-            for c in columns
-        ),
+        *(Layout(COLUMN_PREFIX + c.name, c.shape, c.dtype, _rows_of_block(c, settings, block_bytes)) for c in columns),
     )
     return Record(arrays, 0)
 
@@ -155,13 +152,17 @@ def row_checksums(keys: Keys, values: Sequence[Values]) -> npt.NDArray[np.uint32
     return sums
 
 
-def _choose_block_rows(row_bytes: int) -> int:
-    """Return the rows of a block: a power of two, at most 65536, of at most 4 MiB where a row allows.
+def _rows_of_block(column: Column, settings: StoreSettings, block_bytes: int) -> int:
+    return settings.block_rows or _choose_block_rows(column.row_bytes, block_bytes)
+
+
+def _choose_block_rows(row_bytes: int, block_bytes: int) -> int:
+    """Return the rows of a block: a power of two, at most 65536, of at most `block_bytes` where a row allows.
 
     Blocks that are whole pages let a column be mapped as one array, so that is worth up to 16 MiB.
     """
     rows = _BLOCK_ROWS
-    while rows > 1 and rows * row_bytes > _BLOCK_BYTES:
+    while rows > 1 and rows * row_bytes > block_bytes:
         rows //= 2
     whole = rows
     while whole * row_bytes % _PAGE_BYTES and whole * row_bytes * 2 <= _LARGEST_BLOCK_BYTES:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,20 +17,32 @@ from featcache.store._generation import Generation, remove_outdated
 from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, Layout, Record, row_checksums
 from featcache.store._spare import layout_problems, write_layout
 from featcache.store.interface import KEY_BYTES, Keys, Rows, VerifyReport
+from featcache.system.objects import ObjectPath
 
 _BATCH_BYTES = 32 << 20
 _SHOW_BAR_BYTES = 1 << 30
 
 
-class _RawArray:
-    """Reads an array's rows as they lie on disk, intact or not; a missing block reads as None."""
+class BlockSource(Protocol):
+    """Where blocks lie, and what is read of each."""
 
-    def __init__(self, generation: Generation, layout: Layout, rows: int) -> None:
+    @property
+    def path(self) -> Path | ObjectPath:
+        """The place, for messages."""
+
+    def read_block(self, layout: Layout, block: int, rows: int) -> tuple[bytes, bool]:
+        """Return a block's bytes and whether they are intact; raises `CorruptError` where there is none."""
+
+
+class _RawArray:
+    """Reads an array's rows as they are stored, intact or not; a missing block reads as None."""
+
+    def __init__(self, source: BlockSource, layout: Layout, rows: int) -> None:
         self.layout = layout
         self.rows = rows
         self.bad: list[int] = []
         self.problems: list[str] = []
-        self._generation = generation
+        self._source = source
         self._last: tuple[int, npt.NDArray[Any] | None] = (-1, None)
 
     def check(self) -> None:
@@ -62,7 +75,7 @@ class _RawArray:
         if self._last[0] != block or note:
             rows = self.layout.rows_in(block, self.rows)
             try:
-                data, intact = self._generation.read_block(self.layout, block, rows)
+                data, intact = self._source.read_block(self.layout, block, rows)
                 values = np.frombuffer(data, dtype=np.dtype(self.layout.dtype).newbyteorder("<"))
                 self._last = block, values.reshape(-1, *self.layout.shape)[:rows]
                 problem = "" if intact else "does not match its checksum"
@@ -74,14 +87,14 @@ class _RawArray:
                 where = self.rows_of(block)
                 self.problems.append(
                     f"block {block} of {self.layout.name!r} (rows {where.start} to {where.stop - 1}) in "
-                    f"{str(self._generation.path)!r} is damaged: {problem}"
+                    f"{str(self._source.path)!r} is damaged: {problem}"
                 )
         return self._last[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What is wrong with a generation: `damaged` (n,) bool marks the rows that cannot be restored."""
+    """What is wrong with what one record describes: `damaged` (n,) bool marks the rows that cannot be restored."""
 
     record: Record
     raw: dict[str, _RawArray]
@@ -105,7 +118,13 @@ def diagnose(generation: Generation) -> Diagnosis:
     """
     record = generation.record()
     problems = [*generation.check_structure(record), *layout_problems(generation.path.parent, record)]
-    raw = {layout.name: _RawArray(generation, layout, record.rows) for layout in record.arrays}
+    return diagnose_arrays(generation, record, problems)
+
+
+def diagnose_arrays(source: BlockSource, record: Record, problems: list[str]) -> Diagnosis:
+    """Return what is wrong with the blocks of `record` in `source`, which is read from one end to the other."""
+    raw = {layout.name: _RawArray(source, layout, record.rows) for layout in record.arrays}
+    problems = list(problems)
     for array in raw.values():
         array.check()
         problems += array.problems
@@ -137,7 +156,7 @@ def repair_store(directory: StoreDirectory) -> VerifyReport:
     diagnosis = diagnose(directory.open_again())
     report = diagnosis.report()
     if diagnosis.problems:
-        replace_rows(directory.path, mapping, diagnosis.record, _intact(diagnosis))
+        replace_rows(directory.path, mapping, diagnosis.record, intact_batches(diagnosis))
         write_layout(directory.path, diagnosis.record)
         directory.newest()  # the new one, so that the old one can go
         del mapping, diagnosis
@@ -145,7 +164,7 @@ def repair_store(directory: StoreDirectory) -> VerifyReport:
     return report
 
 
-def _intact(diagnosis: Diagnosis) -> Iterator[dict[str, npt.NDArray[Any]]]:
+def intact_batches(diagnosis: Diagnosis) -> Iterator[dict[str, npt.NDArray[Any]]]:
     """Yield the intact rows in batches, their checksums computed afresh."""
     row_bytes = sum(array.layout.row_bytes for array in diagnosis.raw.values())
     step = max(1, _BATCH_BYTES // row_bytes)

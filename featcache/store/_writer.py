@@ -15,11 +15,11 @@ from featcache.store._blocks import BlockCutter
 from featcache.store._compact import write_next_generation
 from featcache.store._directory import StoreDirectory
 from featcache.store._generation import Committed, remove_outdated
-from featcache.store._index import KeyIndex
 from featcache.store._lock import WriteLock
+from featcache.store._pending import PendingRows
 from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, row_checksums
 from featcache.store.checks import cast_values, check_keys, check_values, first_occurrences
-from featcache.store.interface import KEY_BYTES, Column, Keys, Rows, StoreWriter, Values
+from featcache.store.interface import Column, Keys, Rows, StoreWriter, Values
 
 _TOLERATED_SPARE = 0.03
 
@@ -42,17 +42,16 @@ class DiskWriter(StoreWriter):
         self._base = self._committed.record.rows
         self._stored_keys = self._mapping.array(KEYS, self._committed, self._base)
         self._cutter = BlockCutter(self._committed)
-        self._new_keys = np.empty((0, KEY_BYTES), dtype=np.uint8)
-        self._new_index = KeyIndex()
+        mapping, stored_keys = self._mapping, self._stored_keys  # not `self`: a cycle would hold the old rows' space
+        self._rows = PendingRows(self._base, lambda keys, skip: mapping.find(keys, stored_keys, skip=skip))
         self._pending: list[dict[str, npt.NDArray[Any]]] = []
         self._pending_bytes = 0
-        self._dropped = np.zeros(0, dtype=bool)
 
     def append(self, keys: Keys, columns: Mapping[str, Values]) -> int:
         self._check_open()
         keys = check_keys(keys)
         values = check_values(self._columns, columns, len(keys))
-        fresh = self._find(keys) < 0
+        fresh = self._rows.rows_of(keys) < 0
         fresh &= first_occurrences(keys)
         if not fresh.any():
             return 0
@@ -60,7 +59,7 @@ class DiskWriter(StoreWriter):
         new = {COLUMN_PREFIX + c.name: cast_values(c, values[c.name][fresh]) for c in self._columns}
         new[KEYS] = keys
         new[CHECKSUMS] = row_checksums(keys, [new[COLUMN_PREFIX + c.name] for c in self._columns])
-        self._remember(keys)
+        self._rows.add(keys)
         self._pending.append(new)
         self._pending_bytes += sum(array.nbytes for array in new.values())
         if self._pending_bytes > self._directory.settings.buffer_bytes:
@@ -69,25 +68,17 @@ class DiskWriter(StoreWriter):
 
     def drop(self, keys: Keys) -> int:
         self._check_open()
-        rows = np.unique(self._find(check_keys(keys)))
-        rows = rows[rows >= 0]
-        self._dropped = _grown(self._dropped, self._base + len(self._new_index))
-        self._dropped[rows] = True
-        return len(rows)
+        return len(self._rows.drop(check_keys(keys)))
 
     def find(self, keys: Keys) -> Rows:
-        rows = self._find(check_keys(keys))
-        if self._dropped.any():  # rows after dropped ones move up
-            moved = np.cumsum(_grown(self._dropped, self._base + len(self._new_index)))
-            rows[rows >= 0] -= moved[rows[rows >= 0]]
-        return rows
+        return self._rows.find(check_keys(keys))
 
     def __len__(self) -> int:
-        return self._base + len(self._new_index) - int(self._dropped.sum())
+        return self._rows.left
 
     def commit(self) -> None:
         self._check_open()
-        if self._dropped.any():
+        if self._rows.any_dropped:
             self._write_pending(publish=False)
             self._compact()
         elif self._pending or self._cutter.rows > self._base:
@@ -116,24 +107,6 @@ class DiskWriter(StoreWriter):
         if not self._lock.held:
             raise LockedError("a writer must be open, and is of use only to the process that made it: make another")
 
-    def _find(self, keys: Keys) -> Rows:
-        dropped = self._dropped if self._dropped.any() else None
-        rows = self._mapping.find(
-            keys, self._stored_keys, skip=None if dropped is None else _grown(dropped[: self._base], self._base)
-        )
-        skip = None if dropped is None else _grown(dropped[self._base :], len(self._new_index))
-        pending = self._new_index.find(keys, self._new_keys.__getitem__, rows=len(self._new_index), skip=skip)
-        return np.where(rows < 0, np.where(pending < 0, -1, pending + self._base), rows)
-
-    def _remember(self, keys: Keys) -> None:
-        used = len(self._new_index)
-        if used + len(keys) > len(self._new_keys):
-            grown = np.empty((max(1024, 2 * (used + len(keys))), KEY_BYTES), dtype=np.uint8)
-            grown[:used] = self._new_keys[:used]
-            self._new_keys = grown
-        self._new_keys[used : used + len(keys)] = keys
-        self._new_index.add(keys)
-
     def _write_pending(self, *, publish: bool) -> None:
         self._cutter.add(self._pending)
         self._pending_bytes = 0
@@ -152,11 +125,5 @@ class DiskWriter(StoreWriter):
 
     def _compact(self) -> None:
         everything = Committed(self._committed.record.with_rows(self._cutter.rows), self._cutter.tails())
-        keep = np.flatnonzero(~_grown(self._dropped, self._cutter.rows))
+        keep = np.flatnonzero(~self._rows.dropped)
         write_next_generation(self._directory.path, self._mapping, everything, keep)
-
-
-def _grown(mask: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:
-    grown = np.zeros(size, dtype=bool)
-    grown[: len(mask)] = mask
-    return grown

@@ -11,13 +11,11 @@ chunk that already holds rows not yet committed still begins with the committed 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from crc32c import crc32c
@@ -26,12 +24,11 @@ from featcache.errors import CorruptError, FormatError, StorageError
 from featcache.store._generation import Block, Committed, Extent, Generation
 from featcache.store._record import COLUMN_PREFIX, KEYS, Layout, Record
 from featcache.store._spare import read_layout
+from featcache.store._zarr_text import ATTRIBUTE, CRC_BYTES, array_text, chunk_name, group_text
 from featcache.store.settings import StoreSettings
 from featcache.system.files import sync_directory
 from featcache.system.json import parse_json
 
-_CRC_BYTES = 4
-_ATTRIBUTE = "featcache"
 _ZEROS = bytes(1 << 20)
 
 
@@ -43,10 +40,10 @@ class ZarrGeneration(Generation):
         with _storage_errors(path):
             path.mkdir()
             (path / COLUMN_PREFIX).mkdir()
-            _replace(path / COLUMN_PREFIX / "zarr.json", _group_text(None))
+            _replace(path / COLUMN_PREFIX / "zarr.json", group_text(None))
             for layout in record.arrays:
                 _make_array(path, layout, record)
-            _replace(path / "zarr.json", _group_text(record))
+            _replace(path / "zarr.json", group_text(record))
             _sync_directories(path, {path, path / COLUMN_PREFIX})
         sync_directory(path.parent)
 
@@ -93,9 +90,9 @@ class ZarrGeneration(Generation):
             raise _damaged(path, "is missing") from error
         try:
             size = os.fstat(file).st_size
-            if size != layout.block_bytes + _CRC_BYTES:
-                raise _damaged(path, f"has {size} bytes and not {layout.block_bytes + _CRC_BYTES}")
-            (stored,) = struct.unpack("<I", os.pread(file, _CRC_BYTES, layout.block_bytes))
+            if size != layout.block_bytes + CRC_BYTES:
+                raise _damaged(path, f"has {size} bytes and not {layout.block_bytes + CRC_BYTES}")
+            (stored,) = struct.unpack("<I", os.pread(file, CRC_BYTES, layout.block_bytes))
             yield Extent(file, 0, layout.block_bytes, stored)
         finally:
             os.close(file)
@@ -125,11 +122,11 @@ class ZarrGeneration(Generation):
                     if file.startswith(".") or (part[0] == "c" and int(part[1]) >= blocks):
                         os.unlink(self.path / name / file)
             for layout in record.arrays:
-                _replace(self.path / layout.name / "zarr.json", _array_text(layout, record))
+                _replace(self.path / layout.name / "zarr.json", array_text(layout, record))
 
     def check_structure(self, record: Record) -> list[str]:
         problems = []
-        expected = {"zarr.json": _group_text(record), f"{COLUMN_PREFIX}zarr.json": _group_text(None)}
+        expected = {"zarr.json": group_text(record), f"{COLUMN_PREFIX}zarr.json": group_text(None)}
         for name, text in expected.items():
             if not _holds(self.path / name, text):
                 problems.append(f"{str(self.path / name)!r} must be what was written, it is not")
@@ -157,14 +154,14 @@ class ZarrGeneration(Generation):
         except (OSError, CorruptError, FormatError):
             return False
         known = earlier.arrays == record.arrays and earlier.rows <= record.rows
-        return known and text == _array_text(layout, earlier)
+        return known and text == array_text(layout, earlier)
 
     def _publish(self, record: Record) -> None:
-        _replace(self.path / "zarr.json", _group_text(record))
+        _replace(self.path / "zarr.json", group_text(record))
         _sync_directories(self.path, {self.path})
         # From here on it is committed. What follows keeps plain Zarr readers of single arrays up to date.
         for layout in record.arrays:
-            _replace(self.path / layout.name / "zarr.json", _array_text(layout, record))
+            _replace(self.path / layout.name / "zarr.json", array_text(layout, record))
 
     def _read_record(self, name: str) -> Record:
         path = self.path / name
@@ -181,40 +178,12 @@ class ZarrGeneration(Generation):
         return memoryview(data)[: rows * layout.row_bytes]
 
     def _chunk(self, layout: Layout, block: int) -> Path:
-        return self.path / layout.name / ".".join(["c", str(block), *("0" for _ in layout.shape)])
-
-
-def _array_text(layout: Layout, record: Record) -> bytes:
-    """Return an array's zarr.json."""
-    little = {} if layout.dtype == "uint8" else {"configuration": {"endian": "little"}}
-    return _json(
-        {
-            "zarr_format": 3,
-            "node_type": "array",
-            "shape": [record.rows, *layout.shape],
-            "data_type": layout.dtype,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [layout.block_rows, *layout.shape]}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            "fill_value": 0.0 if np.dtype(layout.dtype).kind == "f" else 0,
-            "codecs": [{"name": "bytes", **little}, {"name": "crc32c"}],
-            "attributes": {_ATTRIBUTE: record.to_json()},
-        }
-    )
-
-
-def _group_text(record: Record | None) -> bytes:
-    """Return a group's zarr.json; the one of the store's group holds the commit record."""
-    attributes = {} if record is None else {_ATTRIBUTE: record.to_json()}
-    return _json({"zarr_format": 3, "node_type": "group", "attributes": attributes})
-
-
-def _json(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, indent=1).encode()
+        return self.path / chunk_name(layout, block)
 
 
 def _record_of(text: bytes, *, place: str) -> Record:
     try:
-        values = parse_json(text)["attributes"][_ATTRIBUTE]
+        values = parse_json(text)["attributes"][ATTRIBUTE]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptError(
             f"{place!r} must be zarr.json with a commit record, it is damaged: featcache verify --repair"
@@ -224,7 +193,7 @@ def _record_of(text: bytes, *, place: str) -> Record:
 
 def _make_array(path: Path, layout: Layout, record: Record) -> None:
     (path / layout.name).mkdir()
-    _replace(path / layout.name / "zarr.json", _array_text(layout, record))
+    _replace(path / layout.name / "zarr.json", array_text(layout, record))
     _sync_directories(path, {path / layout.name, (path / layout.name).parent})
 
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from featcache.errors import InputError
 from featcache.store._backends import check_kind
 from featcache.store._disk import DiskStore
 from featcache.store._lock import WriteLock
@@ -13,19 +14,21 @@ from featcache.store._memory import MemoryStore
 from featcache.store.checks import check_columns
 from featcache.store.interface import Column, FeatureStore
 from featcache.store.settings import DEFAULT_SETTINGS, StoreSettings
+from featcache.system.objects import ObjectPath, place_of
 
 
 def create_store(
-    path: str | Path, *, kind: str, columns: Sequence[Column], settings: StoreSettings = DEFAULT_SETTINGS
+    path: str | Path | ObjectPath, *, kind: str, columns: Sequence[Column], settings: StoreSettings = DEFAULT_SETTINGS
 ) -> FeatureStore:
     """Return a new, empty store.
 
     Parameters
     ----------
     path
-        A directory that does not exist yet or is empty.
+        A directory that does not exist yet or is empty, or a URL as ``s3://BUCKET/KEY`` with nothing below it.
     kind
-        ``lmdb``: one file. ``zarr``: a group of uncompressed chunks. ``memory``: nothing on disk, for tests.
+        ``lmdb``: one file. ``zarr``: groups of uncompressed chunks, on a disk or on object storage. ``memory``: nothing
+        on disk, for tests.
     columns
         What a row holds besides its key: one or more columns of different names.
     settings
@@ -54,7 +57,21 @@ def create_store(
     columns = check_columns(columns)
     if kind == "memory":
         return MemoryStore(columns)
-    return DiskStore.create(Path(path), check_kind(kind), columns, settings)
+    check_kind(kind)
+    place = place_of(path)
+    if isinstance(place, ObjectPath):
+        check_kind_at(place, kind)
+        from featcache.store._object_store import ObjectStore
+
+        return ObjectStore.create(place, columns, settings)
+    return DiskStore.create(place, kind, columns, settings)
+
+
+def check_kind_at(place: Path | ObjectPath, kind: str) -> str:
+    """Return `kind` if there is a store of it at `place`; raises `InputError` for others, as LMDB on object storage."""
+    if isinstance(place, ObjectPath) and check_kind(kind) != "zarr":
+        raise InputError(f"a store on object storage must be 'zarr', got {kind!r} for {str(place)!r}: use --store zarr")
+    return check_kind(kind)
 
 
 @contextlib.contextmanager
@@ -71,13 +88,13 @@ def hold_store(path: str | Path, *, wait_seconds: float = 0) -> Iterator[None]:
         lock.release()
 
 
-def open_store(path: str | Path, *, settings: StoreSettings = DEFAULT_SETTINGS) -> FeatureStore:
+def open_store(path: str | Path | ObjectPath, *, settings: StoreSettings = DEFAULT_SETTINGS) -> FeatureStore:
     """Return the store in a directory, whichever its kind.
 
     Parameters
     ----------
     path
-        The directory that `create_store` made.
+        The directory or the URL that `create_store` made.
     settings
         Sizes of its writers' buffers; the rows of its blocks stay as they were made.
 
@@ -97,4 +114,9 @@ def open_store(path: str | Path, *, settings: StoreSettings = DEFAULT_SETTINGS) 
     ...     store.columns
     (Column(name='score', shape=(), dtype='float32'),)
     """
-    return DiskStore(Path(path), settings)
+    place = place_of(path)
+    if isinstance(place, ObjectPath):
+        from featcache.store._object_store import ObjectStore
+
+        return ObjectStore(place, settings)
+    return DiskStore(place, settings)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from featcache.errors import ExistsError, FeatcacheError, StorageError
+from featcache.system.objects import ObjectPath
 
 
 def sync_directory(path: Path) -> None:
@@ -24,8 +25,11 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file `path` by `data`, durable on return; `StorageError` where the disk refuses."""
+def write_atomically(path: Path | ObjectPath, data: bytes) -> None:
+    """Replace the file or object `path` by `data`, durable on return; `StorageError` where the disk refuses."""
+    if isinstance(path, ObjectPath):
+        path.write_bytes(data)  # a storage replaces an object whole
+        return
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         try:

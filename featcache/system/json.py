@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from featcache.errors import CorruptError, FormatError, MissingError
 from featcache.system.members import read_member
+from featcache.system.objects import ObjectPath
 
 MOST_BYTES = 1 << 27  # of a document; none of this package comes near
 MOST_NESTED = 100  # brackets within brackets; no document of this package has more than ten
@@ -149,13 +150,13 @@ class DocumentKind:
     unchecked: tuple[int, ...] = ()
 
 
-def read_document(path: Path, kind: DocumentKind) -> dict[str, Any]:
+def read_document(path: Path | ObjectPath, kind: DocumentKind) -> dict[str, Any]:
     """Return the JSON object of `kind` in the file `path`, checked.
 
     Parameters
     ----------
     path
-        A plain file, or a link to one in the same directory.
+        A plain file, or a link to one in the same directory; or an object.
     kind
         What it must be.
 
@@ -169,7 +170,7 @@ def read_document(path: Path, kind: DocumentKind) -> dict[str, Any]:
         Where it is no plain file of its directory, larger than `MOST_BYTES`, no JSON as `parse_json` reads it, no
         object, does not have its checksum, or lacks names.
     """
-    return parse_document(_bytes_of(path, kind), kind, place=path)
+    return parse_document(_bytes_of(path, kind), kind, place=str(path))
 
 
 def parse_document(data: bytes | str, kind: DocumentKind, *, place: str | os.PathLike[str]) -> dict[str, Any]:
@@ -206,7 +207,9 @@ def parse_document(data: bytes | str, kind: DocumentKind, *, place: str | os.Pat
     return document
 
 
-def _bytes_of(path: Path, kind: DocumentKind) -> bytes:
+def _bytes_of(path: Path | ObjectPath, kind: DocumentKind) -> bytes:
+    if isinstance(path, ObjectPath):
+        return path.read_bytes()
     if not os.path.lexists(path):
         raise MissingError(
             f"{kind.thing} must be a directory with {path.name}; {str(path.parent)!r} is none: {kind.make}"

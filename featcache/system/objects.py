@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -43,6 +43,8 @@ RETRIES: dict[str, Any] = {
     "retry_timeout": timedelta(seconds=60),
     "backoff": {"base": 3, "init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5)},
 }
+_LARGEST_PUT = 64 << 20  # in one request; larger objects are put in parts
+_MOST_REMOVED = 1000  # in one request, where the storage takes several
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +228,7 @@ class ObjectPath:
     def write_bytes(self, data: bytes) -> None:
         """Make `data` the object, whatever it was before."""
         with self._errors():
-            _obstore().put(self._store, self._key, data)
+            _obstore().put(self._store, self._key, data, use_multipart=len(data) > _LARGEST_PUT)
 
     def create(self, data: bytes) -> None:
         """Make `data` the object; `ExistsError` where there is one: of several who try, one succeeds."""
@@ -236,6 +238,14 @@ class ObjectPath:
                 _obstore().put(self._store, self._key, data, mode="create", use_multipart=False)
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
             raise ExistsError(f"{str(self)!r} must not exist yet, it does") from error
+
+    def claim(self, data: bytes) -> None:
+        """As `create`, for `data` that nobody else puts: found there where an answer was lost, it is this one's."""
+        try:
+            self.create(data)
+        except ExistsError:
+            if self.read_bytes() != data:
+                raise
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Remove the object; a storage need not say whether there was one, so `missing_ok` is what most do anyway."""
@@ -285,6 +295,17 @@ class ObjectPath:
                 "the environment"
             ) from error
         raise StorageError(f"{str(self)!r} must answer, got: {reason}") from error
+
+
+def remove_objects(paths: Sequence[ObjectPath]) -> None:
+    """Remove objects of one bucket, many in one request; those that are not there are no error."""
+    for start in range(0, len(paths), _MOST_REMOVED):
+        part = paths[start : start + _MOST_REMOVED]
+        with suppress(MissingError), part[0]._errors():
+            _obstore().delete(part[0]._store, [path.key for path in part])
+
+
+Place = Path | ObjectPath
 
 
 def _status(meta: Any) -> ObjectStatus:

@@ -17,7 +17,8 @@ from fake import fake_recipe
 
 import featcache
 from featcache.bundle.signature import check_signature
-from featcache.cache.cache import create_cache, open_cache
+from featcache.cache.cache import open_cache
+from featcache.cache.creation import create_cache
 from featcache.cache.manifest import read_manifest
 from featcache.datasets.samples import load_samples
 from featcache.distillation.state import read_notes
