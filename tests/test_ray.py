@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import featcache
 from featcache.errors import InputError, RecipeMismatchError
 from featcache.extract.build import BuildReport, build_cache
 from featcache.system.cluster import cluster
+from featcache.system.objects import ObjectPath
 
 pytestmark = [
     pytest.mark.ray,
@@ -38,11 +40,13 @@ PATH = os.pathsep.join([str(Path(__file__).parent), *sys.path])
 
 
 @pytest.fixture(scope="module")
-def machines() -> Iterator[Any]:
+def machines(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Return a Ray cluster of one raylet, which says that it has a GPU, and this process in it."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'featcache[ray]'")
     from ray.cluster_utils import Cluster
 
+    if find_spec("moto") and find_spec("obstore"):
+        request.getfixturevalue("s3_endpoint")  # whose address and credentials the workers then have, too
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", PATH)
         # a raylet that is gone is missed after a second, not after the 15 s that a network would need
@@ -132,6 +136,23 @@ def test_views_and_several_caches_equal_the_plain_ones(machines: Any, folder: Pa
         )
         for ours, theirs in zip(there, here, strict=True):
             assert_same(Path(ours.cache), ours, (Path(theirs.cache), theirs))
+
+
+@pytest.mark.objects
+@pytest.mark.parametrize("gpus", [0, 0.5], ids=["on processors", "decoding apart"])
+def test_workers_write_to_object_storage_themselves(
+    machines: Any, bucket: ObjectPath, folder: Path, plain: tuple[Path, BuildReport], gpus: float
+) -> None:
+    """Several writers, each committing its shares; no row crosses this process, and the cache is as the plain one."""
+    place = f"{bucket}/cache"
+    shared = {"ray": machines.address, "actors": 2, "gpus_per_actor": gpus}
+    report = build_cache(folder, place, extractor=logged_extractor(), **shared)
+    with featcache.open_cache(place) as ours, featcache.open_cache(plain[0]) as theirs:
+        assert ours.content_digest() == theirs.content_digest()
+        assert ours.samples().failures == theirs.samples().failures
+        assert ours.verify().ok
+    assert {name: getattr(report, name) for name in COUNTS} == {name: getattr(plain[1], name) for name in COUNTS}
+    assert build_cache(folder, place, extractor=logged_extractor(), **shared).extracted == 0
 
 
 def killer(log: Path, kill: Callable[[int], object]) -> threading.Thread:

@@ -647,7 +647,8 @@ def _extract_there(jobs: Sequence[_Job], work: _Work, paths: Sequence[str | byte
         if job.extractor is not None:
             opener = partial(_itself, job.extractor)
         row_bytes = sum(column.row_bytes for column in job.cache.columns)
-        targets.append(ClusterTarget(opener, job.cache.recipe, row_bytes))
+        url = str(job.cache.path) if isinstance(job.cache.path, ObjectPath) else None
+        targets.append(ClusterTarget(opener, job.cache.recipe, row_bytes, url))
         with job.cache.reader() as reader:
             keys.append(np.array(reader.keys()))
     with cluster(work.cluster.address) as ray:

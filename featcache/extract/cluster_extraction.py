@@ -2,12 +2,16 @@
 
 The images go in shares. On processors an actor carries its share the whole way, from files to rows, as `extract` does
 with all of them; where actors have a GPU, tasks on processors anywhere decode, and pixels reach the actors through the
-object store. The rows come back to this process, which writes and commits them: a worker that is killed costs its share
-in work, this process killed what it had not committed.
+object store. Rows of a cache on a disk come back to this process, which alone writes and commits them. On object
+storage each worker commits the rows of its shares itself. A worker that is killed costs its share in work, this process
+killed what was not committed.
 """
 
 from __future__ import annotations
 
+import math
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featcache.cache import open_cache
 from featcache.engines import Engine, Features, Images
 from featcache.errors import FeatcacheError, InputError, RecipeMismatchError
 from featcache.extract.collection import STAGES, Collection, ComputedRows, Extraction
@@ -40,12 +45,17 @@ _SHARE_BYTES = 64 << 20
 class ClusterTarget:
     """What rows are computed in a cluster: `open` is called there and gives the engine, whose Recipe must be `recipe`.
 
-    `row_bytes`: of one image, all columns together.
+    `row_bytes`: of one image, all columns together. `cache`: the URL of one that workers write to themselves, or None.
     """
 
     open: Callable[[], Extractor]
     recipe: Recipe
     row_bytes: int
+    cache: str | None = None
+
+    def open_writer(self) -> StoreWriter | None:
+        """Return a writer of the cache that workers write to themselves, if this is such."""
+        return None if self.cache is None else open_cache(self.cache).store.writer()
 
     def opened(self, writer: StoreWriter) -> Target:
         """Return the engine, opened, to compute for `writer`; `RecipeMismatchError` where it computes other rows."""
@@ -103,12 +113,15 @@ class _Placement:
         """Return a placement for `count` images: an actor for each machine, unless told otherwise."""
         actors, threads = cluster.actors_and_processors(ray)
         specs = [ViewSpec.of(target.recipe) for target in targets]
-        image_bytes = sum(target.row_bytes for target in targets)
+        # where workers commit themselves, a share is a commit, and its rows need not travel
+        written = all(target.cache is not None for target in targets)
+        image_bytes = 1 if written else sum(target.row_bytes for target in targets)
         if cluster.gpus_per_actor:
             image_bytes = sum(
                 len(spec.views) * spec.preprocessing.height * spec.preprocessing.width * 3 for spec in set(specs)
             )
-        share = min(threads * settings.burst * _BURSTS, max(1, _SHARE_BYTES // image_bytes))
+        most = settings.commit_rows if written else threads * settings.burst * _BURSTS
+        share = min(most, max(1, _SHARE_BYTES // image_bytes))
         fair = max(-(-count // (actors * _LEAST_SHARES)), settings.burst)
         return cls(actors, threads, cluster.gpus_per_actor, max(1, min(share, fair)))
 
@@ -180,20 +193,24 @@ def _receive(collection: Collection, answers: Iterator[Share]) -> None:
             first = False
         for stage in STAGES:
             clock.seconds[stage] += share.values["stages"][stage]
-        _note(collection.ledger, share)
+        fresh = _note(collection.ledger, share)
         clock.start()
         for number in range(len(collection.writers)):
             keys = share.arrays[f"{number}"]
             columns = {
                 name.partition(":")[2]: values for name, values in share.arrays.items() if name.startswith(f"{number}:")
             }
-            if len(keys):
+            if share.values["written"]:
+                collection.count(number, sum(key.tobytes() in fresh for key in keys))
+            elif len(keys):
                 collection.send(ComputedRows(number, keys, columns), clock)
         if collection.stop.is_set():
             break
 
 
-def _note(ledger: ExtractionLedger, share: Share) -> None:
+def _note(ledger: ExtractionLedger, share: Share) -> set[bytes]:
+    """Note what became of each image of a share; return the digests computed in it that come for the first time."""
+    fresh = set()
     start = share.values["start"]
     failures = {int(position): reason for position, reason in share.values["failures"].items()}
     computed = {key.tobytes() for name, keys in share.arrays.items() if name.isdecimal() for key in keys}
@@ -207,8 +224,10 @@ def _note(ledger: ExtractionLedger, share: Share) -> None:
                 ledger.fail(index, reason)
             elif key in computed:
                 ledger.finish(index)
+                fresh.add(key)
             else:
                 ledger.reuse(index)
+    return fresh
 
 
 # --- in the workers -------------------------------------------------------------------------------------------------
@@ -236,20 +255,27 @@ def _as_texts(keys: Keys) -> npt.NDArray[np.bytes_]:
 
 
 class _ShareWriter(StoreWriter):
-    """The rows of one share on their way to whoever writes them; it knows which rows are there, but has none."""
+    """The rows of one share: kept for whoever writes them, or handed on to the writer `into` of this worker.
 
-    def __init__(self, known: npt.NDArray[np.bytes_]) -> None:
-        self._known = known
+    `known`: the keys of rows that are there, where `into` does not know it.
+    """
+
+    def __init__(self, known: npt.NDArray[np.bytes_], into: StoreWriter | None = None) -> None:
+        self._known, self._into = known, into
         self._keys: list[Keys] = []
         self._columns: dict[str, list[Values]] = {}
 
     def append(self, keys: Keys, columns: Mapping[str, Values]) -> int:
         self._keys.append(keys)
+        if self._into is not None:
+            return self._into.append(keys, columns)
         for name, values in columns.items():
             self._columns.setdefault(name, []).append(values)
         return len(keys)
 
     def find(self, keys: Keys) -> Rows:
+        if self._into is not None:
+            return self._into.find(keys)
         texts = _as_texts(keys)
         places = np.searchsorted(self._known, texts)
         found = self._known[np.minimum(places, len(self._known) - 1)] == texts if len(self._known) else False
@@ -259,13 +285,19 @@ class _ShareWriter(StoreWriter):
         raise InputError("rows on their way must not be dropped")
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._known) if self._into is None else len(self._into)
 
     def commit(self) -> None:
-        """Whoever gets the share commits it."""
+        if self._into is not None:
+            self._into.commit()
 
     def close(self) -> None:
         """Nothing is held."""
+
+    @property
+    def hands_on(self) -> bool:
+        """Whether rows go to a writer of this worker."""
+        return self._into is not None
 
     def arrays(self, number: int) -> dict[str, npt.NDArray[Any]]:
         """Return the keys, called ``NUMBER``, and each column, called ``NUMBER:COLUMN``."""
@@ -287,11 +319,12 @@ class _StartExtraction:
 
     def __call__(self) -> Work:
         known = [keys.get() for keys in self.known]
+        into = [target.open_writer() for target in self.targets]
         opened = [target.opened(_ShareWriter(keys)) for target, keys in zip(self.targets, known, strict=True)]
         engines = [target.engine for target in opened]
 
         def work(share: Share) -> Share:
-            writers = [_ShareWriter(keys) for keys in known]
+            writers = [_ShareWriter(keys, writer) for keys, writer in zip(known, into, strict=True)]
             targets = [
                 Target(target.engine, target.recipe, writer) for target, writer in zip(opened, writers, strict=True)
             ]
@@ -330,7 +363,9 @@ class _StartNetworks:
 
     def __call__(self) -> Work:
         nothing = np.zeros(0, dtype=f"S{KEY_BYTES}")
+        into = [target.open_writer() for target in self.targets]
         opened = [target.opened(_ShareWriter(nothing)) for target in self.targets]
+        alone = threading.Lock()  # a writer is for one thread, and this actor has several
 
         def work(share: Share) -> Share:
             started = time.perf_counter()
@@ -338,15 +373,22 @@ class _StartNetworks:
             for place, numbers in enumerate(self.groups):
                 keys, pixels = share.arrays[f"{place}"], share.arrays.get(f"{place}:pixels")
                 for number in numbers:
-                    arrays[f"{number}"] = keys
+                    writer = _ShareWriter(nothing, into[number])
                     if pixels is not None:
                         # an engine may want memory that it could write to
                         flat = np.array(pixels).reshape(-1, *pixels.shape[2:])
                         columns = opened[number].columns(flat, len(keys))
-                        arrays.update({f"{number}:{name}": values for name, values in columns.items()})
+                        with alone:
+                            writer.append(keys, columns)
+                            writer.commit()
+                    arrays.update(writer.arrays(number))
             seconds = time.perf_counter() - started
-            stages = {**share.values["stages"], "network": seconds}
-            return Share({**share.values, "stages": stages, "seconds": share.values["seconds"] + seconds}, arrays)
+            changed = {
+                "stages": {**share.values["stages"], "network": seconds},
+                "seconds": share.values["seconds"] + seconds,
+                "written": into[0] is not None,
+            }
+            return Share({**share.values, **changed}, arrays)
 
         return work
 
@@ -355,14 +397,15 @@ def _extracted(
     share: Share, targets: Sequence[Target], writers: Sequence[_ShareWriter], workers: int, burst: int
 ) -> Share:
     started = time.perf_counter()
-    extraction = extract(
-        paths_of(share), targets, workers=workers, settings=ExtractSettings(burst=burst), progress=False
-    )
+    # all at the end, in one commit: before, a share is not done
+    settings = ExtractSettings(commit_rows=sys.maxsize, commit_seconds=math.inf, burst=burst)
+    extraction = extract(paths_of(share), targets, workers=workers, settings=settings, progress=False)
     values = {
         "start": share.values["start"],
         "failures": {str(position): reason for position, reason in extraction.failures.items()},
         "stages": extraction.seconds_by_stage,
         "seconds": time.perf_counter() - started,
+        "written": any(writer.hands_on for writer in writers),
     }
     arrays: dict[str, npt.NDArray[Any]] = {"digests": extraction.digests, "stats": extraction.stats}
     for number, writer in enumerate(writers):

@@ -107,6 +107,11 @@ class Collection:
             self._rows.put(rows)  # the other end takes rows until every thread has ended
             clock.stop("wait")
 
+    def count(self, number: int, rows: int) -> None:
+        """Count rows of target `number` that were committed elsewhere."""
+        self._counts[number] += rows
+        self._committed = time.perf_counter()
+
     def run(self, bodies: Sequence[Callable[[], None]], *, progress: bool) -> Extraction:
         """Run each of `bodies` in a thread and write what they send until all have ended; return what became of all.
 
