@@ -41,8 +41,13 @@ def s3_endpoint() -> Iterator[str]:
 @pytest.fixture
 def bucket(s3_endpoint: str) -> ObjectPath:
     """Return a new, empty bucket as ``s3://NAME``."""
+    return new_bucket(s3_endpoint)
+
+
+def new_bucket(endpoint: str) -> ObjectPath:
+    """Return a new, empty bucket of the storage at `endpoint`."""
     import urllib.request
 
     name = f"tests-{uuid.uuid4().hex[:12]}"
-    urllib.request.urlopen(urllib.request.Request(f"{s3_endpoint}/{name}", method="PUT"), timeout=30).close()
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{name}", method="PUT"), timeout=30).close()
     return ObjectPath(f"s3://{name}")

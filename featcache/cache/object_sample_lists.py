@@ -33,7 +33,7 @@ from featcache.datasets.samples import (
 )
 from featcache.errors import CorruptError, ExistsError, FormatError, LockedError, MissingError
 from featcache.system.files import safe_name
-from featcache.system.json import DocumentKind, parse_document, with_checksum
+from featcache.system.json import DocumentKind, canonical_json, parse_document, with_checksum
 from featcache.system.objects import ObjectPath
 
 MOST_ENTRIES = 1 << 17
@@ -133,11 +133,11 @@ class ObjectSampleLists(SampleLists):
     def _put_part(self, part: Samples) -> dict[str, Any]:
         """Put a part, unless it is there; return what the head says of it."""
         failures = {str(index): reason for index, reason in part.failures.items()}
-        data = pack_arrays({"version": SAMPLES_VERSION, "failures": failures}, samples_arrays(part))
-        name = hashlib.sha256(data).hexdigest()
+        header, arrays = {"version": SAMPLES_VERSION, "failures": failures}, samples_arrays(part)
+        name = _content_name(header, arrays)
         path = self._parts / f"{name}.safetensors"
         if not path.exists():
-            path.write_bytes(data)
+            path.write_bytes(pack_arrays(header, arrays))
         return {"name": name, "entries": len(part)}
 
 
@@ -150,6 +150,15 @@ def _parts(samples: Samples) -> Iterator[Samples]:
     for first, last in itertools.pairwise(bounds):
         for start in range(first, last, MOST_ENTRIES):
             yield subset(samples, range(start, min(start + MOST_ENTRIES, last)))
+
+
+def _content_name(header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> str:
+    """Return a digest of what is in a part; of its bytes it would not do, as safetensors orders metadata at random."""
+    state = hashlib.sha256(canonical_json(header).encode())
+    for name, array in sorted(arrays.items()):
+        state.update(f"{name} {array.dtype.name} {array.shape}".encode())
+        state.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return state.hexdigest()
 
 
 def _joined(parts: list[dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:

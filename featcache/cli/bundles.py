@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from featcache.cli.application import app
-from featcache.cli.options import DatasetOption, Json, ModelArgument, OutOption, Overwrite
+from featcache.cli.options import DatasetOption, Json, ModelArgument, OutOption, Overwrite, Place
 from featcache.cli.output import put, say
 from featcache.cli.text import human, say_if_random, show
 from featcache.errors import InputError
@@ -22,7 +22,7 @@ def export(
     images: Annotated[
         Path | None, typer.Option(help="Images whose test split to verify on; with --cache, where its images lie now.")
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="A cache whose test images to verify on.")] = None,
+    cache: Annotated[Place | None, typer.Option(metavar="PATH", help="A cache whose test images to verify on.")] = None,
     dataset: DatasetOption = None,
     sign: Annotated[Path | None, typer.Option(help="PEM file of an Ed25519 private key to sign with.")] = None,
     overwrite: Overwrite = False,

@@ -17,8 +17,8 @@ from featcache.cli.options import (
     MeanOption,
     ModelKwargsOption,
     NoSplits,
-    OutOption,
     Overwrite,
+    Place,
     RayOption,
     StdOption,
     StoreKind,
@@ -32,7 +32,10 @@ from featcache.errors import InputError
 @app.command()
 def build(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of class folders, or a CSV file.")],
-    cache: Annotated[Path | None, typer.Option("--cache", help="Where; default cache_store/NAME.")] = None,
+    cache: Annotated[
+        Place | None,
+        typer.Option("--cache", metavar="PATH", help="Where, also s3://, gs://, az://; default cache_store/NAME."),
+    ] = None,
     backbones: Annotated[
         list[str] | None,
         typer.Option("--backbone", help="timm name, tag or hf-hub: id. Several: one decode, caches CACHE/BACKBONE."),
@@ -56,7 +59,9 @@ def build(
         str | None, typer.Option(help="fp32, bf16 or int8-dynamic; default: the fastest that is exact enough.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="What rows are stored as: float16 or float32.")] = None,
-    store: Annotated[StoreKind, typer.Option(help="Storage of a new cache.")] = StoreKind.lmdb,
+    store: Annotated[
+        StoreKind | None, typer.Option(help="Storage of a new cache; default: lmdb, at a URL zarr.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="Name of the data set; default: the folder's name.")] = None,
     task: Annotated[TaskKind | None, typer.Option(help="What a CSV's labels are for.")] = None,
     no_splits: NoSplits = False,
@@ -97,7 +102,7 @@ def build(
         engine=engine,
         precision=precision,
         dtype=dtype,
-        store=store.value,
+        store=store.value if store else None,
         dataset=dataset,
         task=task.value if task else None,
         splits=not no_splits,
@@ -127,7 +132,7 @@ def build(
 @app.command()
 def info(
     cache: CacheArgument,
-    other: Annotated[Path | None, typer.Argument(metavar="[CACHE2]", help="With --diff: the other cache.")] = None,
+    other: Annotated[Place | None, typer.Argument(metavar="[CACHE2]", help="With --diff: the other cache.")] = None,
     diff: Annotated[bool, typer.Option("--diff", help="Name every Recipe field in which two caches differ.")] = False,
     samples: Annotated[
         str | None, typer.Option(help="Write the samples to this .csv or .parquet file; -: CSV to stdout.")
@@ -169,7 +174,7 @@ def info(
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A cache, model or bundle.")],
+    path: Annotated[Place, typer.Argument(metavar="PATH", help="A cache, model or bundle.")],
     repair: Annotated[bool, typer.Option(help="Drop exactly the damaged rows of a cache.")] = False,
     public_key: Annotated[Path | None, typer.Option(help="PEM file of the key a bundle must be signed with.")] = None,
     as_json: Json = False,
@@ -186,7 +191,9 @@ def verify(
 @app.command()
 def convert(
     cache: CacheArgument,
-    out: OutOption,
+    out: Annotated[
+        Place, typer.Option("--out", metavar="PATH", help="Directory or URL to make.", rich_help_panel="Output")
+    ],
     store: Annotated[StoreKind, typer.Option(help="Storage of the copy.")],
     overwrite: Overwrite = False,
     as_json: Json = False,

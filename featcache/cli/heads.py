@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from featcache.cli.application import app
-from featcache.cli.options import DatasetOption, Json, ModelKwargsOption, Overwrite
+from featcache.cli.options import DatasetOption, Json, ModelKwargsOption, Overwrite, Place
 from featcache.cli.output import say
 from featcache.cli.settings import distillation_of, heads_of, shared_options, stated_settings, takes_settings
 from featcache.cli.text import parse_pairs, show
@@ -21,7 +21,7 @@ from featcache.train.options import HEAD_OPTIONS, DistillationOptions, TrainOpti
 @takes_settings(TrainOptions, *HEAD_OPTIONS.values(), DistillationOptions)
 def train(
     context: typer.Context,
-    caches: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="A cache made by build, or several.")],
+    caches: Annotated[list[Place], typer.Argument(metavar="CACHE...", help="A cache made by build, or several.")],
     dataset: DatasetOption = None,
     kind: Annotated[
         str,
@@ -90,7 +90,9 @@ def train(
 @app.command()
 def distill(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder or CSV file; labels are not needed.")],
-    teacher: Annotated[list[Path], typer.Option(help="Cache with the teacher's answers; repeat it for several.")],
+    teacher: Annotated[
+        list[Place], typer.Option(metavar="PATH", help="Cache with the teacher's answers; repeat it for several.")
+    ],
     student: Annotated[str, typer.Option(help="timm name of the network to train from scratch.")],
     out: Annotated[Path, typer.Option("--out", help="The .safetensors file to make.")],
     teacher_head: Annotated[Path | None, typer.Option(help="A head trained on that cache, for soft labels.")] = None,

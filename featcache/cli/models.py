@@ -19,6 +19,7 @@ from featcache.cli.options import (
     MovedImages,
     OutOption,
     Overwrite,
+    Place,
     Precision,
     ProcessorKind,
     PruneMethod,
@@ -36,7 +37,7 @@ from featcache.cli.text import say_if_random, show
 @app.command()
 def merge(
     head: HeadArgument,
-    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="The cache it was trained on.")],
+    cache: Annotated[Place, typer.Argument(metavar="CACHE", help="The cache it was trained on.")],
     out: OutOption,
     dataset: DatasetOption = None,
     images: MovedImages = None,

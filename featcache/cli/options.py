@@ -103,10 +103,11 @@ class Golden(StrEnum):
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel="Output")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel="Output")]
-CacheArgument = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache made by build.")]
+Place = str  # of what may be a URL, which a `Path` would spoil: s3:// becomes s3:/
+CacheArgument = Annotated[Place, typer.Argument(metavar="CACHE", help="A cache made by build.")]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model made by merge, prune or quantize.")]
 HeadArgument = Annotated[Path, typer.Argument(metavar="HEAD", help="A head made by train.")]
-CacheOption = Annotated[Path, typer.Option("--cache", help="The cache that MODEL was made from.")]
+CacheOption = Annotated[Place, typer.Option("--cache", metavar="PATH", help="The cache that MODEL was made from.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Directory to make.", rich_help_panel="Output")]
 RayOption = Annotated[
     str | None,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from featcache.cli.application import app
-from featcache.cli.options import CacheArgument, DatasetOption, Json, Overwrite
+from featcache.cli.options import CacheArgument, DatasetOption, Json, Overwrite, Place
 from featcache.cli.output import finish_output, put, put_json
 from featcache.cli.text import show
 from featcache.errors import DependencyError
@@ -44,7 +44,8 @@ def serve(
         ),
     ],
     cache: Annotated[
-        Path | None, typer.Option(help="Answer for images that this cache knows from their stored features.")
+        Place | None,
+        typer.Option(metavar="PATH", help="Answer for images that this cache knows from their stored features."),
     ] = None,
     format: Annotated[str | None, typer.Option("--format", help="Which device file; default: the first.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads to compute and to decode with; default: all.")] = None,

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 
+from featcache.cli.options import Place
 from featcache.cli.text import parse_integers, parse_penalty, parse_scales
 from featcache.errors import InputError
 from featcache.train.options import (
@@ -59,7 +60,7 @@ TEXTS = {
     "float": Text(float),
     "float | None": Text(float | None),
     "str | None": Text(str | None),
-    "CacheOrPath": Text(Path | None),
+    "CacheOrPath": Text(Place | None),
     "HeadOrPath | None": Text(Path | None),
     "Penalty | None": Text(str | None, _read_penalties, "several, by commas, compared"),
     "Scales | None": Text(str | None, parse_scales),

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from featcache.cli.application import app
-from featcache.cli.options import ActorsOption, GpusOption, Json, RayOption
+from featcache.cli.options import ActorsOption, GpusOption, Json, Place, RayOption
 from featcache.cli.output import put, put_json, say
 from featcache.cli.text import show
 from featcache.errors import InputError
@@ -25,7 +25,9 @@ def predict(
     ],
     top: Annotated[int, typer.Option(help="How many classes to list.")] = 5,
     format: Annotated[str | None, typer.Option("--format", help="Which device file; default: the first.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Look features up here by digest before computing them.")] = None,
+    cache: Annotated[
+        Place | None, typer.Option(metavar="PATH", help="Look features up here by digest before computing them.")
+    ] = None,
     ray: RayOption = None,
     actors: ActorsOption = None,
     gpus_per_actor: GpusOption = 0.0,

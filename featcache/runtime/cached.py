@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +30,7 @@ def cached_logits(
 
     Raises `InputError` where the head was trained on another cache.
     """
-    with open_cache(Path(cache)) as opened:
+    with open_cache(cache) as opened:
         if fitted.fingerprint not in (None, opened.fingerprint):
             raise InputError(
                 f"the head must have been trained on the cache {os.fspath(cache)!r}; their fingerprints differ: "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ class StoredFeatures:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._lock = threading.Lock()
-        self.cache = open_cache(Path(path))
+        self.cache = open_cache(path)
 
     def of(self, data: bytes) -> npt.NDArray[np.float32] | None:
         """Return the features (1, d) of the image with the bytes `data`, None where the cache does not know it."""

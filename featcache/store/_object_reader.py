@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import CorruptError, InputError
 from featcache.store._fetch_ahead import fetch_ahead
-from featcache.store._object_chunks import ChunkBuffer, ChunkedArray
+from featcache.store._object_chunks import ChunkedArray
+from featcache.store._object_directory import ObjectDirectory
 from featcache.store._object_log import Snapshot
-from featcache.store._object_segment import StoredSegment
 from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, row_checksums
 from featcache.store.checks import check_column, check_keys, check_rows, output_array
 from featcache.store.interface import Column, Keys, Rows, StoreReader, Values
-
-if TYPE_CHECKING:
-    from featcache.store._object_store import ObjectStore
+from featcache.store.settings import DEFAULT_SETTINGS
+from featcache.system.objects import ObjectPath
 
 _SPARSE = 16  # a chunk of which less than one row in so many is wanted is not fetched whole
 _AHEAD = 4  # chunks fetched before they are wanted
-_KEPT_BYTES = 96 << 20
 
 
 class ObjectReader(StoreReader):
@@ -32,15 +30,14 @@ class ObjectReader(StoreReader):
     of their own, each row checked by its. Pickled, it is the store's URL and the commit's number.
     """
 
-    def __init__(self, store: ObjectStore, snapshot: Snapshot) -> None:
-        self._store: ObjectStore | None = store
+    def __init__(self, directory: ObjectDirectory, snapshot: Snapshot) -> None:
+        self._directory: ObjectDirectory | None = directory
         self._snapshot = snapshot
         self._rows = snapshot.rows
-        self._columns = store.columns
-        self._segments = [StoredSegment(store.segments, segment, store.empty) for segment in snapshot.segments]
+        self._columns = directory.columns
+        self._segments = [directory.stored(segment) for segment in snapshot.segments]
         self._arrays: dict[str, ChunkedArray] = {}
-        self._buffer = ChunkBuffer(_KEPT_BYTES)
-        self._last_chunk: dict[str, int] = {}
+        self._buffer = directory.chunks
 
     def __len__(self) -> int:
         return self._rows
@@ -53,10 +50,10 @@ class ObjectReader(StoreReader):
         return self._open().keys_of(self._snapshot).keys(self._rows)
 
     def find(self, keys: Keys) -> Rows:
-        store, keys = self._open(), check_keys(keys)
+        directory, keys = self._open(), check_keys(keys)
         if not len(keys) or not self._rows:
             return np.full(len(keys), -1, dtype=np.int64)
-        return store.keys_of(self._snapshot).find(keys, rows=self._rows)
+        return directory.keys_of(self._snapshot).find(keys, rows=self._rows)
 
     def gather(self, column: str, rows: Rows, *, out: Values | None = None) -> Values:
         self._open()
@@ -83,17 +80,16 @@ class ObjectReader(StoreReader):
             yield int(array.first_rows[chunk]), block
 
     def close(self) -> None:
-        self._buffer.close()
         self._arrays.clear()
-        self._store = None
+        self._directory = None
 
     def __reduce__(self) -> tuple[Callable[[str, int], StoreReader], tuple[str, int]]:
         return _reopen, (str(self._open().path), self._snapshot.number)
 
-    def _open(self) -> ObjectStore:
-        if self._store is None:
+    def _open(self) -> ObjectDirectory:
+        if self._directory is None:
             raise InputError("a reader must be open, this one was closed: use it inside its with block")
-        return self._store
+        return self._directory
 
     def _array(self, name: str) -> ChunkedArray:
         if name not in self._arrays:
@@ -105,9 +101,9 @@ class ObjectReader(StoreReader):
         if not parts:
             return
         wanted = [chunk for chunk, _ in parts]
-        if 0 <= wanted[0] - self._last_chunk.get(array.name, -2) <= 1:  # so a pass over all rows goes on
+        if 0 <= wanted[0] - self._buffer.last.get(array.name, -2) <= 1:  # so a pass over all rows goes on
             wanted += range(wanted[-1] + 1, min(wanted[-1] + 1 + _AHEAD, len(array)))
-        self._last_chunk[array.name] = parts[-1][0]
+        self._buffer.last[array.name] = parts[-1][0]
         for position, (chunk, where) in enumerate(parts):
             futures = [self._buffer.order(array, one) for one in wanted[position : position + 1 + _AHEAD]]
             out[where] = futures[0].result()[rows[where] - array.first_rows[chunk]]
@@ -140,8 +136,5 @@ class ObjectReader(StoreReader):
 
 def _reopen(url: str, number: int) -> StoreReader:
     """Return the reader of the same commit in another process."""
-    from featcache.store._object_store import ObjectStore
-    from featcache.system.objects import ObjectPath
-
-    store = ObjectStore(ObjectPath(url))
-    return store.reader_at(number)
+    directory = ObjectDirectory(ObjectPath(url), DEFAULT_SETTINGS)
+    return ObjectReader(directory, directory.log.at(number))

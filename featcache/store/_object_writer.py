@@ -12,21 +12,19 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import ExistsError, LockedError
-from featcache.store._object_log import Change, Segment
-from featcache.store._object_segment import StoredSegment, put_segment
+from featcache.store._object_directory import ObjectDirectory
+from featcache.store._object_log import Change, Segment, Snapshot
+from featcache.store._object_segment import put_segment
 from featcache.store._pending import PendingRows
 from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, row_checksums
 from featcache.store.checks import cast_values, check_keys, check_values, first_occurrences
 from featcache.store.interface import KEY_BYTES, Keys, Rows, StoreWriter, Values
-
-if TYPE_CHECKING:
-    from featcache.store._object_store import ObjectStore
 
 _MOST_ATTEMPTS = 1000
 _LONGEST_PAUSE_SECONDS = 1.0
@@ -45,14 +43,14 @@ class _Staged:
 class ObjectWriter(StoreWriter):
     """Any number of them may be open, each for one thread of one process. Rows beyond a buffer are put ahead."""
 
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
+    def __init__(self, directory: ObjectDirectory) -> None:
+        self._directory = directory
         self._owner: int | None = os.getpid()
-        self._begin()
+        self._begin(directory.log.newest())
 
-    def _begin(self) -> None:
+    def _begin(self, snapshot: Snapshot) -> None:
         """Start from what is committed."""
-        self._snapshot = self._store.log.newest()
+        self._snapshot = snapshot
         self._rows = PendingRows(self._snapshot.rows, self._find_stored)
         self._batches: list[Batch] = []
         self._buffered_bytes = 0
@@ -62,19 +60,19 @@ class ObjectWriter(StoreWriter):
     def append(self, keys: Keys, columns: Mapping[str, Values]) -> int:
         self._check_open()
         keys = check_keys(keys)
-        values = check_values(self._store.columns, columns, len(keys))
+        values = check_values(self._directory.columns, columns, len(keys))
         fresh = self._rows.rows_of(keys) < 0
         fresh &= first_occurrences(keys)
         if not fresh.any():
             return 0
         keys = keys[fresh]  # a copy, as are the values: the caller may use its buffers again
-        new = {COLUMN_PREFIX + c.name: cast_values(c, values[c.name][fresh]) for c in self._store.columns}
+        new = {COLUMN_PREFIX + c.name: cast_values(c, values[c.name][fresh]) for c in self._directory.columns}
         new[KEYS] = keys
-        new[CHECKSUMS] = row_checksums(keys, [new[COLUMN_PREFIX + c.name] for c in self._store.columns])
+        new[CHECKSUMS] = row_checksums(keys, [new[COLUMN_PREFIX + c.name] for c in self._directory.columns])
         self._rows.add(keys)
         self._batches.append(new)
         self._buffered_bytes += sum(array.nbytes for array in new.values())
-        if self._buffered_bytes > self._store.settings.segment_bytes:
+        if self._buffered_bytes > self._directory.settings.segment_bytes:
             self._stage()
         return len(keys)
 
@@ -83,7 +81,7 @@ class ObjectWriter(StoreWriter):
         rows = self._rows.drop(check_keys(keys))
         stored = rows[rows < self._rows.stored]
         if len(stored):
-            self._dropped_keys.append(self._store.keys_of(self._snapshot).keys(self._rows.stored)[stored])
+            self._dropped_keys.append(self._directory.keys_of(self._snapshot).keys(self._rows.stored)[stored])
         return len(rows)
 
     def find(self, keys: Keys) -> Rows:
@@ -105,19 +103,21 @@ class ObjectWriter(StoreWriter):
                 break  # another writer dropped them
             change = Change(replaced, tuple(staged.segment for staged in self._staged))
             try:
-                self._store.log.publish(self._snapshot, change)
+                self._snapshot = self._directory.log.publish(self._snapshot, change)
+                for staged in self._staged:
+                    self._directory.remember_keys(staged.segment, staged.keys)
                 break
             except ExistsError:
                 attempt += 1
                 if attempt == _MOST_ATTEMPTS:
                     raise LockedError(
-                        f"{str(self._store.path)!r} must let a writer commit, others were first {attempt} times: let "
-                        "fewer write at once, or commit less often"
+                        f"{str(self._directory.path)!r} must let a writer commit, others were first {attempt} times: "
+                        "let fewer write at once, or commit less often"
                     ) from None
                 time.sleep(random.uniform(0, min(_LONGEST_PAUSE_SECONDS, 0.01 * 2 ** min(attempt, 10))))
-                self._snapshot = self._store.log.newest()
+                self._snapshot = self._directory.log.newest()
                 self._leave_out_known(gone)
-        self._begin()
+        self._begin(self._snapshot)
 
     def close(self) -> None:
         self._owner = None
@@ -131,7 +131,7 @@ class ObjectWriter(StoreWriter):
     def _find_stored(self, keys: Keys, skip: npt.NDArray[np.bool_] | None) -> Rows:
         if not self._snapshot.rows:
             return np.full(len(keys), -1, dtype=np.int64)
-        return self._store.keys_of(self._snapshot).find(keys, rows=self._snapshot.rows, skip=skip)
+        return self._directory.keys_of(self._snapshot).find(keys, rows=self._snapshot.rows, skip=skip)
 
     def _stage(self) -> None:
         """Put what is buffered as a segment."""
@@ -140,7 +140,7 @@ class ObjectWriter(StoreWriter):
         rows = {name: np.concatenate([batch[name] for batch in self._batches]) for name in self._batches[0]}
         self._batches.clear()
         self._buffered_bytes = 0
-        self._staged.append(_Staged(put_segment(self._store.segments, self._store.empty, rows), rows[KEYS]))
+        self._staged.append(_Staged(put_segment(self._directory.segments, self._directory.empty, rows), rows[KEYS]))
 
     def _leave_out_dropped(self) -> None:
         """Put the staged segments again without the new rows that were dropped before they were committed."""
@@ -191,6 +191,6 @@ class ObjectWriter(StoreWriter):
         """Put the rows of a segment that are `kept` as another one; None where there are none."""
         if not kept.any():
             return None
-        stored = StoredSegment(self._store.segments, segment, self._store.empty)
-        arrays = {layout.name: stored.whole(layout.name)[kept] for layout in self._store.empty.arrays}
-        return put_segment(self._store.segments, self._store.empty, arrays)
+        stored = self._directory.stored(segment)
+        arrays = {layout.name: stored.whole(layout.name)[kept] for layout in self._directory.empty.arrays}
+        return put_segment(self._directory.segments, self._directory.empty, arrays)

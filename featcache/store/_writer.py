@@ -120,7 +120,7 @@ class DiskWriter(StoreWriter):
             self._begin()
             self._compact()
             self._mapping = self._directory.newest()
-            del generation, self._stored_keys
+            del generation, self._stored_keys, self._rows
             remove_outdated(self._directory.path)
 
     def _compact(self) -> None:

@@ -260,7 +260,13 @@ class ObjectPath:
 
     @property
     def _store(self) -> Any:
-        return _opened(self._root)
+        store, process = _opened(self._root)
+        if process != os.getpid():
+            raise StorageError(
+                f"{self._root!r} must be reached from a process of its own start, this one was forked from one that "
+                "had opened it: start processes by 'spawn' (DataLoader(multiprocessing_context='spawn'))"
+            )
+        return store
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -324,13 +330,14 @@ def _obstore() -> Any:
 
 
 @lru_cache(maxsize=64)
-def _opened(root: str) -> Any:
+def _opened(root: str) -> tuple[Any, int]:
+    """Return the storage and the process that opened it: obstore's threads do not live on in a fork of that."""
     from obstore.store import from_url
 
     _obstore()
     try:
         # empty options would hide what the environment says of the client, such as AWS_ALLOW_HTTP
         options: Any = {"allow_http": True} if root.startswith("http://") else None
-        return from_url(root, client_options=options, retry_config=cast(Any, RETRIES))
+        return from_url(root, client_options=options, retry_config=cast(Any, RETRIES)), os.getpid()
     except (ValueError, _obstore().exceptions.BaseError) as error:
         raise InputError(f"{root!r} must be a storage that can be opened, got: {str(error).splitlines()[0]}") from error

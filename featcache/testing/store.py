@@ -10,7 +10,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +68,8 @@ def assert_holds(store: FeatureStore, keys: Keys) -> None:
 class StoreContract(ABC):
     """The laws of a store. Subclass it as ``Test…`` in a test file, say how a store is made, and pytest runs them.
 
-    `sequences`: how many random sequences of operations are compared with the store in memory.
+    `sequences`: how many random sequences of operations are compared with the store in memory. `writers`: how many a
+    store has at a time, ``one`` or ``many``.
 
     Examples
     --------
@@ -78,6 +79,7 @@ class StoreContract(ABC):
     """
 
     sequences: ClassVar[int] = 15
+    writers: ClassVar[Literal["one", "many"]] = "one"
 
     @abstractmethod
     def create(self, place: Path, columns: tuple[Column, ...]) -> FeatureStore:
@@ -310,17 +312,38 @@ class StoreContract(ABC):
         with store.writer() as writer, pytest.raises(InputError, match="keys must be"):
             writer.append(np.zeros((2, 31), np.uint8), make_values(make_keys(2)))
 
-    def test_second_writer_is_refused_until_the_first_is_closed(self, store: FeatureStore) -> None:
-        """One at a time; a closed one takes no more rows."""
+    def test_closed_writer_takes_no_more_rows(self, store: FeatureStore) -> None:
+        """What it committed stays, and another one may begin."""
         with store.writer() as writer:
-            with pytest.raises(LockedError):
-                store.writer()
             writer.append(make_keys(3), make_values(make_keys(3)))
             writer.commit()
         with pytest.raises(LockedError):
             writer.append(make_keys(5), make_values(make_keys(5)))
         append(store, make_keys(4))
         assert_holds(store, np.concatenate([make_keys(3), make_keys(4)]))
+
+    def test_second_writer_is_refused_or_both_commit(self, store: FeatureStore) -> None:
+        """One at a time; or any number, and whoever commits later leaves out what the others have committed."""
+        keys = make_keys(90)
+        append(store, keys[:30])
+        with store.writer() as writer:
+            if self.writers == "one":
+                with pytest.raises(LockedError):
+                    store.writer()
+                return
+            with store.writer() as other, store.writer() as third:
+                writer.append(keys[20:60], make_values(keys[20:60]))
+                other.append(keys[50:90], make_values(keys[50:90]))
+                third.append(keys[55:65], make_values(keys[55:65]))
+                assert [len(one) for one in (writer, other, third)] == [60, 70, 40]
+                assert writer.drop(keys[5:10]) == other.drop(keys[5:7]) + 3 == 5
+                other.commit()
+                writer.commit()
+                third.commit()
+                assert len(third) == 85
+                assert third.append(keys[88:], make_values(keys[88:])) == 0
+        assert_holds(store, np.concatenate([keys[:5], keys[10:30], keys[50:90], keys[30:50]]))
+        assert store.verify().ok
 
     # --- any sequence ---
 

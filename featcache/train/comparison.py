@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from featcache.errors import InputError
+from featcache.system.objects import ObjectPath
 from featcache.train.fit import train_head
 from featcache.train.options import (
     CacheOrPath,
@@ -148,7 +149,7 @@ def compare_heads(
                     memory_bytes=memory_bytes,
                 )
             )
-            place = str(cache if isinstance(cache, str | os.PathLike) else cache.path)
+            place = str(cache if isinstance(cache, str | os.PathLike | ObjectPath) else cache.path)
             titles.append(place if len(fits) == 1 else " ".join([place, *_title(fit, kinds)]))
     return HeadComparison(tuple(results), tuple(titles))
 

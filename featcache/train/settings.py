@@ -10,6 +10,7 @@ from typing import Any
 
 from featcache.errors import InputError
 from featcache.heads.base import Head
+from featcache.system.objects import ObjectPath, place_of
 from featcache.train.options import (
     DistillationOptions,
     HeadOptions,
@@ -92,7 +93,8 @@ def differing(options: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _path_of(cache: Any) -> str:
-    return os.path.abspath(cache if isinstance(cache, str | os.PathLike) else cache.path)
+    place = place_of(cache if isinstance(cache, str | os.PathLike | ObjectPath) else cache.path)
+    return str(place) if isinstance(place, ObjectPath) else os.path.abspath(place)
 
 
 def _reference_to(head: Any) -> str | dict[str, Any]:
