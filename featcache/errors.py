@@ -76,6 +76,10 @@ class StorageError(FeatcacheError, OSError):
     """The disk is full, read-only, or refused a write; what was committed before is safe."""
 
 
+class ClusterError(FeatcacheError, ConnectionError):
+    """A cluster lost what was computed in it; what was committed before is safe."""
+
+
 class AccessError(StorageError, PermissionError):
     """A storage does not open what was asked for to these credentials."""
 

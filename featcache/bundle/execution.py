@@ -77,7 +77,7 @@ def execute_formats(
 
 def _sources(
     facts: ModelFacts, labelled: LabelledImages | None, golden: Golden | None
-) -> tuple[list[Callable[[], bytes]], str]:
+) -> tuple[Sequence[Callable[[], bytes]], str]:
     """Return readers of the images to verify on, and what they are called."""
     if labelled is not None:
         return labelled.sources(), labelled.split or "all"

@@ -10,7 +10,9 @@ import typer
 
 from featcache.cli.application import app
 from featcache.cli.options import (
+    ActorsOption,
     CacheArgument,
+    GpusOption,
     ImagesArgument,
     Json,
     MeanOption,
@@ -18,6 +20,7 @@ from featcache.cli.options import (
     NoSplits,
     Overwrite,
     Place,
+    RayOption,
     StdOption,
     StoreKind,
     TaskKind,
@@ -70,6 +73,9 @@ def build(
     ] = False,
     wait: Annotated[float, typer.Option(help="Seconds to wait for another build on this cache.")] = 0.0,
     workers: Annotated[int | None, typer.Option(help="Decoding threads; default: the processor's cores.")] = None,
+    ray: RayOption = None,
+    actors: ActorsOption = None,
+    gpus_per_actor: GpusOption = 0.0,
     as_json: Json = False,
 ) -> None:
     """Bring a cache up to date with a folder of images; only what changed is extracted.\f
@@ -106,6 +112,9 @@ def build(
         overwrite=overwrite,
         wait_seconds=wait,
         workers=workers,
+        ray=ray,
+        actors=actors,
+        gpus_per_actor=gpus_per_actor,
         say=lambda note: say(f"note: {note}"),
     )
     reports = built if isinstance(built, tuple) else (built,)

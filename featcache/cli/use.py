@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from featcache.cli.application import app
-from featcache.cli.options import Json, Place
+from featcache.cli.options import ActorsOption, GpusOption, Json, Place, RayOption
 from featcache.cli.output import put, put_json, say
 from featcache.cli.text import show
 from featcache.errors import InputError
@@ -28,12 +28,24 @@ def predict(
     cache: Annotated[
         Place | None, typer.Option(metavar="PATH", help="Look features up here by digest before computing them.")
     ] = None,
+    ray: RayOption = None,
+    actors: ActorsOption = None,
+    gpus_per_actor: GpusOption = 0.0,
     as_json: Json = False,
 ) -> None:
     """Classify images; one line each: path, label, probability."""
     from featcache.runtime import predict as predict_images
 
-    predictions = predict_images(bundle, _named(images), top=top, format=format, cache=cache)
+    predictions = predict_images(
+        bundle,
+        _named(images),
+        top=top,
+        format=format,
+        cache=cache,
+        ray=ray,
+        actors=actors,
+        gpus_per_actor=gpus_per_actor,
+    )
     if cache is not None:
         hits = sum(prediction.cached for prediction in predictions)
         say(f"cache: {hits} hits, {len(predictions) - hits} misses")
@@ -70,12 +82,17 @@ def evaluate(
     images: Annotated[str, typer.Argument(metavar="IMAGES", help="As for build, labelled; of a split tree, test.")],
     format: Annotated[str | None, typer.Option("--format", help="Which device file; default: the first.")] = None,
     split: Annotated[str | None, typer.Option(help="train, val or test, where the images have splits.")] = None,
+    ray: RayOption = None,
+    actors: ActorsOption = None,
+    gpus_per_actor: GpusOption = 0.0,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy on labelled images, from their bytes through the bundle's own preprocessing."""
     from featcache.runtime import evaluate as evaluate_images
 
-    result = evaluate_images(bundle, images, format=format, split=split)
+    result = evaluate_images(
+        bundle, images, format=format, split=split, ray=ray, actors=actors, gpus_per_actor=gpus_per_actor
+    )
     for note in result.notes:
         say(f"note: {note}")
     for path, reason in result.failures:

@@ -14,7 +14,7 @@ from featcache.datasets.samples import Samples
 from featcache.datasets.scan import scan
 from featcache.datasets.splits import NO_SPLIT, SPLITS, assign_splits, split_code
 from featcache.errors import InputError
-from featcache.images.read import ImageFile, ImageSource, hash_files
+from featcache.images.read import ImageFile, hash_files
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +47,7 @@ class LabelledImages:
         """Whether any image has a label of the model."""
         return bool((self.labels >= 0).any())
 
-    def sources(self) -> list[ImageSource]:
+    def sources(self) -> list[ImageFile]:
         """Return a reader of each file's bytes, which fails where a file has others than those known by its digest."""
         digests = self.digests or (None,) * len(self.paths)
         return [ImageFile(path, digest) for path, digest in zip(self.paths, digests, strict=True)]

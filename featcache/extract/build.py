@@ -12,8 +12,9 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ from featcache.extract.naming import WantedName, settle_name, wanted_name
 from featcache.extract.request import (
     DEFAULT_BACKBONE,
     Extractor,
+    OpenExtractor,
     Request,
     first_given,
     open_extractor,
@@ -42,8 +44,13 @@ from featcache.extract.request import (
 from featcache.extract.settings import ExtractSettings, default_settings
 from featcache.recipe import Recipe
 from featcache.store import StoreWriter, check_kind_at, hold_store
+from featcache.system.cluster import LOCAL, ClusterSettings, cluster
 from featcache.system.files import safe_name
 from featcache.system.objects import ObjectPath, Place, place_of
+
+if TYPE_CHECKING:
+    from featcache.extract.collection import Extraction
+    from featcache.extract.ledger import Known
 
 __all__ = ["BuildReport", "Extractor", "Request", "RequestOptions", "build_cache", "build_caches", "open_extractor"]
 
@@ -119,6 +126,9 @@ def build_cache(
     overwrite: bool = False,
     wait_seconds: float = 0.0,
     workers: int | None = None,
+    ray: str | None = None,
+    actors: int | None = None,
+    gpus_per_actor: float = 0.0,
     settings: ExtractSettings | None = None,
     extractor: Extractor | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -155,10 +165,18 @@ def build_cache(
         How long to wait for another build on the same cache.
     workers : int, optional
         Threads that decode; by default one per processor.
+    ray : str, optional
+        The Ray cluster that reads and computes: ``HOST:PORT`` of its head, ``auto``, or ``local`` for one on this
+        machine alone. Images and weights must be where its machines can read them; this process writes the rows.
+    actors : int, optional
+        How many workers in the cluster compute at most; by default as many as it has room for.
+    gpus_per_actor : float
+        GPUs of each, such as 1 or 0.5; 0: they compute on processors.
     settings : ExtractSettings, optional
         When rows are committed; the rows are the same whatever it says.
     extractor : Extractor, optional
-        Rows come from this engine and Recipe (a compressed backbone) instead of a timm backbone.
+        Rows come from this engine and Recipe (a compressed backbone) instead of a timm backbone. With `ray` it must be
+        one that can be pickled.
     say : callable
         Called with each note as soon as it is known, most of them before an image is read.
     **options
@@ -177,7 +195,9 @@ def build_cache(
         Where another build holds the cache for longer than `wait_seconds`.
     InputError, MissingError
         For images, a backbone or settings that make no sense or are not there, and where another data set of the cache
-        has the name.
+        has the name, and where no Ray cluster answers.
+    ClusterError
+        Where the cluster loses what it cannot compute again; what was committed before stays.
     StorageError
         Where the disk refuses; what was committed before stays.
 
@@ -198,6 +218,7 @@ def build_cache(
         prune_missing,
         wait_seconds,
         workers,
+        ClusterSettings.of(ray, actors, gpus_per_actor),
         settings or default_settings(cache),
         _Notes(say),
     )
@@ -220,6 +241,9 @@ def build_caches(
     overwrite: bool = False,
     wait_seconds: float = 0.0,
     workers: int | None = None,
+    ray: str | None = None,
+    actors: int | None = None,
+    gpus_per_actor: float = 0.0,
     settings: ExtractSettings | None = None,
     extractors: Mapping[str, Extractor] | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -235,7 +259,7 @@ def build_caches(
     ----------
     images, cache, store, dataset, task, splits, split_seed, prune_missing, overwrite, wait_seconds
         As for `build_cache`.
-    workers, settings, say
+    workers, ray, actors, gpus_per_actor, settings, say
         As for `build_cache`, and so `**options`; `cache` is the directory that the caches lie in.
     backbone : sequence of str
         One or more distinct names.
@@ -273,6 +297,7 @@ def build_caches(
         prune_missing,
         wait_seconds,
         workers,
+        ClusterSettings.of(ray, actors, gpus_per_actor),
         settings or default_settings(cache),
         _Notes(say),
     )
@@ -339,13 +364,16 @@ def _open_or_create(
     extractor: Extractor | None,
     overwrite: bool,
     wait_seconds: float,
+    open_backbone: OpenExtractor,
 ) -> tuple[FeatureCache, Extractor | None]:
     """Return the cache, its Recipe checked against the request, and the engine where it had to be opened for that."""
     if overwrite and _is_taken(place):
-        return _replace(place, request, store=store, extractor=extractor, wait_seconds=wait_seconds)
+        return _replace(
+            place, request, store=store, extractor=extractor, wait_seconds=wait_seconds, open_backbone=open_backbone
+        )
     if not _is_taken(place):
         with contextlib.suppress(ExistsError):  # another build has made it meanwhile: it is extended
-            return _create(place, request, store=store, extractor=extractor)
+            return _create(place, request, store=store, extractor=extractor, open_backbone=open_backbone)
     cache = open_cache(place)
     try:
         if extractor is None:
@@ -353,7 +381,7 @@ def _open_or_create(
             memo = resolved_under(wanted, cache.recipe)
             if memo in cache.known_requests():
                 return cache, None
-            extractor = open_extractor(wanted, adopt=cache.recipe)
+            extractor = open_backbone(wanted, adopt=cache.recipe)
             _refuse_other_recipe(cache, extractor.recipe)
             with contextlib.suppress(StorageError):  # a memo only: where nothing can be written it is resolved again
                 cache.remember_request(memo)
@@ -370,11 +398,17 @@ def _is_taken(place: Place) -> bool:
 
 
 def _create(
-    place: Place, request: Request, *, store: str | None, extractor: Extractor | None, overwrite: bool = False
+    place: Place,
+    request: Request,
+    *,
+    store: str | None,
+    extractor: Extractor | None,
+    open_backbone: OpenExtractor,
+    overwrite: bool = False,
 ) -> tuple[FeatureCache, Extractor]:
     full = dataclasses.replace(request, backbone=request.backbone or DEFAULT_BACKBONE)
     store = check_kind_at(place, store or ("zarr" if isinstance(place, ObjectPath) else "lmdb"))
-    extractor = extractor or open_extractor(full)
+    extractor = extractor or open_backbone(full, adopt=None)
     shapes = dict(extractor.engine.columns)
     cache = create_cache(
         place, extractor.recipe, shapes=shapes, store=store, request=full.to_json(), overwrite=overwrite
@@ -384,7 +418,13 @@ def _create(
 
 
 def _replace(
-    place: Place, request: Request, *, store: str | None, extractor: Extractor | None, wait_seconds: float
+    place: Place,
+    request: Request,
+    *,
+    store: str | None,
+    extractor: Extractor | None,
+    wait_seconds: float,
+    open_backbone: OpenExtractor,
 ) -> tuple[FeatureCache, Extractor]:
     """Return a new cache in the place of an old one, asked for as that was where it can still be told."""
     if not may_be_cache(place):
@@ -395,10 +435,10 @@ def _replace(
     with contextlib.suppress(CorruptError, FormatError):
         wanted = request.adopting(read_manifest(place)["request"])
     if isinstance(place, ObjectPath):  # who writes to the old one goes on to, unseen
-        return _create(place, wanted, store=store, extractor=extractor, overwrite=True)
+        return _create(place, wanted, store=store, extractor=extractor, open_backbone=open_backbone, overwrite=True)
     (place / "store").mkdir(exist_ok=True)
     with hold_store(place / "store", wait_seconds=wait_seconds):
-        return _create(place, wanted, store=store, extractor=extractor, overwrite=True)
+        return _create(place, wanted, store=store, extractor=extractor, open_backbone=open_backbone, overwrite=True)
 
 
 def _refuse_other_recipe(cache: FeatureCache, recipe: Recipe) -> None:
@@ -443,6 +483,7 @@ class _Work:
     prune_missing: bool
     wait_seconds: float
     workers: int | None
+    cluster: ClusterSettings | None
     settings: ExtractSettings
     notes: _Notes
 
@@ -475,13 +516,31 @@ def _build(
         for place, request, chosen_extractor in wanted:
             cache, extractor = _open_or_create(
                 place, request, store=store, extractor=chosen_extractor, overwrite=overwrite,
-                wait_seconds=work.wait_seconds,
+                wait_seconds=work.wait_seconds, open_backbone=_opener(work.cluster, opened),
             )  # fmt: skip
             opened.enter_context(cache)
+            if work.cluster is not None:
+                extractor = chosen_extractor  # its workers open their own
             jobs.append(_start(cache, extractor, work))
             del extractor
         _bring_up_to_date(jobs, work)
         return [_report(job, work) for job in jobs]
+
+
+def _opener(settings: ClusterSettings | None, opened: contextlib.ExitStack) -> OpenExtractor:
+    """Return what opens a backbone: in this process, or where the rows are computed, if that may be another machine.
+
+    A cluster that is started for that lasts as long as `opened`.
+    """
+    if settings is None or (settings.address == LOCAL and not settings.gpus_per_actor):
+        return open_extractor
+
+    def open_there(request: Request, *, adopt: Recipe | None) -> Extractor:
+        from featcache.extract.cluster_extraction import open_extractor_there
+
+        return open_extractor_there(opened.enter_context(cluster(settings.address)), request, settings, adopt=adopt)
+
+    return open_there
 
 
 def _start(cache: FeatureCache, extractor: Extractor | None, work: _Work) -> _Job:
@@ -544,22 +603,12 @@ def _is_stored(job: _Job, work: _Work) -> bool:
 
 def _extract(jobs: Sequence[_Job], work: _Work) -> None:
     """Extract what the jobs lack, each image read and decoded once for all of them."""
-    from featcache.extract.extraction import Target, extract
-
-    targets = []
-    for job in jobs:
-        job.extractor = job.extractor or reopen_extractor(job.cache.request, job.cache.recipe)
-        _refuse_other_recipe(job.cache, job.extractor.recipe)
-        assert job.writer is not None
-        targets.append(Target(job.extractor.engine, job.extractor.recipe, job.writer))
-    startup = time.perf_counter() - work.started
     todo = jobs[0].changes.todo if len(jobs) == 1 else np.unique(np.concatenate([job.changes.todo for job in jobs]))
     whole = len(jobs) == 1 and len(todo) == len(work.listing)  # then nothing need be held twice
     known = (jobs[0].changes.digests, jobs[0].changes.stats) if whole else None
-    extraction = extract(
-        work.listing.absolute_paths(todo), targets, workers=work.workers, settings=work.settings, out=known
-    )
-    targets.clear()
+    run = _extract_here if work.cluster is None else _extract_there
+    extraction = run(jobs, work, work.listing.absolute_paths(todo), known)
+    startup = time.perf_counter() - work.started - extraction.extract_seconds
     for job in jobs:
         job.extractor = None  # a network's buffers are not needed to put the store in order
     for job, extracted in zip(jobs, extraction.extracted_by_target, strict=True):
@@ -572,6 +621,42 @@ def _extract(jobs: Sequence[_Job], work: _Work) -> None:
         job.changes.failures.update({index: reason for index, reason in failures.items() if index in wanted})
         job.startup_seconds, job.extract_seconds = startup, extraction.extract_seconds
         job.seconds_by_stage, job.extracted = extraction.seconds_by_stage, extracted
+
+
+def _extract_here(jobs: Sequence[_Job], work: _Work, paths: Sequence[str | bytes], known: Known | None) -> Extraction:
+    from featcache.extract.extraction import Target, extract
+
+    targets = []
+    for job in jobs:
+        job.extractor = job.extractor or reopen_extractor(job.cache.request, job.cache.recipe)
+        _refuse_other_recipe(job.cache, job.extractor.recipe)
+        assert job.writer is not None
+        targets.append(Target(job.extractor.engine, job.extractor.recipe, job.writer))
+    return extract(paths, targets, workers=work.workers, settings=work.settings, out=known)
+
+
+def _extract_there(jobs: Sequence[_Job], work: _Work, paths: Sequence[str | bytes], known: Known | None) -> Extraction:
+    from featcache.extract.cluster_extraction import ClusterTarget, extract_on_cluster
+
+    assert work.cluster is not None
+    targets, writers, keys = [], [], []
+    for job in jobs:
+        assert job.writer is not None
+        writers.append(job.writer)
+        opener = partial(reopen_extractor, job.cache.request, job.cache.recipe)
+        if job.extractor is not None:
+            opener = partial(_itself, job.extractor)
+        row_bytes = sum(column.row_bytes for column in job.cache.columns)
+        url = str(job.cache.path) if isinstance(job.cache.path, ObjectPath) else None
+        targets.append(ClusterTarget(opener, job.cache.recipe, row_bytes, url))
+        with job.cache.reader() as reader:
+            keys.append(np.array(reader.keys()))
+    with cluster(work.cluster.address) as ray:
+        return extract_on_cluster(ray, paths, targets, writers, keys, work.cluster, settings=work.settings, out=known)
+
+
+def _itself(extractor: Extractor) -> Extractor:
+    return extractor
 
 
 def _store_samples(job: _Job, work: _Work) -> None:

@@ -9,21 +9,19 @@ writer and commits. A row does not depend on its neighbours in a batch, on the o
 from __future__ import annotations
 
 import math
-import queue
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from featcache.cache.cache import column_name
 from featcache.engines import Engine
 from featcache.errors import ImageError, InputError
+from featcache.extract.collection import Collection, ComputedRows, Extraction, StageClock
 from featcache.extract.ledger import ExtractionLedger, Known
 from featcache.extract.settings import ExtractSettings
 from featcache.images.load import decode, resize_crop, upright_size
@@ -32,7 +30,6 @@ from featcache.images.view_spec import ViewSpec
 from featcache.images.views import draw_view
 from featcache.recipe import Recipe
 from featcache.store import StoreWriter
-from featcache.system.interrupts import deferred_interrupts
 from featcache.system.sources.interface import FileStat
 from featcache.system.threads import one_torch_thread, processor_count
 
@@ -40,7 +37,6 @@ DEFAULT_SETTINGS = ExtractSettings()
 _CHUNK_FILES = 8
 _CHUNK_BYTES = 8 << 20
 _LARGEST_FLOAT16 = 65504.0
-_STAGES = ("read", "decode", "resize", "network", "write", "wait")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,53 +47,24 @@ class Target:
     recipe: Recipe
     writer: StoreWriter
 
+    def columns(self, pixels: npt.NDArray[np.uint8], count: int) -> dict[str, npt.NDArray[Any]]:
+        """Return, by the name of each column, the rows of `count` images, all views of one after another in `pixels`.
 
-@dataclass(frozen=True, slots=True)
-class Extraction:
-    """What became of n images, in the order of their paths.
-
-    `digests` (n, 32) uint8: sha256 of the bytes, zeros where they could not be read. `stats` (n, 4) int64: size,
-    mtime_ns, ctime_ns, inode of the very file that was read. `failures`: index → reason. `extracted`: rows computed
-    (of the target with the most). `reused`: images whose row was there or came with an equal image. `extract_seconds`:
-    first file opened to last commit fsynced. `seconds_by_stage`: time of all threads together in ``read`` (with the
-    hash), ``decode``, ``resize``, ``network``, ``write``, and ``wait`` (for the store).
-    `extracted_by_target`: rows computed for each.
-    """
-
-    digests: npt.NDArray[np.uint8]
-    stats: npt.NDArray[np.int64]
-    failures: dict[int, str]
-    extracted: int
-    reused: int
-    extract_seconds: float
-    seconds_by_stage: dict[str, float]
-    extracted_by_target: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Computed rows on their way to the writer of target `number`."""
-
-    number: int
-    keys: npt.NDArray[np.uint8]
-    columns: Mapping[str, npt.NDArray[Any]]
-
-
-class _Clock:
-    """Seconds by stage, of one thread."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(_STAGES, 0.0)
-        self._mark = time.perf_counter()
-
-    def start(self) -> None:
-        self._mark = time.perf_counter()
-
-    def stop(self, stage: str) -> None:
-        """Count the time since the last call to `stage`."""
-        now = time.perf_counter()
-        self.seconds[stage] += now - self._mark
-        self._mark = now
+        `pixels` may be longer, so that the last run of the engine need not be padded. Raises `InputError` for a
+        feature that is not finite, or beyond float16.
+        """
+        engine, recipe = self.engine, self.recipe
+        starts = range(0, count * recipe.views, engine.batch_size)
+        runs = [engine.run(pixels[start : start + engine.batch_size]) for start in starts]
+        columns = {}
+        for position, (name, shape) in enumerate(engine.columns):
+            parts = [run[position] for run in runs]
+            values = np.concatenate(parts) if len(parts) > 1 else parts[0]
+            rows = values[: count * recipe.views].reshape(count, recipe.views, *shape)
+            _check_range(name, rows, recipe)
+            for view in range(recipe.views):
+                columns[column_name(name, view)] = rows[:, view].astype(recipe.dtype)
+        return columns
 
 
 class _Batch:
@@ -130,25 +97,16 @@ class _Batch:
         """Count the image in `slot` in."""
         self._keys.append(key)
 
-    def compute(self) -> _Rows | None:
+    def compute(self) -> ComputedRows | None:
         """Return the rows of the images in here, which are forgotten; None where there are none."""
-        count, views, engine = len(self._keys), len(self.spec.views), self._target.engine
+        count = len(self._keys)
         if not count:
             return None
         # The last run may be partly filled: the slots behind hold older images, whose rows are thrown away.
-        starts = range(0, count * views, engine.batch_size)
-        runs = [engine.run(self._pixels[start : start + engine.batch_size]) for start in starts]
-        columns = {}
-        for position, (name, shape) in enumerate(engine.columns):
-            parts = [run[position] for run in runs]
-            values = np.concatenate(parts) if len(parts) > 1 else parts[0]
-            rows = values[: count * views].reshape(count, views, *shape)
-            _check_range(name, rows, self._target.recipe)
-            for place, view in enumerate(self.spec.views):
-                columns[column_name(name, view)] = rows[:, place].astype(self._target.recipe.dtype)
+        columns = self._target.columns(self._pixels, count)
         keys = np.frombuffer(b"".join(self._keys), dtype=np.uint8).reshape(count, 32)
         self._keys.clear()
-        return _Rows(self.number, keys, columns)
+        return ComputedRows(self.number, keys, columns)
 
 
 def _check_range(name: str, rows: npt.NDArray[np.float32], recipe: Recipe) -> None:
@@ -165,30 +123,20 @@ def _check_range(name: str, rows: npt.NDArray[np.float32], recipe: Recipe) -> No
         )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Run:
-    """What the threads share.
+    """What the threads share. `filled`: whether each target had rows at the start; `read`: gives an index's image."""
 
-    `filled`: whether each target had rows at the start. `read`: gives the image of an index. `store`: held by whoever
-    asks or tells a writer anything.
-    """
-
-    ledger: ExtractionLedger
+    collection: Collection
     targets: Sequence[Target]
     specs: Sequence[ViewSpec]
-    settings: ExtractSettings
     filled: Sequence[bool]
-    rows: queue.Queue[_Rows | BaseException | None]
     read: Callable[[int], tuple[bytes, FileStat]]
-    store: threading.Lock = field(default_factory=threading.Lock)
-    stop: threading.Event = field(default_factory=threading.Event)
-    clocks: list[_Clock] = field(default_factory=list)
 
-    def send(self, rows: _Rows | None, clock: _Clock) -> None:
-        if rows is not None:
-            clock.stop("network")
-            self.rows.put(rows)  # the other end takes rows until every worker has ended
-            clock.stop("wait")
+    @property
+    def ledger(self) -> ExtractionLedger:
+        """What became of which image."""
+        return self.collection.ledger
 
 
 def extract(
@@ -215,30 +163,13 @@ def extract(
     threads = max(1, min(threads, len(paths)))
     specs = [ViewSpec.of(target.recipe) for target in targets]
     filled = [len(target.writer) > 0 for target in targets]
-    rows: queue.Queue[_Rows | BaseException | None] = queue.Queue(maxsize=2 * threads)
-    counts = [0] * len(targets)
+    collection = Collection(
+        ExtractionLedger(paths, out), [target.writer for target in targets], settings, room=2 * threads
+    )
     uses_torch = any(target.recipe.decoder == "fast" or target.engine.name == "torch" for target in targets)
-    with (
-        one_torch_thread() if uses_torch else nullcontext(),
-        image_reader(paths) as read,
-        deferred_interrupts() as interrupt,
-    ):
-        run = _Run(ExtractionLedger(paths, out), targets, specs, settings, filled, rows, read)
-        started = time.perf_counter()
-        pool = [threading.Thread(target=_work, args=(run,), name=f"extract-{i}", daemon=True) for i in range(threads)]
-        for thread in pool:
-            thread.start()
-        try:
-            with tqdm(total=len(paths), desc="features", unit="image", disable=None if progress else True) as bar:
-                _collect(run, counts, threads, bar=bar, interrupted=interrupt.is_set)
-        finally:
-            _stop_workers(run, pool)
-        seconds = time.perf_counter() - started
-    ledger = run.ledger
-    return Extraction(
-        ledger.digests, ledger.stats, ledger.settled_failures(), max(counts, default=0), ledger.reused(), seconds,
-        {stage: sum(clock.seconds[stage] for clock in run.clocks) for stage in _STAGES}, tuple(counts),
-    )  # fmt: skip
+    with one_torch_thread() if uses_torch else nullcontext(), image_reader(paths) as read:
+        run = _Run(collection, targets, specs, filled, read)
+        return collection.run([partial(_work, run)] * threads, progress=progress)
 
 
 def default_workers(engines: Sequence[Engine], *, processors: int) -> int:
@@ -246,86 +177,31 @@ def default_workers(engines: Sequence[Engine], *, processors: int) -> int:
     return processors + sum(engine.workers for engine in engines if engine.on_device)
 
 
-def _collect(run: _Run, counts: list[int], threads: int, *, bar: Any, interrupted: Callable[[], bool]) -> None:
-    """Hand rows to the writers until every worker has ended; commit in between and at the end."""
-    clock = _Clock()
-    run.clocks.append(clock)
-    last_commit, uncommitted, working = time.perf_counter(), 0, threads
-    while working:
-        try:
-            item = run.rows.get(timeout=0.1)
-        except queue.Empty:
-            pass
-        else:
-            clock.start()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                working -= 1
-            else:
-                with run.store:
-                    counts[item.number] += run.targets[item.number].writer.append(item.keys, item.columns)
-                uncommitted += len(item.keys)
-            clock.stop("write")
-        bar.update(run.ledger.finished - bar.n)
-        late = time.perf_counter() - last_commit > run.settings.commit_seconds
-        if uncommitted >= run.settings.commit_rows or (uncommitted and late):
-            _commit(run, clock)
-            last_commit, uncommitted = time.perf_counter(), 0
-        if interrupted():
-            run.stop.set()
-    if uncommitted:
-        _commit(run, clock)
-
-
-def _commit(run: _Run, clock: _Clock) -> None:
-    clock.start()
-    with run.store:
-        for target in run.targets:
-            target.writer.commit()
-    clock.stop("write")
-
-
-def _stop_workers(run: _Run, pool: Sequence[threading.Thread]) -> None:
-    """End every worker, throwing away what it still sends: after an error nothing more is stored."""
-    run.stop.set()
-    for thread in pool:
-        while thread.is_alive():
-            try:
-                run.rows.get_nowait()
-            except queue.Empty:
-                thread.join(timeout=0.01)
-
-
 def _work(run: _Run) -> None:
-    """Carry images from file to row until there are none left; what goes wrong is raised by the collecting thread."""
-    try:
-        clock = _Clock()
-        run.clocks.append(clock)
-        batches = [
-            _Batch(number, target, run.specs[number], burst=run.settings.burst)
-            for number, target in enumerate(run.targets)
-        ]
-        while not run.stop.is_set():
-            clock.start()
-            chunk = _read_chunk(run, min(batch.free for batch in batches), clock)
-            if chunk is None:
-                break
-            for index, data, wanted in chunk:
-                _load(run, index, data, [batches[number] for number in wanted], clock)
-                for number in wanted:
-                    if not batches[number].free:
-                        clock.start()
-                        run.send(batches[number].compute(), clock)
-        for batch in batches:
-            clock.start()
-            run.send(batch.compute(), clock)
-        run.rows.put(None)
-    except BaseException as error:  # noqa: BLE001 (raised again where it is seen: in the collecting thread)
-        run.rows.put(error)
+    """Carry images from file to row until there are none left."""
+    collection = run.collection
+    clock = collection.new_clock()
+    batches = [
+        _Batch(number, target, run.specs[number], burst=collection.settings.burst)
+        for number, target in enumerate(run.targets)
+    ]
+    while not collection.stop.is_set():
+        clock.start()
+        chunk = _read_chunk(run, min(batch.free for batch in batches), clock)
+        if chunk is None:
+            break
+        for index, data, wanted in chunk:
+            _load(run, index, data, [batches[number] for number in wanted], clock)
+            for number in wanted:
+                if not batches[number].free:
+                    clock.start()
+                    collection.send(batches[number].compute(), clock)
+    for batch in batches:
+        clock.start()
+        collection.send(batch.compute(), clock)
 
 
-def _read_chunk(run: _Run, most: int, clock: _Clock) -> list[tuple[int, bytes, list[int]]] | None:
+def _read_chunk(run: _Run, most: int, clock: StageClock) -> list[tuple[int, bytes, list[int]]] | None:
     """Return the next images to decode, ``(index, bytes, numbers of the targets without its row)``; None at the end."""
     ledger = run.ledger
     read: list[tuple[int, bytes]] = []
@@ -362,13 +238,13 @@ def _missing(run: _Run, keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     # need not wait until it has synced a commit.
     missing = np.ones((len(keys), len(run.targets)), dtype=bool)
     if any(run.filled):
-        with run.store:
+        with run.collection.store:
             for number in np.flatnonzero(run.filled).tolist():
                 missing[:, number] = run.targets[number].writer.find(keys) < 0
     return missing
 
 
-def _load(run: _Run, index: int, data: bytes, batches: Sequence[_Batch], clock: _Clock) -> None:
+def _load(run: _Run, index: int, data: bytes, batches: Sequence[_Batch], clock: StageClock) -> None:
     """Decode an image into the next slot of every batch that wants it."""
     digest = run.ledger.digests[index].tobytes()
     slots = {batch.number: batch.slot() for batch in batches}

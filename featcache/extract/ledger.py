@@ -63,7 +63,10 @@ class ExtractionLedger:
 
     def identify(self, index: int, data: bytes, stat: FileStat) -> bool:
         """Note an image's digest and stat; return whether these bytes come for the first time in this extraction."""
-        digest = hashlib.sha256(data).digest()
+        return self.note(index, hashlib.sha256(data).digest(), stat)
+
+    def note(self, index: int, digest: bytes, stat: FileStat) -> bool:
+        """Note an image's digest, known already, and its stat; return as `identify`."""
         row = np.frombuffer(digest, dtype=np.uint8)
         mask = len(self._table) - 1
         with self._lock:

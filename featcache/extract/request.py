@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from featcache.backbone.embedded import EMBEDDED_BACKBONE
 from featcache.engines.registry import find_engine
@@ -78,6 +78,13 @@ class Extractor:
 
     engine: Engine
     recipe: Recipe
+
+
+class OpenExtractor(Protocol):
+    """What opens the engine of a request: `open_extractor`, here or elsewhere."""
+
+    def __call__(self, request: Request, *, adopt: Recipe | None) -> Extractor:
+        """Return the engine and Recipe of `request`; `adopt`: whose engine, precision, … to keep if left open."""
 
 
 def resolved_under(request: Request, recipe: Recipe) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from tqdm import tqdm
 from featcache.datasets.labelled import LabelledImages, labelled_images
 from featcache.errors import InputError
 from featcache.heads.base import softmax
-from featcache.images.batches import decoded_batches
 from featcache.runtime.classifier import open_classifier
+from featcache.runtime.logits import batches_of_logits, batches_of_logits_from_cluster
+from featcache.system.cluster import ClusterSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,9 @@ def evaluate(
     format: str | None = None,
     split: str | None = None,
     threads: int | None = None,
+    ray: str | None = None,
+    actors: int | None = None,
+    gpus_per_actor: float = 0.0,
 ) -> Evaluation:
     """Return how right a BUNDLE or MODEL is on labelled images.
 
@@ -100,6 +104,8 @@ def evaluate(
         Of a data set with splits, the one to evaluate on; None: ``test``. One without splits is evaluated whole.
     threads
         How many compute; None: all processors.
+    ray, actors, gpus_per_actor
+        The Ray cluster that reads and computes, and its workers, as for `predict`.
 
     Returns
     -------
@@ -112,6 +118,8 @@ def evaluate(
         Where no image has both a label of the model and pixels, and for a format that the bundle does not hold.
     MissingError
         Where there is no such bundle, model or data set.
+    ClusterError
+        Where the cluster loses what it cannot compute again.
 
     Examples
     --------
@@ -120,14 +128,21 @@ def evaluate(
     >>> evaluation.n, evaluation.accuracy
     (24, 1.0)
     """
+    settings = ClusterSettings.of(ray, actors, gpus_per_actor)
     with open_classifier(bundle, format=format, threads=threads) as classifier:
         chosen = labelled_images(images, classes=classifier.classes, task=classifier.task, split=split)
+        files = chosen.sources()
         failures: dict[int, str] = {}
         logits = np.zeros((len(chosen), len(classifier.classes)), dtype=np.float32)
         with tqdm(total=len(chosen), desc="evaluate", unit="image", disable=None) as bar:
-            for batch in decoded_batches(chosen.sources(), classifier.preprocessing, failures=failures):
-                logits[batch.indices] = classifier.run(batch.pixels)
-                bar.update(len(batch.indices))
+            batches = batches_of_logits(classifier, files, failures=failures)
+            if settings is not None:
+                batches = batches_of_logits_from_cluster(
+                    bundle, files, format=format, settings=settings, failures=failures
+                )
+            for indices, rows in batches:
+                logits[indices] = rows
+                bar.update(len(indices))
         return score(
             chosen, logits, failures, classes=classifier.classes, task=classifier.task, format=classifier.format
         )

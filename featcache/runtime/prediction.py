@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,11 @@ from featcache.datasets.scan import scan
 from featcache.errors import InputError, MissingError
 from featcache.heads.base import sigmoid, softmax
 from featcache.heads.unknown import UnknownRule
-from featcache.images.batches import decoded_batches
 from featcache.images.read import ImageFile
 from featcache.runtime.bundle import is_bundle
 from featcache.runtime.classifier import Classifier, is_model, open_classifier
+from featcache.runtime.logits import IndexedLogits, batches_of_logits, batches_of_logits_from_cluster
+from featcache.system.cluster import ClusterSettings
 from featcache.system.sources.opening import split_member
 
 
@@ -66,6 +67,9 @@ def predict(
     format: str | None = None,
     cache: str | os.PathLike[str] | None = None,
     threads: int | None = None,
+    ray: str | None = None,
+    actors: int | None = None,
+    gpus_per_actor: float = 0.0,
 ) -> list[Prediction]:
     """Return one prediction per image, in the order of the images.
 
@@ -88,6 +92,13 @@ def predict(
         never decoded. A MODEL computes the others, a HEAD, which has no backbone, gives a reason.
     threads
         How many compute; None: all processors.
+    ray
+        The Ray cluster that reads and computes: ``HOST:PORT`` of its head, ``auto``, or ``local`` for one on this
+        machine alone. The images and the model must be where its machines can read them.
+    actors
+        How many workers in the cluster compute at most; None: as many as it has room for.
+    gpus_per_actor
+        GPUs of each; 0: they compute on processors.
 
     Returns
     -------
@@ -100,6 +111,8 @@ def predict(
         For `top` below 1, a cache beside a bundle, a format that the bundle does not hold, and a folder without images.
     MissingError
         Where there is no such bundle, model or image.
+    ClusterError
+        Where the cluster loses what it cannot compute again.
 
     Examples
     --------
@@ -110,6 +123,7 @@ def predict(
     """
     if top < 1:
         raise InputError(f"top must be at least 1, got {top!r}")
+    settings = ClusterSettings.of(ray, actors, gpus_per_actor)
     paths, names = _image_files(images)
     predictions: dict[int, Prediction] = {}
     missing = list(range(len(paths)))
@@ -134,23 +148,31 @@ def predict(
             missing = []
     if missing:
         with open_classifier(bundle_or_model, format=format, threads=threads) as classifier:
-            predictions.update(_computed(classifier, paths, names, missing, top=top))
+            files = [ImageFile(paths[index]) for index in missing]
+            failures: dict[int, str] = {}
+            batches = batches_of_logits(classifier, files, failures=failures)
+            if settings is not None:
+                batches = batches_of_logits_from_cluster(
+                    bundle_or_model, files, format=format, settings=settings, failures=failures
+                )
+            predictions.update(_described(classifier, batches, names, missing, top=top))
+        for position, reason in failures.items():
+            name = names[missing[position]]
+            predictions[missing[position]] = Prediction(name, None, None, (), reason=reason)
     return [predictions[index] for index in range(len(paths))]
 
 
-def _computed(
-    classifier: Classifier, paths: list[str], names: list[str], wanted: list[int], *, top: int
+def _described(
+    classifier: Classifier, batches: Iterable[IndexedLogits], names: list[str], wanted: list[int], *, top: int
 ) -> dict[int, Prediction]:
-    """Return the predictions of the images at `wanted`, run through the model."""
-    failures: dict[int, str] = {}
+    """Return what the `batches` of the images at `wanted` amount to, by index."""
     predictions: dict[int, Prediction] = {}
-    sources = [ImageFile(paths[index]) for index in wanted]
     with tqdm(total=len(wanted), desc="predict", unit="image", disable=None) as bar:
-        for batch in decoded_batches(sources, classifier.preprocessing, failures=failures):
-            indices = [wanted[position] for position in batch.indices.tolist()]
+        for positions, logits in batches:
+            indices = [wanted[position] for position in positions.tolist()]
             batch_predictions = describe(
                 [names[index] for index in indices],
-                classifier.run(batch.pixels),
+                logits,
                 classifier.classes,
                 classifier.task,
                 top=top,
@@ -158,8 +180,6 @@ def _computed(
             )
             predictions.update(zip(indices, batch_predictions, strict=True))
             bar.update(len(indices))
-    for position, reason in failures.items():
-        predictions[wanted[position]] = Prediction(names[wanted[position]], None, None, (), reason=reason)
     return predictions
 
 

@@ -16,6 +16,7 @@ from featcache.store.interface import Rows
 _REQUESTS_AT_ONCE = 8
 
 Chunk = npt.NDArray[Any]
+ChunkName = tuple[str, str, int]  # of the array, the segment, the block
 
 
 class ChunkedArray:
@@ -60,27 +61,35 @@ class ChunkedArray:
         return segment.some_rows(segment.record.layout(self.name), int(self._blocks[chunk]), local)
 
     def place_of(self, chunk: int) -> str:
-        """Return the name of the segment that holds a chunk, for messages."""
+        """Return where the segment that holds a chunk lies."""
         return str(self._segments[int(self._owners[chunk])].path)
+
+    def name_of(self, chunk: int) -> ChunkName:
+        """Return what a chunk is called in every snapshot."""
+        return self.name, self.place_of(chunk), int(self._blocks[chunk])
 
 
 class ChunkBuffer:
-    """Chunks that were fetched or are on their way, the latest used ones up to `most_bytes`. Threads may share it."""
+    """Chunks that were fetched or are on their way, the latest used ones up to `most_bytes`.
+
+    Threads and snapshots share it: chunks never change. `last`: which chunk of an array was asked for last.
+    """
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
-        self._chunks: OrderedDict[tuple[str, int], Future[Chunk]] = OrderedDict()
+        self.last: dict[str, int] = {}
+        self._chunks: OrderedDict[ChunkName, Future[Chunk]] = OrderedDict()
         self._lock = threading.RLock()  # a chunk may be there before one asks to be told
         self._pool = ThreadPoolExecutor(_REQUESTS_AT_ONCE, thread_name_prefix="featcache-chunks")
 
     def holds(self, array: ChunkedArray, chunk: int) -> bool:
         """Return whether a chunk is here or on its way."""
         with self._lock:
-            return (array.name, chunk) in self._chunks
+            return array.name_of(chunk) in self._chunks
 
     def order(self, array: ChunkedArray, chunk: int) -> Future[Chunk]:
         """Have a chunk fetched, if it is not here, and return what it will be."""
-        name = (array.name, chunk)
+        name = array.name_of(chunk)
         with self._lock:
             future = self._chunks.get(name)
             if future is None:
@@ -89,11 +98,13 @@ class ChunkBuffer:
             self._chunks.move_to_end(name)
             return future
 
-    def close(self) -> None:
-        """Let go of all chunks, and wait for none."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def clear(self) -> None:
+        """Let go of all chunks; those on their way are waited for by none."""
         with self._lock:
+            for future in self._chunks.values():
+                future.cancel()
             self._chunks.clear()
+            self.last.clear()
 
     def _make_room(self) -> None:
         """Let go of failed chunks, and of those used longest ago where the others are too large."""

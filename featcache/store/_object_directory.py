@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from featcache.errors import CorruptError, FormatError, MissingError
+from featcache.store._object_chunks import ChunkBuffer
 from featcache.store._object_keys import KeyTable
 from featcache.store._object_log import CommitLog, Segment, Snapshot
 from featcache.store._object_segment import StoredSegment
@@ -13,11 +14,14 @@ from featcache.store.interface import Column, Keys
 from featcache.store.settings import StoreSettings
 from featcache.system.objects import ObjectPath
 
+_KEPT_BYTES = 96 << 20  # of chunks
+
 
 class ObjectDirectory:
     """The objects below the URL `path`. Threads may share it: all find keys in the same table.
 
-    `empty`: the store's record of no rows. `log`: its commits. `segments`: where the rows lie.
+    `empty`: the store's record of no rows. `log`: its commits. `segments`: where the rows lie. `chunks`: those
+    that were read last.
     """
 
     def __init__(self, path: ObjectPath, settings: StoreSettings) -> None:
@@ -26,6 +30,7 @@ class ObjectDirectory:
         self.log = CommitLog(path / "log")
         self.segments = path / "segments"
         self.empty = _read_layout(path)
+        self.chunks = ChunkBuffer(_KEPT_BYTES)
         self._keys: KeyTable | None = None
         self._own_keys: dict[str, Keys] = {}  # of segments that were put here, and that no table holds yet
         self._lock = threading.Lock()
@@ -53,10 +58,11 @@ class ObjectDirectory:
         self._own_keys[segment.name] = keys
 
     def let_go(self) -> None:
-        """Forget the keys; who holds them keeps them."""
+        """Forget keys and chunks; who holds them keeps them."""
         with self._lock:
             self._keys = None
             self._own_keys.clear()
+        self.chunks.clear()
 
     def _fetch_keys(self, segment: Segment) -> Keys:
         own = self._own_keys.pop(segment.name, None)

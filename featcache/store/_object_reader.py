@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from featcache.errors import CorruptError, InputError
 from featcache.store._fetch_ahead import fetch_ahead
-from featcache.store._object_chunks import ChunkBuffer, ChunkedArray
+from featcache.store._object_chunks import ChunkedArray
 from featcache.store._object_directory import ObjectDirectory
 from featcache.store._object_log import Snapshot
 from featcache.store._record import CHECKSUMS, COLUMN_PREFIX, KEYS, row_checksums
@@ -21,7 +21,6 @@ from featcache.system.objects import ObjectPath
 
 _SPARSE = 16  # a chunk of which less than one row in so many is wanted is not fetched whole
 _AHEAD = 4  # chunks fetched before they are wanted
-_KEPT_BYTES = 96 << 20
 
 
 class ObjectReader(StoreReader):
@@ -38,8 +37,7 @@ class ObjectReader(StoreReader):
         self._columns = directory.columns
         self._segments = [directory.stored(segment) for segment in snapshot.segments]
         self._arrays: dict[str, ChunkedArray] = {}
-        self._buffer = ChunkBuffer(_KEPT_BYTES)
-        self._last_chunk: dict[str, int] = {}
+        self._buffer = directory.chunks
 
     def __len__(self) -> int:
         return self._rows
@@ -82,7 +80,6 @@ class ObjectReader(StoreReader):
             yield int(array.first_rows[chunk]), block
 
     def close(self) -> None:
-        self._buffer.close()
         self._arrays.clear()
         self._directory = None
 
@@ -104,9 +101,9 @@ class ObjectReader(StoreReader):
         if not parts:
             return
         wanted = [chunk for chunk, _ in parts]
-        if 0 <= wanted[0] - self._last_chunk.get(array.name, -2) <= 1:  # so a pass over all rows goes on
+        if 0 <= wanted[0] - self._buffer.last.get(array.name, -2) <= 1:  # so a pass over all rows goes on
             wanted += range(wanted[-1] + 1, min(wanted[-1] + 1 + _AHEAD, len(array)))
-        self._last_chunk[array.name] = parts[-1][0]
+        self._buffer.last[array.name] = parts[-1][0]
         for position, (chunk, where) in enumerate(parts):
             futures = [self._buffer.order(array, one) for one in wanted[position : position + 1 + _AHEAD]]
             out[where] = futures[0].result()[rows[where] - array.first_rows[chunk]]

@@ -102,7 +102,7 @@ def test_several_backbones_lie_side_by_side(photos: Path, bucket: ObjectPath) ->
 
 def build_half(photos: str, cache: str, dataset: str, together: Barrier) -> None:
     """Build a folder in another process, in commits of four rows."""
-    together.wait(60)
+    together.wait(300)
     build(Path(photos), cache, dataset=dataset, settings=ExtractSettings(commit_rows=4, burst=1), workers=1)  # type: ignore[arg-type]
 
 
@@ -124,7 +124,7 @@ def test_two_builders_at_once_both_succeed(photos: Path, bucket: ObjectPath, tmp
     for builder in builders:
         builder.start()
     for builder in builders:
-        builder.join(120)
+        builder.join(400)
         assert builder.exitcode == 0
     build(photos, tmp_path / "alone", dataset="first")
     build(other, tmp_path / "alone", dataset="second")

@@ -152,7 +152,7 @@ def write_share(place: str, start: int, stop: int, together: Barrier) -> None:
     """Append rows `start` to `stop` of 400 in commits of 20, as another process does."""
     keys = make_keys(400)
     with open_store(place) as store, store.writer() as writer:
-        together.wait(30)
+        together.wait(300)
         for first in range(start, stop, 20):
             writer.append(keys[first : first + 20], make_values(keys[first : first + 20]))
             writer.commit()
@@ -167,7 +167,7 @@ def test_processes_write_at_once_and_no_row_comes_twice(store: ObjectStore) -> N
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(400)
         assert writer.exitcode == 0
     alone = create_store("", kind="memory", columns=COLUMNS)
     append(alone, make_keys(400))
