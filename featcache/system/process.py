@@ -14,8 +14,9 @@ from collections.abc import MutableMapping
 from featcache.system.load import ProcessorTimes, free_processors, read_processor_times
 from featcache.system.threads import affinity_count, processor_count
 
-# ONNX Runtime keeps a device id and what it will send in the user's cache folder; the hub client describes the machine
-NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+# ONNX Runtime keeps a device id and what it will send in the user's cache folder; the hub client describes the machine;
+# Ray says what its clusters are used for
+NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 # OpenVINO's makes a client id in the user's home when it is imported; it carries on where this package is not there
 _TELEMETRY_PACKAGE = "openvino_telemetry"
 
