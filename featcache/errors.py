@@ -36,6 +36,10 @@ class ExistsError(FeatcacheError, FileExistsError):
     """An output exists already and may not be overwritten."""
 
 
+class ReadError(FeatcacheError, ValueError):
+    """The bytes of one input cannot be had; the message is the recorded reason."""
+
+
 class ImageError(FeatcacheError, ValueError):
     """The bytes of one image cannot be turned into pixels; the message is the recorded reason."""
 
@@ -70,6 +74,14 @@ class LockedError(FeatcacheError, BlockingIOError):
 
 class StorageError(FeatcacheError, OSError):
     """The disk is full, read-only, or refused a write; what was committed before is safe."""
+
+
+class ClusterError(FeatcacheError, ConnectionError):
+    """A cluster lost what was computed in it; what was committed before is safe."""
+
+
+class AccessError(StorageError, PermissionError):
+    """A storage does not open what was asked for to these credentials."""
 
 
 class DependencyError(FeatcacheError, ImportError):

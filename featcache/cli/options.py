@@ -108,6 +108,18 @@ ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model ma
 HeadArgument = Annotated[Path, typer.Argument(metavar="HEAD", help="A head made by train.")]
 CacheOption = Annotated[Path, typer.Option("--cache", help="The cache that MODEL was made from.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Directory to make.", rich_help_panel="Output")]
+RayOption = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS|local", help="Compute in this Ray cluster.", rich_help_panel="Cluster"),
+]
+ActorsOption = Annotated[
+    int | None,
+    typer.Option(help="Workers that compute, at most; default: what the cluster has.", rich_help_panel="Cluster"),
+]
+GpusOption = Annotated[
+    float,
+    typer.Option(help="GPUs of each worker, such as 1 or 0.5; 0: processors.", rich_help_panel="Cluster"),
+]
 RecoverOption = Annotated[
     str,
     typer.Option(

@@ -150,7 +150,6 @@ def check_address(address: str) -> None:
 
 
 def _ray() -> Any:
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # it would write to stderr beside our own lines
     try:
         import ray
     except ImportError as error:

@@ -44,6 +44,7 @@ class PartitionedFeatures(RemoteFeatures):
     def __init__(self, workers: Workers, pieces: Sequence[Piece], *, width: int, columns: Columns = None) -> None:
         self.workers, self.pieces = workers, tuple(pieces)
         self.width, self.columns = width, columns
+        self._kept: tuple[Held, list[Held]] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -79,6 +80,22 @@ class PartitionedFeatures(RemoteFeatures):
         """Return these rows and then those of `other`, of the same workers and columns."""
         pieces = (*self.pieces, *other.pieces)
         return PartitionedFeatures(self.workers, pieces, width=self.width, columns=self.columns)
+
+    def ask(self, product: Callable[..., T], *arguments: Any, each: Sequence[Any] | None = None) -> list[T]:
+        """Return ``product(part, table, chosen, columns, *arguments)`` for each piece; `each`: one argument per piece.
+
+        The argument of a piece stands before those of all.
+        """
+        if self._kept is None:
+            keep = self.workers.keep
+            self._kept = keep(self.columns), [keep(piece.chosen) for piece in self.pieces]
+        columns, chosen = self._kept
+        own: list[tuple[Any, ...]] = [
+            (piece.table, rows, columns) for piece, rows in zip(self.pieces, chosen, strict=True)
+        ]
+        if each is not None:
+            own = [(*one, further) for one, further in zip(own, each, strict=True)]
+        return self.workers.run(product, [piece.worker for piece in self.pieces], own, *arguments)
 
     def slices(self) -> list[slice]:
         """Return which rows each piece is."""

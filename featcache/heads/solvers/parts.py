@@ -266,7 +266,7 @@ class Part:
         """Yield ``(first_row, rows)`` of a table as they were read, to float32's rounding."""
         held = self._hold(table)
         n = len(held.matrix) if chosen is None else len(chosen)
-        for start in range(0, n, BLOCK_ROWS):
+        for start in range(0, max(n, 1), BLOCK_ROWS):  # of no rows, one block of none
             at = slice(start, start + BLOCK_ROWS) if chosen is None else chosen[start : start + BLOCK_ROWS]
             block: Float32 = held.matrix[at]
             if columns is not None:
@@ -287,7 +287,7 @@ class Traffic:
     rounds: int = 0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Held:
     """What is kept beside the workers, as a value of `Workers.run` that costs no traffic again."""
 
@@ -297,8 +297,11 @@ class Held:
 class Workers(ABC):
     """Some workers, each with a `Part`: where they are is the implementation's business.
 
-    `frame`: by which all of them hold their rows standardised, once the first problem was measured.
+    `frame`: by which all of them hold their rows standardised, once the first problem was measured. `elsewhere`:
+    whether they are other processes, which must open for themselves what they read.
     """
+
+    elsewhere = True
 
     def __init__(self, n_workers: int) -> None:
         """Begin with nothing sent."""
@@ -337,6 +340,8 @@ class Workers(ABC):
 
 class LocalWorkers(Workers):
     """Parts in this very process, asked one after another: for tests, and to read a slow storage only once."""
+
+    elsewhere = False
 
     def __init__(self, n_workers: int, *, memory_bytes: int | None = None) -> None:
         """Begin with empty parts; `memory_bytes`: of each."""
