@@ -13,6 +13,7 @@ import argparse
 import json
 import resource
 import time
+from itertools import pairwise
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def compare(*, rows: int, features: int, classes: int, parts: int, penalties: in
     """Return the figures of an L2 and a group L1 path, in parts and in memory."""
     bounds = (np.linspace(0, rows, parts + 1).astype(int) // BLOCK * BLOCK).tolist()
     bounds[-1] = rows
-    sources = [Generated(a, b, features, classes) for a, b in zip(bounds, bounds[1:], strict=False)]
+    sources = [Generated(a, b, features, classes) for a, b in pairwise(bounds)]
     labels = labels_of(0, rows, classes)
     workers = LocalWorkers(parts)
     began = time.perf_counter()
