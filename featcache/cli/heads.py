@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from featcache.cli.application import app
-from featcache.cli.options import DatasetOption, ImagesArgument, Json, ModelKwargsOption, Overwrite, Place
+from featcache.cli.options import (
+    ActorsOption,
+    DatasetOption,
+    ImagesArgument,
+    Json,
+    ModelKwargsOption,
+    Overwrite,
+    Place,
+    RayOption,
+)
 from featcache.cli.output import say
 from featcache.cli.settings import distillation_of, heads_of, shared_options, stated_settings, takes_settings
 from featcache.cli.text import parse_pairs, show
@@ -33,6 +42,8 @@ def train(
             help="Stream the rows where training would take more; default: half of all.", rich_help_panel="Data"
         ),
     ] = None,
+    ray: RayOption = None,
+    actors: ActorsOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Directory of the head to save.", rich_help_panel="Output")
     ] = None,
@@ -59,6 +70,8 @@ def train(
         distillation=distillation,
         dataset=dataset,
         memory_bytes=None if memory_gb is None else round(memory_gb * 1e9),
+        ray=ray,
+        actors=actors,
     )
     results, best = comparison.results, comparison.best
     for result in results:

@@ -30,7 +30,7 @@ from featcache.train.options import (
 Command = TypeVar("Command", bound=Callable[..., None])
 
 # of ``--help``, in the order in which a person decides
-PANELS = ("Data", "Penalties", "Kind", "Targets", "Fit", "After the fit", "Distillation", "Output")
+PANELS = ("Data", "Penalties", "Kind", "Targets", "Fit", "After the fit", "Distillation", "Cluster", "Output")
 
 
 @dataclass(frozen=True, slots=True)

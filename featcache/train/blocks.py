@@ -12,11 +12,16 @@ import numpy.typing as npt
 from featcache.datasets.listing import printable
 from featcache.errors import InputError
 from featcache.heads.base import Floats
+from featcache.heads.solvers.partitioned import PartitionedFeatures
+from featcache.heads.solvers.parts import Chosen, Columns, Part, Table
+from featcache.system.objects import ObjectPath
+from featcache.system.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
     from featcache.cache import FeatureCache
     from featcache.datasets.samples import Samples
 
+WITHOUT_CLUSTER = "use a linear head without mixup, or leave out the cluster (--ray)"
 BLOCK_BYTES = 1 << 26  # of a block's float32 rows: far more than a product needs to be fast, far less than memory
 FEWEST_ROWS = 64  # of a block, whatever memory is allowed: fewer are no faster to hold and much slower to read
 
@@ -25,15 +30,16 @@ FEWEST_ROWS = 64  # of a block, whatever memory is allowed: fewer are no faster 
 class RowsOfCache:
     """Where rows lie: `cache`; `rows` (n,) in its store and `views` (n,), in order; `columns` laid side by side.
 
-    `indices` (n,): the samples they belong to, in `samples`; to name an image whose features are not finite.
+    `indices` (n,): the samples they belong to, in what `samples` returns; to name an image whose features are not
+    finite.
     """
 
     cache: FeatureCache
     columns: tuple[str, ...]
     rows: npt.NDArray[np.int64]
-    views: npt.NDArray[np.int64]
+    views: npt.NDArray[Any]
     indices: npt.NDArray[np.int64]
-    samples: Samples
+    samples: Callable[[], Samples]
 
     def __getitem__(self, chosen: Any) -> RowsOfCache:
         """Return the rows that a mask (n,) or a slice chooses."""
@@ -45,7 +51,7 @@ class RowsOfCache:
         """Return the features (n, d) float32; `InputError` where one is NaN or infinite."""
         if not len(self.rows):
             return self.cache.gather(self.rows, output=list(self.columns))
-        starts = np.flatnonzero(np.diff(self.views, prepend=-1))  # of runs of rows in one view
+        starts = np.flatnonzero(np.diff(self.views.astype(np.int64), prepend=-1))  # of runs of rows in one view
         runs = zip(starts, [*starts[1:], len(self.rows)], strict=True)
         parts = [
             self.cache.gather(self.rows[a:b], output=list(self.columns), views=[int(self.views[a])]) for a, b in runs
@@ -85,11 +91,22 @@ class StreamedFeatures:
     def __iter__(self) -> Iterator[tuple[int, Floats]]:
         """Yield ``(first_row, block)``, block (m, d) float32; raises `InputError` where one is not finite."""
         first = 0
-        for part in self._parts:
-            for start in range(0, len(part.rows), self._block_rows):
-                block = part[start : start + self._block_rows].read()
-                yield first, block if self._kept is None else np.ascontiguousarray(block[:, self._kept])
-                first += len(block)
+        for block in self._blocks():
+            yield first, block if self._kept is None else np.ascontiguousarray(block[:, self._kept])
+            first += len(block)
+
+    def _blocks(self) -> Iterator[Floats]:
+        """Yield the rows of all parts, block by block; from a storage, the next is on its way while one is in use."""
+        blocks = [
+            part[start : start + self._block_rows]
+            for part in self._parts
+            for start in range(0, len(part.rows), self._block_rows)
+        ]
+        if not any(isinstance(part.cache.path, ObjectPath) for part in self._parts):
+            yield from (block.read() for block in blocks)
+            return
+        with ReadAhead(lambda i: blocks[i].read(), len(blocks), size=lambda rows: rows.nbytes, most=1) as reads:
+            yield from (reads.take(i) for i in range(len(blocks)))
 
     def __getitem__(self, chosen: Any) -> StreamedFeatures:
         """Return the rows that a mask (n,) or a slice chooses."""
@@ -112,7 +129,7 @@ class StreamedFeatures:
         return StreamedFeatures(parts, num_features=self._num_features, block_rows=self._block_rows, kept=kept)
 
 
-Features = Floats | StreamedFeatures
+Features = Floats | StreamedFeatures | PartitionedFeatures
 
 
 def rows_per_block(num_features: int, *, memory_bytes: int) -> int:
@@ -121,7 +138,8 @@ def rows_per_block(num_features: int, *, memory_bytes: int) -> int:
 
 
 def blocks_of(features: Features) -> Iterator[tuple[int, Floats]]:
-    """Yield ``(first_row, rows)``; features in memory are one block."""
+    """Yield ``(first_row, rows)`` of features that can be had here; those in memory are one block."""
+    assert not isinstance(features, PartitionedFeatures), "rows in parts stay there"
     if isinstance(features, StreamedFeatures):
         yield from features
     else:
@@ -129,23 +147,37 @@ def blocks_of(features: Features) -> Iterator[tuple[int, Floats]]:
 
 
 def map_rows(function: Callable[[Floats], Floats], features: Features) -> Floats:
-    """Return what `function` makes of rows (m, d) → (m, k), for all of `features` (n, d): (n, k)."""
+    """Return what `function` makes of rows (m, d) → (m, k), for all of `features` (n, d): (n, k).
+
+    It is called where the rows are, and so is sent there where they are in parts.
+    """
+    if isinstance(features, PartitionedFeatures):
+        return np.concatenate(features.ask(_map_part, function))
     return np.concatenate([function(block) for _, block in blocks_of(features)])
+
+
+def _map_part(
+    part: Part, table: Table, chosen: Chosen, columns: Columns, function: Callable[[Floats], Floats]
+) -> Floats:
+    return np.concatenate([function(block) for _, block in part.raw_blocks(table, chosen, columns)])
 
 
 def take_columns(features: Features, kept: npt.NDArray[np.int64]) -> Features:
     """Return `features` with only the columns `kept`."""
-    if isinstance(features, StreamedFeatures):
+    if isinstance(features, StreamedFeatures | PartitionedFeatures):
         return features.take_columns(kept)
     return np.ascontiguousarray(features[:, kept])
 
 
 def join_rows(first: Features, second: Features) -> Features:
-    """Return the rows of `first` and then those of `second`: both in memory, or both streamed."""
+    """Return the rows of `first` and then those of `second`: both in memory, both streamed or both in parts."""
+    if isinstance(first, PartitionedFeatures):
+        assert isinstance(second, PartitionedFeatures)
+        return first.followed_by(second)
     if isinstance(first, StreamedFeatures):
         assert isinstance(second, StreamedFeatures)
         return first.followed_by(second)
-    assert not isinstance(second, StreamedFeatures)
+    assert not isinstance(second, StreamedFeatures | PartitionedFeatures)
     return np.concatenate([first, second])
 
 
@@ -156,10 +188,12 @@ def in_memory(features: Features, what: str) -> Floats:
             f"{what} needs the rows in memory, got {len(features)} of {features.shape[1]} features, more than memory "
             "allows: use a linear head without mixup, or raise memory_bytes (--memory-gb)"
         )
+    if isinstance(features, PartitionedFeatures):
+        raise InputError(f"{what} needs the rows in memory, in a cluster they are in parts: {WITHOUT_CLUSTER}")
     return features
 
 
-def check_finite(features: Floats, indices: npt.NDArray[np.int64], samples: Samples) -> None:
+def check_finite(features: Floats, indices: npt.NDArray[np.int64], samples: Callable[[], Samples]) -> None:
     """Raise `InputError` naming the first image whose features (n, d) are not finite; `indices`: their samples.
 
     Where there are more rows than indices, the rows are those samples once for each view.
@@ -168,7 +202,7 @@ def check_finite(features: Floats, indices: npt.NDArray[np.int64], samples: Samp
         return
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
-        first = printable(samples.paths[int(indices[bad[0] % len(indices)])])
+        first = printable(samples().paths[int(indices[bad[0] % len(indices)])])
         raise InputError(
             f"features must be finite, got NaN or infinity in {len(bad)} rows, first that of {first!r}: the network "
             "overflows on it; build the cache with --precision fp32"

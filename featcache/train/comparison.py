@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import product
 
 from featcache.errors import InputError
+from featcache.system.cluster import cluster
 from featcache.system.objects import ObjectPath
 from featcache.train.fit import train_head
 from featcache.train.options import (
@@ -81,6 +84,8 @@ def compare_heads(
     distillation: DistillationOptions | None = None,
     dataset: str | None = None,
     memory_bytes: int | None = None,
+    ray: str | None = None,
+    actors: int | None = None,
 ) -> HeadComparison:
     """Return every head of `heads` trained on every cache and choice of outputs; the best on val is ``best``.
 
@@ -96,7 +101,7 @@ def compare_heads(
         The same for all.
     distillation : DistillationOptions, optional
         The same for all linear heads and MLPs; the other kinds learn from labels alone.
-    dataset, memory_bytes
+    dataset, memory_bytes, ray, actors
         As for `train_head`.
 
     Returns
@@ -137,20 +142,22 @@ def compare_heads(
         for side in sides
     ]
     results, titles = [], []
-    for cache in places:
-        for fit in fits:
+    with nullcontext() if ray is None else cluster(ray):  # all in the same
+        for place, fit in product(places, fits):
             results.append(
                 train_head(
-                    cache,
+                    place,
                     head=fit.head,
                     options=fit.options,
                     distillation=fit.distillation,
                     dataset=dataset,
                     memory_bytes=memory_bytes,
+                    ray=ray,
+                    actors=actors,
                 )
             )
-            place = str(cache if isinstance(cache, str | os.PathLike | ObjectPath) else cache.path)
-            titles.append(place if len(fits) == 1 else " ".join([place, *_title(fit, kinds)]))
+            name = str(place if isinstance(place, str | os.PathLike | ObjectPath) else place.path)
+            titles.append(name if len(fits) == 1 else " ".join([name, *_title(fit, kinds)]))
     return HeadComparison(tuple(results), tuple(titles))
 
 

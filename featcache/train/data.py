@@ -12,7 +12,9 @@ import numpy.typing as npt
 
 from featcache.datasets.remarks import hindrance_to_training
 from featcache.errors import InputError
+from featcache.heads.solvers.parts import Workers
 from featcache.train.blocks import Features, RowsOfCache, StreamedFeatures, check_finite, rows_per_block
+from featcache.train.cache_parts import CachePart, partition_rows
 
 if TYPE_CHECKING:
     from featcache.cache import FeatureCache
@@ -88,6 +90,7 @@ def load_training_data(
     unlabelled: str | None = None,
     memory_bytes: int | None = None,
     folds: int = 0,
+    workers: Workers | None = None,
 ) -> TrainingData:
     """Return the rows of `dataset` in `cache`, one block of columns per output.
 
@@ -97,7 +100,7 @@ def load_training_data(
 
     Where the features would take more than `memory_bytes` (None: no limit), with the standardised copy that is fitted
     on and, without a val split, those of `folds` folds, they stay in the cache and are streamed; non-finite ones are
-    then found when they are first read.
+    then found when they are first read. With `workers` each of them reads and holds a part of every split.
     """
     samples = cache.samples(dataset)
     names = tuple(outputs) if outputs else (cache.recipe.outputs[0],)
@@ -129,7 +132,7 @@ def load_training_data(
         4 * width * (2 * problems * n_fit_rows + n_scored_rows)
     )  # float32; each problem has its rows and a copy of them
     streamed, block_rows = False, 0
-    if memory_bytes is not None and needed > memory_bytes:
+    if workers is None and memory_bytes is not None and needed > memory_bytes:
         streamed, block_rows = True, rows_per_block(width, memory_bytes=memory_bytes)
         notes.append(
             f"training would hold {needed / 1e9:.3g} GB of features, allowed are {memory_bytes / 1e9:.3g} GB: they are "
@@ -139,13 +142,21 @@ def load_training_data(
     def load(
         rows: npt.NDArray[np.int64], indices: npt.NDArray[np.int64], which: Sequence[int], of: Samples
     ) -> Features:
+        n = len(which)
+        if workers is not None:
+            kind = np.min_scalar_type(max(which))
+            every_view = np.repeat(np.asarray(which, dtype=kind), len(rows))
+            place = str(cache.path) if workers.elsewhere else cache
+            every = CachePart(
+                place, cache.fingerprint, of.dataset, names, width, np.tile(rows, n), every_view, np.tile(indices, n)
+            )
+            return partition_rows(every, workers)
         if streamed:
-            n = len(which)
             all_views = np.repeat(np.asarray(which, dtype=np.int64), len(rows))
-            part = RowsOfCache(cache, names, np.tile(rows, n), all_views, np.tile(indices, n), of)
+            part = RowsOfCache(cache, names, np.tile(rows, n), all_views, np.tile(indices, n), lambda: of)
             return StreamedFeatures([part], num_features=width, block_rows=block_rows)
         features = cache.gather(rows, output=list(names), views=list(which))
-        check_finite(features, indices, of)
+        check_finite(features, indices, lambda: of)
         return features
 
     def load_split(split: str) -> Rows | None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import InputError
 from featcache.heads.base import Head
 from featcache.heads.io import load_head
+from featcache.heads.solvers.parts import Workers
+from featcache.system.cluster import ClusterSettings, cluster
 from featcache.system.machine import memory_bytes_of_machine
+from featcache.train.blocks import WITHOUT_CLUSTER
 from featcache.train.data import Rows, TrainingData, load_training_data
 from featcache.train.finish import add_unknown_rule, calibrate_head, require_val
 from featcache.train.head_fit import HeadFit
@@ -43,6 +46,8 @@ def train_head(
     distillation: DistillationOptions | None = None,
     dataset: str | None = None,
     memory_bytes: int | None = None,
+    ray: str | None = None,
+    actors: int | None = None,
 ) -> FitResult:
     """Return a head trained on the train split of `cache`, chosen on val, with test only reported.
 
@@ -62,7 +67,12 @@ def train_head(
         Where the features, and the standardised copies that are fitted on, would take more, the rows are streamed from
         the cache block by block at every pass: the same head to the gap of the fit, later. Default: half of the
         machine's memory. Only linear heads without mixup can be streamed. L1 and group L1 keep in memory the columns
-        that are in use.
+        that are in use. With `ray`: what the actors of one machine hold in memory; the rest lies in files there.
+    ray : str, optional
+        A Ray cluster, ``HOST:PORT``, ``auto`` or ``local``. Each of its actors reads a part of the rows once, holds it
+        and gives sums of it away: the same head to the gap of the fit. For linear heads without mixup.
+    actors : int, optional
+        How many; without it one on each machine.
 
     Returns
     -------
@@ -74,6 +84,8 @@ def train_head(
     InputError
         For one class, a class without a training image, features that are not finite, a teacher with other classes or
         images, and settings that do not go together.
+    ClusterError
+        Where an actor is lost again and again; lost once, it is started again and reads its rows again.
 
     Examples
     --------
@@ -94,7 +106,12 @@ def train_head(
         options=TrainOptions() if options is None else options,
         distillation=distillation,
     )
-    return _train_on(cache, settings, dataset=dataset, memory_bytes=memory_bytes)
+    place = ClusterSettings.of(ray, actors, 0.0)
+    if place is None:
+        return train_on(cache, settings, dataset=dataset, memory_bytes=memory_bytes)
+    check_parts_suffice(settings.head)  # before a cluster is started
+    with _actors_of(place, memory_bytes) as workers:
+        return train_on(cache, settings, dataset=dataset, memory_bytes=memory_bytes, workers=workers)
 
 
 def refit_head(
@@ -113,12 +130,25 @@ def refit_head(
     >>> bool((refit_head("cache", result.settings).head.weight == result.head.weight).all())
     True
     """
-    return _train_on(cache, TrainSettings.from_json(settings), dataset=dataset, memory_bytes=memory_bytes)
+    return train_on(cache, TrainSettings.from_json(settings), dataset=dataset, memory_bytes=memory_bytes)
 
 
-def _train_on(
-    cache: CacheOrPath, settings: TrainSettings, *, dataset: str | None, memory_bytes: int | None
+def check_parts_suffice(head: HeadOptions) -> None:
+    """Raise `InputError` for a head that is not made of sums over rows alone, which is all that parts give."""
+    if not isinstance(head, LinearOptions) or head.mixup > 0:
+        what = "mixup" if isinstance(head, LinearOptions) else f"kind {head.kind!r}"
+        raise InputError(f"{what} needs the rows in memory, in a cluster they are in parts: {WITHOUT_CLUSTER}")
+
+
+def train_on(
+    cache: CacheOrPath,
+    settings: TrainSettings,
+    *,
+    dataset: str | None = None,
+    memory_bytes: int | None = None,
+    workers: Workers | None = None,
 ) -> FitResult:
+    """Return the head that `settings` make of `cache`; `workers`: who hold its rows, as `train_head` says of actors."""
     from featcache.cache import borrow_cache  # here, as --help reads the options without it
 
     began = time.perf_counter()
@@ -126,6 +156,8 @@ def _train_on(
         raise InputError(f"memory_bytes must be above 0, got {memory_bytes!r}")
     head, options, distillation = settings.head, settings.options, settings.distillation
     chooses = isinstance(head, LinearOptions) and head.chosen_penalty is not None
+    if workers is not None:
+        check_parts_suffice(head)
     with ExitStack() as stack:
         opened = stack.enter_context(borrow_cache(cache))
         data = load_training_data(
@@ -138,11 +170,25 @@ def _train_on(
             unlabelled=None if distillation is None else distillation.unlabelled,
             memory_bytes=_half_of_memory() if memory_bytes is None else memory_bytes,
             folds=options.folds if chooses else 0,
+            workers=workers,
         )
         if distillation is None:
             return _train(opened, data, settings, None, {}, began)
         soft, details = _ask_teacher(stack.enter_context(borrow_cache(distillation.teacher)), data, distillation)
         return _train(opened, data, settings, soft, details, began)
+
+
+@contextmanager
+def _actors_of(settings: ClusterSettings, memory_bytes: int | None) -> Iterator[Workers]:
+    """Yield the actors of a cluster, which end with the block."""
+    from featcache.train.cluster_workers import ClusterWorkers
+
+    with cluster(settings.address) as ray:
+        workers = ClusterWorkers(ray, settings, memory_bytes=memory_bytes)
+        try:
+            yield workers
+        finally:
+            workers.close()
 
 
 def _train(

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.heads.base import Floats
+from featcache.heads.solvers.partitioned import PartitionedFeatures
+from featcache.heads.solvers.parts import Chosen, Columns, Part, Table
 from featcache.train.blocks import Features, blocks_of, map_rows
 
 SCORE_NAMES = {"classification": "accuracy", "multilabel": "mean_average_precision", "regression": "r2"}
@@ -37,15 +39,34 @@ def score_rows(
     """Return the score of what `predict` makes of features (n, d) → logits (n, k); class scores block by block."""
     if task != "classification":  # mean average precision and R² need all rows at once, of few outputs as a rule
         return score_logits(map_rows(predict, features), targets, task=task)
-    parts = [
-        score_logits(predict(block), targets[start : start + len(block)], task=task)
-        for start, block in blocks_of(features)
-    ]
+    if isinstance(features, PartitionedFeatures):
+        own_targets = [targets[rows] for rows in features.slices()]
+        parts = [score for scores in features.ask(_score_part, predict, each=own_targets) for score in scores]
+    else:
+        parts = [
+            score_logits(predict(block), targets[start : start + len(block)], task=task)
+            for start, block in blocks_of(features)
+        ]
     if len(parts) == 1:
         return parts[0]
     n = len(features)
     right = sum(round(part.value * part.n) for part in parts)
     return _accuracy_score(right / n, sum(part.loss * part.n for part in parts) / n, n)
+
+
+def _score_part(
+    part: Part,
+    table: Table,
+    chosen: Chosen,
+    columns: Columns,
+    targets: npt.NDArray[Any],
+    predict: Callable[[Floats], Floats],
+) -> list[Score]:
+    return [
+        score_logits(predict(block), targets[start : start + len(block)], task="classification")
+        for start, block in part.raw_blocks(table, chosen, columns)
+        if len(block)
+    ]
 
 
 def score_logits(logits: npt.NDArray[Any], targets: npt.NDArray[Any], *, task: str) -> Score:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from featcache.heads.base import Floats
 from featcache.heads.solvers import Components, Prepared, Solution, solve
 from featcache.train.data import Rows
 from featcache.train.options import PenaltyName
@@ -83,7 +85,11 @@ class Trial:
         solution, rows = self.solution(value, tolerance), self._held_out
         assert rows is not None
         weight, bias = solution.raw_weight().T, solution.raw_bias()
-        return score_rows(lambda block: block @ weight + bias, rows.features, rows.targets, task=self._task)
+        return score_rows(partial(_logits, weight, bias), rows.features, rows.targets, task=self._task)
+
+
+def _logits(weight: Floats, bias: Floats, block: Floats) -> Floats:
+    return block @ weight + bias
 
 
 def mean_score(trials: Sequence[Trial], value: float, tolerance: float) -> Score:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import tracemalloc
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from memory_cache import MemoryCache, blobs
 from train_caches import noisy_students, refuse
 
+from featcache.system.objects import ObjectPath
+from featcache.train.blocks import RowsOfCache, StreamedFeatures
 from featcache.train.fit import train_head
 from featcache.train.options import (
     DistillationOptions,
@@ -101,3 +104,32 @@ def test_streamed_features_that_are_not_finite_are_named(split):
     row = cache.select(split=split).rows[2]
     cache.arrays["features"][row, 5] = np.nan
     refuse(cache, f"1 rows, first that of '{row:06}.jpg'", head=LinearOptions(l2=0.1), memory_bytes=1000)
+
+
+def test_blocks_from_a_storage_are_read_one_ahead():
+    """While one block is in use the next is read, no more: two are in memory."""
+    cache = blobs(n=1000, d=4)
+    read: list[int] = []
+
+    class Remote(MemoryCache):
+        path = ObjectPath("s3://bucket/cache")
+
+        def __init__(self):
+            self.store, self.recipe = cache.store, cache.recipe
+
+        def gather(self, rows, **settings):
+            read.append(int(rows[0]))
+            return super().gather(rows, **settings)
+
+    rows = np.arange(1000)
+    part = RowsOfCache(Remote(), ("features",), rows, np.zeros(1000, dtype=int), rows, cache.samples)
+    blocks = iter(StreamedFeatures([part], num_features=4, block_rows=100))
+    next(blocks)
+    deadline = time.monotonic() + 20
+    while len(read) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert read == [0, 100]
+    taken = [block for _, block in blocks]
+    assert read == list(range(0, 1000, 100))
+    assert np.array_equal(np.concatenate(taken), cache.arrays["features"][100:])

@@ -7,6 +7,7 @@ l*(r) = <r, u> - l(u) at that r, which is all a duality gap needs (see `certific
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,41 @@ class Loss:
         if self.kind == "sigmoid" and (total.min() <= 0 or total.max() >= 1.0 - 1e-12):
             output = int(np.argmax((total <= 0) | (total >= 1.0 - 1e-12)))
             raise InputError(f"every label needs positive and negative training rows, label {output} has only one kind")
+
+    @property
+    def distils(self) -> bool:
+        """Return whether a teacher takes part."""
+        return self._distillation is not None
+
+    def labelled(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Return which of some rows ``(m,)`` have a label."""
+        assert self._labels is not None
+        return self._labels[start:stop] >= 0
+
+    def of_rows(self, rows: slice) -> Loss:
+        """Return the loss of some rows alone, to be added to that of the others: its constants remain those of all."""
+        part = Loss.__new__(Loss)
+        part.__dict__.update(self.__dict__)
+        part.weights = self.weights[rows]
+        part._labels = None if self._labels is None else self._labels[rows]
+        part._targets = None if self._targets is None else self._targets[rows]
+        part._teacher = None if self._teacher is None else self._teacher[rows]
+        # the teacher of all rows is not carried along
+        part._distillation = None if self._distillation is None else replace(self._distillation, teacher=np.empty(0))
+        return part
+
+    @property
+    def mean_mixed_target(self) -> Float64:
+        """Return the weighted mean ``(k,)`` of `mixed_targets` over all rows."""
+        if self._distillation is None:
+            return self.mean_target
+        alpha, temperature = self._distillation.alpha, self._distillation.temperature
+        return np.asarray((1.0 - alpha) * self.mean_target + alpha * temperature * self._teacher_mean)
+
+    @property
+    def labelled_share(self) -> float:
+        """Return the weight of the labelled rows among all."""
+        return self._labelled_share
 
     @property
     def typical_curvature(self) -> float:

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.heads.solvers.losses import Loss
+from featcache.heads.solvers.partitioned import PartitionedFeatures, PartitionedRows, PartitionedSums
 from featcache.heads.solvers.problem import Problem
-from featcache.heads.solvers.rows import Float32, Float64, StandardisedRows, pull_back
+from featcache.heads.solvers.rows import Float32, Float64, StandardisedRows
+from featcache.heads.solvers.sums import LocalSums, RowSums
 
 T = TypeVar("T")
 
@@ -25,14 +27,21 @@ class Prepared:
     """
 
     def __init__(self, problem: Problem) -> None:
-        """Standardise the rows (two reads of the features in memory, one of a stream)."""
+        """Standardise the rows (two reads of the features in memory, one of a stream or of rows in parts)."""
         self.problem = problem
-        self.rows = StandardisedRows(problem)
-        self.loss = Loss(problem, self.rows.weights)
+        self.rows: StandardisedRows
+        self.sums: RowSums
+        if isinstance(problem.features, PartitionedFeatures):
+            self.rows = PartitionedRows(problem, problem.features)
+            self.loss = self.rows.loss
+            self.sums = PartitionedSums(self.rows)
+        else:
+            self.rows = StandardisedRows(problem)
+            self.loss = Loss(problem, self.rows.weights)
+            self.sums = LocalSums(self.rows, self.loss)
         self.n_features, self.n_outputs = problem.n_features, problem.n_outputs
         self.turns = False  # whether the columns are principal components, which are uncorrelated
         self.passes = 0.0
-        self._logits: Float32 | None = None
         self._gradient_at_zero: Float32 | None = None
         self._labelled_mean: Float64 = np.zeros(self.n_features)
         self._gram: Float64 | None = None
@@ -51,24 +60,8 @@ class Prepared:
 
         Products are float32, sums over rows of the loss float64. One pass.
         """
-        total = 0.0
-        gradient: Float32 = np.zeros_like(weight)
-        bias_gradient: Float64 = np.zeros(self.n_outputs)
-        for start, block in self.rows.blocks():
-            logits = self._block_logits(block, weight, bias)
-            total += self.loss.residual(logits, start)
-            bias_gradient += logits.sum(axis=0, dtype=np.float64)
-            gradient += pull_back(logits, block)
         self.passes += 1.0
-        return total, gradient, bias_gradient
-
-    def _block_logits(self, block: Float32, weight: Float32, bias: Float32) -> Float32:
-        if self._logits is None or len(self._logits) < len(block):
-            self._logits = np.empty((len(block), self.n_outputs), dtype=np.float32)
-        logits = self._logits[: len(block)]
-        np.matmul(block, weight.T, out=logits)
-        logits += np.asarray(bias, dtype=np.float32)
-        return logits
+        return self.sums.evaluate(weight, bias)
 
     @property
     def gradient_at_zero(self) -> Float32:
@@ -77,17 +70,8 @@ class Prepared:
         The columns are centred, so that it depends on no bias, unless a teacher of another temperature takes part.
         """
         if self._gradient_at_zero is None:
-            products = np.zeros((self.n_outputs, self.n_features), dtype=np.float32)
-            labelled = np.zeros(self.n_features)
-            distilling = self.problem.distillation is not None
-            for start, block in self.rows.blocks():
-                stop = start + len(block)
-                targets = self.loss.mixed_targets(start, stop) * self.rows.weights[start:stop, None]
-                products += pull_back(targets, block)
-                if distilling:
-                    mask = np.asarray(self.problem.targets)[start:stop] >= 0
-                    labelled += (self.rows.weights[start:stop] * mask) @ block
-            self._gradient_at_zero, self._labelled_mean = -products, labelled
+            products, self._labelled_mean = self.sums.target_products()
+            self._gradient_at_zero = -products
             self.passes += 0.5
         return self._gradient_at_zero
 
@@ -106,6 +90,7 @@ class Prepared:
         """Return the problem with only `columns` of the features: what a working set is solved on."""
         part = self._copy()
         part.rows = self.rows.restrict(columns)
+        part.sums = self.sums.over(part.rows)
         part.n_features = len(columns)
         part._gradient_at_zero = np.ascontiguousarray(self.gradient_at_zero[:, columns])
         part._labelled_mean = self._labelled_mean[columns]
@@ -119,6 +104,7 @@ class Prepared:
         """
         part = self._copy()
         part.rows = self.rows.replaced(scores)
+        part.sums = LocalSums(part.rows, part.loss)
         part.n_features = scores.shape[1]
         part.turns = True
         part._gradient_at_zero = self.gradient_at_zero @ basis
@@ -129,6 +115,7 @@ class Prepared:
         """Return `problem`, which differs in its targets and its loss alone, on these standardised rows, shared."""
         part = self._copy()
         part.problem, part.loss = problem, Loss(problem, self.rows.weights)
+        part.sums = LocalSums(part.rows, part.loss)
         part.n_outputs = problem.n_outputs
         part._gradient_at_zero, part._labelled_mean = None, np.zeros(self.n_features)
         return part
@@ -143,6 +130,7 @@ class Prepared:
         part._spectrum = self._spectrum
         part.rows = self.rows.continued(matrix)
         part.problem, part.loss = problem, Loss(problem, part.rows.weights)
+        part.sums = LocalSums(part.rows, part.loss)
         part.n_outputs = problem.n_outputs
         part._gradient_at_zero, part._labelled_mean = None, np.zeros(self.n_features)
         return part
@@ -151,7 +139,7 @@ class Prepared:
         """Return this problem without what was computed from its rows."""
         part = Prepared.__new__(Prepared)
         part.__dict__.update(self.__dict__)
-        part._gram = part._logits = part._spectrum = None
+        part._gram = part._spectrum = None
         part._derived = {}
         part.passes = 0.0
         return part
@@ -173,11 +161,7 @@ class Prepared:
     def gram(self) -> Float64:
         """Return the weighted Gram matrix ``Z' diag(w) Z`` ``(d, d)`` float64, blocks multiplied in float32."""
         if self._gram is None:
-            gram: Float64 = np.zeros((self.n_features, self.n_features))
-            for start, block in self.rows.blocks():
-                scaled = block * np.sqrt(self.rows.weights[start : start + len(block), None])
-                gram += scaled.T @ scaled
-            self._gram = gram
+            self._gram = self.sums.gram()
             self.passes += 1.0
         return self._gram
 

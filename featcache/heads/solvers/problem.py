@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -28,6 +29,15 @@ class BlockSource(Protocol):
     def shape(self) -> tuple[int, int]: ...
 
     def __iter__(self) -> Iterator[tuple[int, NDArray[Any]]]: ...
+
+
+class RemoteFeatures(ABC):
+    """Rows that are held elsewhere, such as in parts (`PartitionedFeatures`): only sums over them can be had."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """``(n_rows, n_features)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,7 @@ class Problem:
 
     Parameters
     ----------
-    features : ndarray of shape (n_rows, n_features), or BlockSource
+    features : ndarray of shape (n_rows, n_features), BlockSource or RemoteFeatures
         float16, float32 or float64 as cached: standardisation happens inside.
     targets : ndarray of shape (n_rows,) or (n_rows, n_classes)
         Class numbers, int64; or float32: probabilities that sum to one for ``softmax``, values in [0, 1] for
@@ -87,7 +97,7 @@ class Problem:
     (60, 3, 3)
     """
 
-    features: NDArray[Any] | BlockSource
+    features: NDArray[Any] | BlockSource | RemoteFeatures
     targets: NDArray[Any]
     loss: LossName = "softmax"
     n_classes: int | None = None

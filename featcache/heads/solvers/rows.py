@@ -7,7 +7,7 @@ block into one buffer at each pass, so memory is a few blocks whatever the numbe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import InputError
-from featcache.heads.solvers.problem import BlockSource, Problem
+from featcache.heads.solvers.problem import BlockSource, Problem, RemoteFeatures
 from featcache.system.threads import processor_count
 
 Float32 = NDArray[np.float32]
@@ -74,6 +74,77 @@ def _check_finite(sums: Float64, first_row: int) -> None:
         )
 
 
+def checked_blocks(source: BlockSource) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield the blocks of `source`; `InputError` where they do not follow each other and cover all rows."""
+    n_rows, n_features = source.shape
+    expected = 0
+    for start, block in source:
+        if start != expected or block.ndim != 2 or block.shape[1] != n_features:
+            raise InputError(
+                f"blocks must follow each other with {n_features} columns, "
+                f"got {block.shape} at row {start} where row {expected} was due"
+            )
+        expected += len(block)
+        yield start, block
+    if expected != n_rows:
+        raise InputError(f"blocks must cover all {n_rows} rows, got {expected}")
+
+
+def weighted_moments(
+    blocks: Iterable[tuple[int, NDArray[Any]]],
+    weights: Float32,
+    *,
+    n_rows: int,
+    n_features: int,
+    uniform: bool,
+    shift: Float32 | None = None,
+    first_row: int = 0,
+) -> tuple[Float32, Float64, Float64]:
+    """Return ``(shift, first, second)``, ``(d,)`` each: weighted sums of rows less `shift`, and of the squares of that.
+
+    `weights` ``(m,)`` are those of the rows in `blocks`, shares of all `n_rows`. `shift`: without one the mean of the
+    first rows. Raises `InputError` where the sums are not finite, whose rows stand from `first_row` on.
+    """
+    first, second = np.zeros(n_features), np.zeros(n_features)
+    buffer = np.empty((CHUNK_ROWS, n_features), dtype=np.float32)
+    for block_start, block in blocks:
+        for offset in range(0, len(block), CHUNK_ROWS):
+            chunk = block[offset : offset + CHUNK_ROWS]
+            start = block_start + offset
+            if shift is None:
+                shift = chunk.mean(axis=0, dtype=np.float64).astype(np.float32)
+                _check_finite(shift.astype(np.float64), first_row)
+            centred = np.subtract(chunk, shift, out=buffer[: len(chunk)], casting="same_kind")
+            scaled = weights[start : start + len(chunk)] * np.float32(n_rows)
+            part = scaled @ centred
+            _check_finite(part.astype(np.float64), first_row + start)
+            first += part
+            if uniform:
+                np.multiply(centred, centred, out=centred)
+                second += np.ones(len(chunk), dtype=np.float32) @ centred
+            else:
+                second += np.einsum("i,ij,ij->j", scaled, centred, centred)
+    assert shift is not None
+    return shift, first / n_rows, second / n_rows
+
+
+def spread_of(
+    mean: Float64, first: Float64, second: Float64, *, scale: Float64 | float = 1.0
+) -> tuple[NDArray[np.bool_], Float64]:
+    """Return which columns are constant, and the standard deviation of each ``(d,)``: 1 where it is constant.
+
+    `first` and `second`: the means of the rows and of their squares, less a shift that is near `mean`, in units of
+    `scale`; so is what is returned.
+    """
+    variance = second - first * first
+    _check_finite(variance, 0)
+    # A constant column leaves only rounding noise: of float32 arithmetic on values of the column's size.
+    size = np.maximum(np.abs(mean) / scale, np.abs(first))
+    noise = (np.finfo(np.float32).eps * size) ** 2 * 4 + 1e-14 * second
+    constant = variance <= np.maximum(noise, np.finfo(np.float32).tiny)
+    return constant, np.sqrt(np.where(constant, 1.0, variance))
+
+
 class StandardisedRows:
     """The rows z = (x - mean) / std of a problem, with weights that sum to one.
 
@@ -84,12 +155,7 @@ class StandardisedRows:
 
     def __init__(self, problem: Problem) -> None:
         """Read the features once for their moments and, if they are in memory, once more to standardise them."""
-        self.n_rows, self.n_features = problem.n_rows, problem.n_features
-        weight = problem.sample_weight
-        raw = np.ones(self.n_rows) if weight is None else np.asarray(weight, dtype=np.float64)
-        self.effective_rows = float(raw.sum())
-        self.weights: Float32 = (raw / self.effective_rows).astype(np.float32)
-        self.uniform = weight is None
+        self._weigh(problem)
         self._source = problem.features
         self._measure()
         self._matrix: Float32 | None = None
@@ -100,9 +166,17 @@ class StandardisedRows:
                 self._standardise(block, matrix[start : start + len(block)])
             self._matrix = matrix
 
+    def _weigh(self, problem: Problem) -> None:
+        self.n_rows, self.n_features = problem.n_rows, problem.n_features
+        weight = problem.sample_weight
+        raw = np.ones(self.n_rows) if weight is None else np.asarray(weight, dtype=np.float64)
+        self.effective_rows = float(raw.sum())
+        self.weights: Float32 = (raw / self.effective_rows).astype(np.float32)
+        self.uniform = weight is None
+
     @property
     def in_memory(self) -> bool:
-        """Return whether the rows are held, not streamed."""
+        """Return whether the rows are held here."""
         return self._matrix is not None
 
     @property
@@ -116,53 +190,21 @@ class StandardisedRows:
             for start in range(0, self.n_rows, BLOCK_ROWS):
                 yield start, self._source[start : start + BLOCK_ROWS]
             return
-        expected = 0
-        for start, block in self._source:
-            if start != expected or block.ndim != 2 or block.shape[1] != self.n_features:
-                raise InputError(
-                    f"blocks must follow each other with {self.n_features} columns, "
-                    f"got {block.shape} at row {start} where row {expected} was due"
-                )
-            expected += len(block)
-            yield start, block
-        if expected != self.n_rows:
-            raise InputError(f"blocks must cover all {self.n_rows} rows, got {expected}")
+        assert not isinstance(self._source, RemoteFeatures)
+        yield from checked_blocks(self._source)
 
     def _measure(self) -> None:
-        """Compute mean and standard deviation in one pass, shifted by the first block's mean against cancellation."""
-        d = self.n_features
-        shift: Float32 | None = None
-        first, second = np.zeros(d), np.zeros(d)
-        buffer = np.empty((CHUNK_ROWS, d), dtype=np.float32)
-        for block_start, block in self._raw_blocks():
-            for offset in range(0, len(block), CHUNK_ROWS):
-                chunk = block[offset : offset + CHUNK_ROWS]
-                start = block_start + offset
-                if shift is None:
-                    shift = chunk.mean(axis=0, dtype=np.float64).astype(np.float32)
-                    _check_finite(shift.astype(np.float64), 0)
-                centred = np.subtract(chunk, shift, out=buffer[: len(chunk)], casting="same_kind")
-                weights = self.weights[start : start + len(chunk)] * np.float32(self.n_rows)
-                part = weights @ centred
-                _check_finite(part.astype(np.float64), start)
-                first += part
-                if self.uniform:
-                    np.multiply(centred, centred, out=centred)
-                    second += np.ones(len(chunk), dtype=np.float32) @ centred
-                else:
-                    second += np.einsum("i,ij,ij->j", weights, centred, centred)
-        assert shift is not None
-        first /= self.n_rows
-        second /= self.n_rows
+        """Compute mean and standard deviation in one pass, shifted by the first rows' mean against cancellation."""
+        shift, first, second = weighted_moments(
+            self._raw_blocks(), self.weights, n_rows=self.n_rows, n_features=self.n_features, uniform=self.uniform
+        )
         self.mean: Float64 = shift.astype(np.float64) + first
-        variance = second - first * first
-        _check_finite(variance, 0)
-        # A constant column leaves only rounding noise: of float32 arithmetic on values of the column's size.
-        scale = np.maximum(np.abs(self.mean), np.abs(first))
-        noise = (np.finfo(np.float32).eps * scale) ** 2 * 4 + 1e-14 * second
-        constant = variance <= np.maximum(noise, np.finfo(np.float32).tiny)
-        self.constant = constant
-        self.std: Float64 = np.sqrt(np.where(constant, 1.0, variance))
+        self.constant, self.std = spread_of(self.mean, first, second)
+        self._round()
+
+    def _round(self) -> None:
+        """Keep mean and standard deviation in float32, as they are used."""
+        constant = self.constant
         self._mean32 = np.where(constant, 0.0, self.mean).astype(np.float32)
         self._rest32 = np.where(constant, 0.0, self.mean - self._mean32).astype(np.float32)
         self._scale32 = np.where(constant, 0.0, 1.0 / self.std).astype(np.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,8 @@ from numpy.typing import NDArray
 from featcache.heads.solvers.bias import optimize_bias, pseudo_inverse
 from featcache.heads.solvers.penalty import Penalty
 from featcache.heads.solvers.prepared import Prepared
-from featcache.heads.solvers.rows import Float32, Float64, pull_back
+from featcache.heads.solvers.rows import Float32, Float64
 
-KEEP_BYTES = 1 << 29  # logits kept between the Newton steps of a bias
 ROUNDING = 1e-6  # relative; below it float32 objectives do not compare, slopes do (Hager and Zhang 2005)
 
 
@@ -41,38 +39,14 @@ class State:
     def certified(cls, prepared: Prepared, weight: Float32, bias: NDArray[Any], *, exact: bool) -> State:
         """Return the state at `weight` with its best bias: what a tight certificate needs.
 
-        The logits come from one forward product and are kept (recomputed where they would take over half a GiB). With
-        `exact` logits and loss are float64.
+        With `exact` logits and loss are float64.
         """
-        kind = np.dtype(np.float64 if exact else np.float32)
-        rows, loss, k = prepared.rows, prepared.loss, prepared.n_outputs
-        keep = rows.in_memory and rows.n_rows * k * kind.itemsize <= KEEP_BYTES
-        kept: list[tuple[int, Float32, NDArray[Any]]] = []
-        wide = weight.astype(kind, copy=False).T
-
-        def forward() -> Iterator[tuple[int, Float32, NDArray[Any]]]:
-            if kept and kept[-1][0] + len(kept[-1][1]) == rows.n_rows:
-                yield from kept
-                return
-            prepared.passes += 0.5
-            for start, block in rows.blocks():
-                logits = block.astype(kind, copy=False) @ wide
-                if keep:
-                    kept.append((start, block, logits))
-                yield start, block, logits
-
+        term = prepared.sums.fixed(weight, exact=exact)
         inverse: Float64 | None = None
 
         def evaluate(at: Float64) -> tuple[Float64, Float64]:
             nonlocal inverse
-            slope = np.zeros(k)
-            curvature = np.zeros((k, k)) if inverse is None else None
-            for start, _block, logits in forward():
-                shifted = logits + at.astype(kind)
-                if curvature is not None:
-                    curvature += loss.bias_curvature(shifted.copy(), start)
-                loss.residual(shifted, start)
-                slope += shifted.sum(axis=0, dtype=np.float64)
+            slope, curvature = term.slope(at, curvature=inverse is None)
             if inverse is None:
                 assert curvature is not None
                 inverse = pseudo_inverse(curvature)
@@ -81,19 +55,13 @@ class State:
         best = optimize_bias(
             evaluate,
             np.asarray(bias, dtype=np.float64),
-            mean_target=loss.mean_target,
+            mean_target=prepared.loss.mean_target,
             tolerance=1e-9 if exact else 1e-7,
             max_steps=6,
             least_step=0.0 if exact else 1e-7,
         )
-        gradient: Float32 = np.zeros_like(weight)
-        total, slope = 0.0, np.zeros(k)
-        for start, block, logits in forward():
-            shifted = logits + best.astype(kind)
-            total += loss.residual(shifted, start)
-            slope += shifted.sum(axis=0, dtype=np.float64)
-            gradient += pull_back(shifted.astype(np.float32, copy=False), block)
-        prepared.passes += 0.5
+        total, gradient, slope = term.evaluate(best)
+        prepared.passes += 0.5 * term.forwards + 0.5
         return cls(weight, best.astype(np.float32), total, gradient, slope, exact)
 
     def objective(self, penalty: Penalty) -> float:
