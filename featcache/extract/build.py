@@ -130,7 +130,8 @@ def build_cache(
     Parameters
     ----------
     images : path, Listing or Samples
-        A folder or CSV (see `featcache.datasets.scan.scan`), what a scan of it gave, or the samples of another cache.
+        A folder, CSV, tars or Parquet files, on the disk or by URL (see `featcache.datasets.scan.scan`), what a scan of
+        it gave, or the samples of another cache.
     cache : path, optional
         By default ``cache_store/NAME``.
     backbone, weights : str, optional
