@@ -40,7 +40,7 @@ def read_labels(rows: Sequence[TableRow], task: Task | None) -> TableLabels:
 
 
 def labels_of(rows: Sequence[TableRow], values: list[list[str]], task: Task | None) -> TableLabels:
-    """Return the labels `values`, of each of `rows` none, one or several; as `read_labels`."""
+    """Return the labels `values`, of each of `rows` none, one or several; raises `InputError` as `read_labels`."""
     if task == "regression":
         return _numbers(rows, values)
     notes = []

@@ -53,6 +53,7 @@ def scan_tars(
     The label is the text of ``KEY.cls`` (an index or a name), or the first of ``label``, ``cls``, ``class``,
     ``class_name``, ``category`` in ``KEY.json``; where no image has one, the folders within the tars say it. Splits are
     said by the tars' names where these name several. A tar that breaks off is one failure; what stands before is read.
+    Raises `InputError` for a task that needs labels where there are none.
     """
     remote = "://" in root
     with ThreadPoolExecutor(_REMOTE_THREADS if remote else processor_count()) as pool:

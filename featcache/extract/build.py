@@ -142,7 +142,8 @@ def build_cache(
     Parameters
     ----------
     images : path, Listing or Samples
-        A folder or CSV (see `featcache.datasets.scan.scan`), what a scan of it gave, or the samples of another cache.
+        A folder, CSV, tars or Parquet files, on the disk or by URL (see `featcache.datasets.scan.scan`), what a scan of
+        it gave, or the samples of another cache.
     cache : path or URL, optional
         By default ``cache_store/NAME``. On object storage (``s3://BUCKET/KEY``) several builds may extend it at once.
     backbone, weights : str, optional

@@ -36,7 +36,7 @@ class ParquetContainer(Container):
         self._windows: dict[str, _Window] = {}
 
     def read(self, name: str) -> tuple[bytes, FileStat]:
-        """Return the bytes in a row."""
+        """Return the bytes in a row; raises `ReadError` as `Container.read`."""
         column, row = member_row(name, self._schema)
         if row >= self._starts[-1]:
             raise ReadError(f"cannot be read: the file has {self._starts[-1]} rows")
@@ -66,7 +66,7 @@ class ArrowContainer(Container):
             self._table = open_arrow(path, self._file)
 
     def read(self, name: str) -> tuple[bytes, FileStat]:
-        """Return the bytes in a row."""
+        """Return the bytes in a row; raises `ReadError` as `Container.read`."""
         column, row = member_row(name, self._table.schema)
         if row >= self._table.num_rows:
             raise ReadError(f"cannot be read: the file has {self._table.num_rows} rows")

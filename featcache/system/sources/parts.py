@@ -60,14 +60,14 @@ class LocalParts(PartedFile):
         self.size = self._stat[0]
 
     def open(self) -> BinaryIO:
-        """Return the file, opened."""
+        """Return the file, opened; `StorageError` where the system refuses."""
         try:
             return open(self._path, "rb")
         except OSError as error:
             raise StorageError(f"{str(self._path)!r} must be readable, got: {error.strerror}") from error
 
     def read_part(self, start: int, stop: int) -> bytes:
-        """Return a part, opened anew: a member costs a few microseconds more, and no file is left open."""
+        """Return a part, opened anew, so that no file is left open; `ReadError` for another file by now."""
         try:
             with open(self._path, "rb", buffering=0) as file:
                 before = file_stat(os.fstat(file.fileno()))
@@ -103,7 +103,7 @@ class ObjectParts(PartedFile):
         return cast(BinaryIO, io.BufferedReader(PartsFile(self), _READ_AHEAD))
 
     def read_part(self, start: int, stop: int) -> bytes:
-        """Return a part by one request, which says what it is a part of."""
+        """Return a part by one request, which says what it is of; `ReadError` for another object by now."""
         data, status = one_input(lambda: self._place.read_part(start, stop))
         if not _same(status, self._status):
             raise ReadError("is being written to")

@@ -23,7 +23,7 @@ class TarContainer(Container):
         self._members = {member.name: member for member in members}
 
     def read(self, name: str) -> tuple[bytes, FileStat]:
-        """Return the member called `name`."""
+        """Return the member called `name`; raises `ReadError` as `Container.read`."""
         member = self._members.get(name)
         if member is None:
             raise ReadError("cannot be read: the tar has no such member")
