@@ -6,6 +6,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,12 +28,31 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 
+# Rooms whose tests need no tools of device formats: `scripts/test` still installs those while these run.
+_WITHOUT_TOOLS = ("backbone", "cache", "datasets", "extract", "heads", "images", "store", "system", "train")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what takes long for what it adds, unless it is asked for."""
+    """Leave out what takes long for what it adds, unless it is asked for; files that need no tools come first."""
     if not os.environ.get("FEATCACHE_LONG"):
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="long for what it adds: set FEATCACHE_LONG=1 to run it"))
+    items.sort(key=_needs_tools)
+
+
+def _needs_tools(item: pytest.Item) -> bool:
+    return item.path.relative_to(ROOT / "tests").parts[0] not in _WITHOUT_TOOLS
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Wait for the tools that `scripts/test` installs beside the tests; it tells by a file that they are there."""
+    installed = os.environ.get("FEATCACHE_TEST_TOOLS")
+    if installed and _needs_tools(item):
+        end = time.monotonic() + 600
+        while not Path(installed).exists() and time.monotonic() < end:
+            time.sleep(0.2)
 
 
 @pytest.fixture(autouse=True, scope="session")
