@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="long for what it adds: set FEATCACHE_LONG=1 to run it"))
-    items.sort(key=_needs_tools)
+    # then those of no room, some of which take long: what is last should be short, or one worker waits for the other
+    items.sort(key=lambda item: (_needs_tools(item), item.path.parent != ROOT / "tests"))
 
 
 def _needs_tools(item: pytest.Item) -> bool:
@@ -78,17 +80,32 @@ def shared_weights() -> Callable[[str], Path]:
     return find
 
 
-def _unpacked(archive: str, name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _first_of_each_folder(count: int) -> Callable[[tarfile.TarInfo, str], tarfile.TarInfo | None]:
+    """Return a filter that leaves out what comes after the first `count` files of a folder."""
+    seen: Counter[str] = Counter()
+
+    def keep(member: tarfile.TarInfo, place: str) -> tarfile.TarInfo | None:
+        if member.isfile():
+            seen[member.name.rpartition("/")[0]] += 1
+            if seen[member.name.rpartition("/")[0]] > count:
+                return None
+        return tarfile.data_filter(member, place)
+
+    return keep
+
+
+def _unpacked(archive: str, name: str, tmp_path_factory: pytest.TempPathFactory, *, first: int | None = None) -> Path:
+    """Return the folder `name` of an archive, unpacked once for all workers; `first`: so many files of each folder."""
     source = SHARED / "datasets" / archive
     if not source.exists():
         pytest.skip(f"the real photos {archive!r} are not beside this checkout")
     home = Path(os.environ.get("FEATCACHE_TEST_DATA", tmp_path_factory.getbasetemp().parent / "featcache-data"))
-    place = home / name
+    place = home / (name if first is None else f"{name}-{first}")
     if not place.exists():
         home.mkdir(parents=True, exist_ok=True)
-        unpacking = home / f".{name}.{os.getpid()}"
+        unpacking = home / f".{place.name}.{os.getpid()}"
         with tarfile.open(source) as tar:
-            tar.extractall(unpacking, filter="data")
+            tar.extractall(unpacking, filter="data" if first is None else _first_of_each_folder(first))
         try:
             (unpacking / name).rename(place)
         except OSError:
@@ -126,8 +143,8 @@ def clothing10_cache(
 
 @pytest.fixture(scope="session")
 def tinyimagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the unpacked 200-class set of 64x64 photos: train/ and val/."""
-    return _unpacked("tinyimagenet200_40k.tar.gz", "tinyimagenet200_40k", tmp_path_factory)
+    """Return five photos of each split and class of the 200-class set of 64x64 photos: train/ and val/."""
+    return _unpacked("tinyimagenet200_40k.tar.gz", "tinyimagenet200_40k", tmp_path_factory, first=5)
 
 
 def write_photo(path: Path, *, seed: int, size: tuple[int, int] = (48, 40), hue: int = 0) -> None:
