@@ -6,6 +6,8 @@ import os
 import shutil
 import tarfile
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,12 +29,32 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 
+# Rooms whose tests need no tools of device formats: `scripts/test` still installs those while these run.
+_WITHOUT_TOOLS = ("backbone", "cache", "datasets", "extract", "heads", "images", "store", "system", "train")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what takes long for what it adds, unless it is asked for."""
+    """Leave out what takes long for what it adds, unless it is asked for; files that need no tools come first."""
     if not os.environ.get("FEATCACHE_LONG"):
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="long for what it adds: set FEATCACHE_LONG=1 to run it"))
+    # then those of no room, some of which take long: what is last should be short, or one worker waits for the other
+    items.sort(key=lambda item: (_needs_tools(item), item.path.parent != ROOT / "tests"))
+
+
+def _needs_tools(item: pytest.Item) -> bool:
+    return item.path.relative_to(ROOT / "tests").parts[0] not in _WITHOUT_TOOLS
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Wait for the tools that `scripts/test` installs beside the tests; it tells by a file that they are there."""
+    installed = os.environ.get("FEATCACHE_TEST_TOOLS")
+    if installed and _needs_tools(item):
+        end = time.monotonic() + 600
+        while not Path(installed).exists() and time.monotonic() < end:
+            time.sleep(0.2)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -58,17 +80,32 @@ def shared_weights() -> Callable[[str], Path]:
     return find
 
 
-def _unpacked(archive: str, name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _first_of_each_folder(count: int) -> Callable[[tarfile.TarInfo, str], tarfile.TarInfo | None]:
+    """Return a filter that leaves out what comes after the first `count` files of a folder."""
+    seen: Counter[str] = Counter()
+
+    def keep(member: tarfile.TarInfo, place: str) -> tarfile.TarInfo | None:
+        if member.isfile():
+            seen[member.name.rpartition("/")[0]] += 1
+            if seen[member.name.rpartition("/")[0]] > count:
+                return None
+        return tarfile.data_filter(member, place)
+
+    return keep
+
+
+def _unpacked(archive: str, name: str, tmp_path_factory: pytest.TempPathFactory, *, first: int | None = None) -> Path:
+    """Return the folder `name` of an archive, unpacked once for all workers; `first`: so many files of each folder."""
     source = SHARED / "datasets" / archive
     if not source.exists():
         pytest.skip(f"the real photos {archive!r} are not beside this checkout")
     home = Path(os.environ.get("FEATCACHE_TEST_DATA", tmp_path_factory.getbasetemp().parent / "featcache-data"))
-    place = home / name
+    place = home / (name if first is None else f"{name}-{first}")
     if not place.exists():
         home.mkdir(parents=True, exist_ok=True)
-        unpacking = home / f".{name}.{os.getpid()}"
+        unpacking = home / f".{place.name}.{os.getpid()}"
         with tarfile.open(source) as tar:
-            tar.extractall(unpacking, filter="data")
+            tar.extractall(unpacking, filter="data" if first is None else _first_of_each_folder(first))
         try:
             (unpacking / name).rename(place)
         except OSError:
@@ -106,8 +143,8 @@ def clothing10_cache(
 
 @pytest.fixture(scope="session")
 def tinyimagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the unpacked 200-class set of 64x64 photos: train/ and val/."""
-    return _unpacked("tinyimagenet200_40k.tar.gz", "tinyimagenet200_40k", tmp_path_factory)
+    """Return ten photos of each split and class of the 200-class set of 64x64 photos: train/ and val/."""
+    return _unpacked("tinyimagenet200_40k.tar.gz", "tinyimagenet200_40k", tmp_path_factory, first=10)
 
 
 def write_photo(path: Path, *, seed: int, size: tuple[int, int] = (48, 40), hue: int = 0) -> None:

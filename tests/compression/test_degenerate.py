@@ -94,8 +94,11 @@ def _black(path: Path, number: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["black", pytest.param("copies", marks=pytest.mark.long)])
-def test_every_compression_ends(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "backbone"),
+    [("black", "test_efficientnet"), pytest.param("copies", "test_resnet", marks=pytest.mark.long)],
+)
+def test_every_compression_ends(kind: str, backbone: str, tmp_path: Path) -> None:
     """From image files to the smaller model, whatever the photos are."""
     for number in range(12):
         path = tmp_path / "photos" / "ab"[number % 2] / f"{number:02}.png"
@@ -103,7 +106,7 @@ def test_every_compression_ends(kind: str, tmp_path: Path) -> None:
             _black(path, number)
         else:
             write_photo(path, seed=number % 2)
-    build_cache(tmp_path / "photos", tmp_path / "cache", backbone="test_resnet", weights="random:0", engine="torch")
+    build_cache(tmp_path / "photos", tmp_path / "cache", backbone=backbone, weights="random:0", engine="torch")
     head = train_head(tmp_path / "cache", head=LinearOptions(l2=0.1)).head
     merge(head, tmp_path / "cache", out=tmp_path / "model")
     quantize(tmp_path / "model", cache=tmp_path / "cache", out=tmp_path / "int8")

@@ -18,9 +18,11 @@ import pytest
 import torch
 from conftest import write_photo
 from torch import nn
+from typer.testing import CliRunner
 
 import featcache
 from featcache.cache import FeatureCache, open_cache
+from featcache.cli import app
 from featcache.compression import prune, quantize, recover
 from featcache.compression import recovery as recovery_module
 from featcache.compression.frozen_norms import frozen_norms
@@ -200,11 +202,13 @@ def test_without_a_val_split_a_part_of_train_is_held_out(
 KILLED = """
 import sys
 from featcache import recover
+from featcache.distillation.trainer import Trainer
+Trainer.seconds_per_step = lambda *_, **__: 0.2 * (1 - 1e-9)  # 60 steps, each of them one to be killed in
 recover(sys.argv[1], cache=sys.argv[2], out=sys.argv[3], minutes=0.2, batch_size=8, checkpoint_seconds=0.0)
 """
 
 
-def test_a_killed_run_ends_with_the_same_bytes(place: Path, tmp_path: Path) -> None:
+def test_a_killed_run_ends_with_the_same_bytes(place: Path, tmp_path: Path, steps_of: Any) -> None:
     out = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-c", KILLED, place / "pruned", place / "cache", out])
     progress = tmp_path / "killed.work" / "progress.json"
@@ -217,13 +221,15 @@ def test_a_killed_run_ends_with_the_same_bytes(place: Path, tmp_path: Path) -> N
     process.wait()
     plan = (tmp_path / "killed.work" / "plan.json").read_bytes()
     assert json.loads(progress.read_text())["step"] >= 12 and not out.exists()
-    # the number of steps is the measured one, in the run that goes on and in one that was never killed
+    # the number of steps is the planned one, in the run that goes on and in one that was never killed, whatever is
+    # measured then
+    steps_of(1500)
     (tmp_path / "whole.work").mkdir()
     (tmp_path / "whole.work" / "plan.json").write_bytes(plan)
     results = []
     for name in ("killed", "whole"):
         results.append(recover(place / "pruned", cache=place / "cache", out=tmp_path / name, minutes=0.2, batch_size=8))
-    assert results[0].steps_planned == results[1].steps_planned == json.loads(plan)["steps"]
+    assert results[0].steps_planned == results[1].steps_planned == json.loads(plan)["steps"] == 60
     assert files_of(out) == files_of(tmp_path / "whole")
 
 
@@ -364,5 +370,6 @@ def test_the_command(place: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     printed = json.loads(done.stdout)
     assert printed["split"] == "test" and printed["wall_seconds"] > 0 and "steps of" in done.stderr
-    bad = subprocess.run([*command[:-3], "--minutes", "soon"], capture_output=True, text=True, check=False)
-    assert bad.returncode == 1 and bad.stderr.count("\n") == 1 and "--minutes must be 'auto' or minutes" in bad.stderr
+    bad = CliRunner().invoke(app, [*command[3:-3], "--minutes", "soon"])
+    assert isinstance(bad.exception, InputError) and "\n" not in str(bad.exception)
+    assert "--minutes must be 'auto' or minutes" in str(bad.exception)

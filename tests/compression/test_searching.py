@@ -7,7 +7,11 @@ import json
 import shutil
 import subprocess
 import sys
+<<<<<<< HEAD
 from dataclasses import replace
+=======
+from collections.abc import Callable
+>>>>>>> speed
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,7 @@ from featcache.compression import attempts
 from featcache.compression.attempts import Attempts
 from featcache.compression.candidates import Candidate, is_within, paired_drop, pareto_front, zoom
 from featcache.compression.refitting import open_source
-from featcache.compression.searching import search
+from featcache.compression.searching import CompressSearch, search
 from featcache.errors import BudgetError, ExistsError, InputError, MissingError
 from featcache.extract.build import build_cache
 from featcache.formats.registry import find_target, target_names
@@ -41,11 +45,29 @@ def candidate(name: str, *, accuracy: float, size: int) -> Candidate:
     return Candidate(name, (name,), "", accuracy, 0, 0, 0, 0, 0, True, size, 1, 1, 1.0, 1.0)
 
 
-def test_a_smaller_model_within_the_budget_is_written_with_all_that_was_tried(place: Path, tmp_path: Path) -> None:
+def test_a_search_that_was_killed_goes_on_to_a_smaller_model_within_the_budget(place: Path, tmp_path: Path) -> None:
+    """It is written with all that was tried; what was tried before the kill is not made again."""
+
+    def search_once(say: Callable[[str], None]) -> CompressSearch:
+        return search(
+            place / "model", cache=place / "cache", out=tmp_path / "small", max_drop=0.4, max_minutes=0.2, say=say
+        )
+
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    def look(line: str) -> None:
+        lines.append(line)
+        seen.add((tmp_path / "small.work" / "float.json").read_bytes())
+
+    with pytest.raises(KeyboardInterrupt):
+        search_once(stop)
+    done = (tmp_path / "small.work" / "float.json").read_bytes()
+    assert not (tmp_path / "small").exists()
     lines: list[str] = []
-    found = search(
-        place / "model", cache=place / "cache", out=tmp_path / "small", max_drop=0.4, max_minutes=0.2, say=lines.append
-    )
+    seen: set[bytes] = set()
+    found = search_once(look)
+    assert seen == {done}  # seconds and all: it was not made again
     assert found.bytes_after < 0.5 * found.bytes_before
     assert found.split == "test" and found.n == 12
     model = load_model(tmp_path / "small")
@@ -140,23 +162,6 @@ def test_images_that_are_gone_are_one_line(place: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="gone") as caught:
         search(tmp_path / "model", cache=tmp_path / "other", out=tmp_path / "s", max_drop=0.4)
     assert "\n" not in str(caught.value)
-
-
-def test_a_search_that_was_killed_goes_on(place: Path, tmp_path: Path) -> None:
-    def stop(line: str) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        search(place / "model", cache=place / "cache", out=tmp_path / "s", max_drop=0.4, say=stop)
-    done = (tmp_path / "s.work" / "float.json").read_bytes()
-    assert not (tmp_path / "s").exists()
-    seen: list[bytes] = []
-
-    def look(line: str) -> None:
-        seen.append((tmp_path / "s.work" / "float.json").read_bytes())
-
-    search(place / "model", cache=place / "cache", out=tmp_path / "s", max_drop=0.4, max_minutes=0.01, say=look)
-    assert set(seen) == {done}  # seconds and all: it was not made again
 
 
 def test_a_search_of_another_budget_does_not_go_on_with_the_work_left(place: Path, tmp_path: Path) -> None:
