@@ -122,6 +122,7 @@ def test_build_in_a_cluster_equals_the_plain_one(
     assert (again.extracted, again.failed, again.rows) == (3, 3, report.rows + 3)
 
 
+@pytest.mark.long
 def test_views_and_several_caches_equal_the_plain_ones(machines: Any, folder: Path, tmp_path: Path) -> None:
     """Two caches, one with seeded views in float32, are built with one decode, here and there alike."""
 
@@ -139,7 +140,10 @@ def test_views_and_several_caches_equal_the_plain_ones(machines: Any, folder: Pa
 
 
 @pytest.mark.objects
-@pytest.mark.parametrize("gpus", [0, 0.5], ids=["on processors", "decoding apart"])
+@pytest.mark.parametrize(
+    "gpus",
+    [pytest.param(0, id="on processors"), pytest.param(0.5, id="decoding apart", marks=pytest.mark.long)],
+)
 def test_workers_write_to_object_storage_themselves(
     machines: Any, bucket: ObjectPath, folder: Path, plain: tuple[Path, BuildReport], gpus: float
 ) -> None:
@@ -228,6 +232,7 @@ def committed(cache: Path) -> int:
         return 0
 
 
+@pytest.mark.long
 def test_removed_raylet_costs_its_shares_in_work(
     machines: Any, folder: Path, plain: tuple[Path, BuildReport], tmp_path: Path
 ) -> None:

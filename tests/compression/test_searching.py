@@ -7,11 +7,8 @@ import json
 import shutil
 import subprocess
 import sys
-<<<<<<< HEAD
-from dataclasses import replace
-=======
 from collections.abc import Callable
->>>>>>> speed
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
