@@ -15,7 +15,7 @@ import numpy as np
 from featcache.datasets.listing import Listing, counted, printable
 from featcache.datasets.split_names import SplitName, split_name, together
 from featcache.datasets.splits import NO_SPLIT, SPLITS
-from featcache.datasets.walk import FolderFiles, find_images
+from featcache.datasets.walk import IMAGE_EXTENSIONS, FolderFiles, find_files
 
 Parts = tuple[str, ...]  # a folder's path below the data set's
 
@@ -28,12 +28,15 @@ class _Meaning:
     notes: tuple[str, ...]
 
 
-def scan_folder(root: str, scanned_ns: int, *, splits: bool, known: frozenset[str]) -> Listing:
+def scan_folder(
+    root: str, scanned_ns: int, *, splits: bool, known: frozenset[str], extensions: frozenset[str] = IMAGE_EXTENSIONS
+) -> Listing:
     """Return the listing of the folder `root`.
 
-    `splits`: whether folders may be read as splits. `known`: names that are classes wherever they stand.
+    `splits`: whether folders may be read as splits. `known`: names that are classes wherever they stand. `extensions`:
+    of the files that are samples.
     """
-    files = find_images(root)
+    files = find_files(root, extensions)
     parts = [tuple(name.split("/")) if name else () for name in files.folders]
     meaning = _read(files, dict(zip(parts, files.counts, strict=True)), splits=splits, known=known)
     kept = [meaning.folders[folder] is not None for folder in parts]

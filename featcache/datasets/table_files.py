@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 
-from featcache.datasets.walk import find_images, has_image_extension
+from featcache.datasets.walk import find_files, has_image_extension
 from featcache.images.read import FileStat
 
 
@@ -103,7 +103,7 @@ class TableFolder:
 
     @cached_property
     def _files(self) -> list[str]:
-        return find_images(self.root).paths
+        return find_files(self.root).paths
 
     @cached_property
     def _called(self) -> dict[str, list[str]]:

@@ -47,15 +47,20 @@ class FolderFiles:
         self.tables: list[str] = []
 
 
-def find_images(root: str) -> FolderFiles:
-    """Return the image files below `root`; folders that begin with a dot and the litter of systems are passed over."""
+def find_files(root: str, extensions: frozenset[str] = IMAGE_EXTENSIONS) -> FolderFiles:
+    """Return the files below `root` that have one of these `extensions`, in lower case without a dot.
+
+    Folders that begin with a dot and the litter of systems are passed over.
+    """
     files = FolderFiles()
-    _walk(root, "", (), files)
+    _walk(root, "", (), extensions, files)
     return files
 
 
-def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...], files: FolderFiles) -> None:
-    """Add the image files below ``root/prefix`` to `files`."""
+def _walk(
+    root: str, prefix: str, above: tuple[tuple[int, int], ...], extensions: frozenset[str], files: FolderFiles
+) -> None:
+    """Add the files below ``root/prefix`` with these `extensions` to `files`."""
     folder = os.path.join(root, prefix) if prefix else root
     try:
         status = os.stat(folder)
@@ -68,7 +73,7 @@ def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...], files: Fol
         files.failures.append((prefix or ".", f"cannot be listed: {error.strerror}"))
         return
     start, inner, before = f"{prefix}/" if prefix else "", [], len(files.paths)
-    append, extend, extensions = files.paths.append, files.numbers.extend, IMAGE_EXTENSIONS
+    append, extend = files.paths.append, files.numbers.extend
     with entries:
         for entry in entries:  # the loop of a build with nothing to do: every step counts
             name = entry.name
@@ -95,4 +100,4 @@ def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...], files: Fol
         files.folders.append(prefix)
         files.counts.append(len(files.paths) - before)
     for name in inner:
-        _walk(root, name, (*above, here), files)
+        _walk(root, name, (*above, here), extensions, files)
