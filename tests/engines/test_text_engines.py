@@ -31,7 +31,8 @@ class TestFeatcachesEngines(TextEngineContract):
     """The three of them."""
 
     @pytest.fixture(scope="class", params=NAMES)
-    def engine(self, backbone: TextBackbone, request: pytest.FixtureRequest) -> Iterator[TextEngine]:
+    @classmethod
+    def engine(cls, backbone: TextBackbone, request: pytest.FixtureRequest) -> Iterator[TextEngine]:
         with open_text_engine(backbone, engine=request.param) as opened:
             yield opened
 
