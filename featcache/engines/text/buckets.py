@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 TOKENS_PER_BATCH = 256
-_FINEST = 2  # tokens between two lengths
 _STEPS = 8  # lengths between a power of two and the next: at most an eighth of a row is padding
 
 
@@ -33,14 +32,14 @@ def bucket_lengths(max_length: int) -> tuple[int, ...]:
     """Return the lengths of all buckets up to `max_length`, the least first.
 
     >>> bucket_lengths(40)
-    (2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40)
+    (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40)
     >>> bucket_lengths(100)[-5:]
     (72, 80, 88, 96, 100)
     """
     lengths: list[int] = []
     length = 0
     while length < max_length:
-        length += max(_FINEST, (1 << max(0, length.bit_length() - 1)) // _STEPS)
+        length += max(1, (1 << max(0, length.bit_length() - 1)) // _STEPS)
         lengths.append(min(length, max_length))
     return tuple(lengths)
 
@@ -74,6 +73,6 @@ def plan_batches(
 
     >>> batches = plan_batches([np.ones(length, dtype=np.int64) for length in (3, 9, 4, 200)], max_length=256)
     >>> [(batch.bucket.length, batch.indices.tolist()) for batch in batches]
-    [(208, [3]), (10, [1]), (4, [0, 2])]
+    [(208, [3]), (9, [1]), (4, [2]), (3, [0])]
     """
     return Buckets(max_length, tokens).plan(np.array([len(one) for one in ids], dtype=np.int64))

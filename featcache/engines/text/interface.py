@@ -16,7 +16,7 @@ from featcache.errors import InputError
 from featcache.recipe import Precision
 
 TokenIds = npt.NDArray[np.int64]
-WINDOW = 8192  # texts that are sorted together: fewer leave more batches partly empty
+WINDOW = 16384  # texts that are sorted together: fewer leave more batches partly empty
 
 
 class TextEngine(ABC):
