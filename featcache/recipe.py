@@ -22,6 +22,11 @@ _INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
 _CROP_MODES = ("center", "squash")
 MOST_PIXELS = 1 << 14  # of a side of the input; no network takes near as many
 
+Pooling = Literal["mean", "cls", "last", "max"]
+_POOLINGS = ("mean", "cls", "last", "max")
+MOST_TOKENS = 1 << 17  # of a text; no encoder takes more
+MOST_CHARACTERS = 1 << 20  # of a text that a tokenizer is given by default: more than fill any encoder
+
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
@@ -85,6 +90,84 @@ class Preprocessing:
     def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
         """Return the preprocessing that `to_json` wrote."""
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
+@dataclass(frozen=True, slots=True)
+class TextPreprocessing:
+    """How a text becomes an encoder's input, and its tokens' vectors one: tokenizer, length, pooling.
+
+    Parameters
+    ----------
+    tokenizer_sha256 : str
+        Of the bytes of ``tokenizer.json``.
+    max_length : int
+        Tokens of a text, the special ones and the prefix included; the rest is cut off.
+    truncation_side : {"right", "left"}
+        Which end is cut off.
+    max_characters : int
+        Of a text, on the side that is kept; those beyond are cut off before it is split into tokens.
+    prefix : str
+        Put before each text, such as ``"query: "``.
+    lowercase : bool
+        Whether a text is put in lower case before all else that the tokenizer does.
+    pooling : {"mean", "cls", "last", "max"}
+        Of the last layer's tokens, those of padding left out: their mean, the first, the last, the largest values.
+    normalize : bool
+        Whether the pooled vector is scaled to length 1.
+
+    Raises
+    ------
+    InputError
+        For a digest of another length, bounds below 1, unknown names.
+
+    Examples
+    --------
+    >>> from featcache.recipe import TextPreprocessing
+    >>> short = TextPreprocessing(tokenizer_sha256="0" * 64, max_length=128, prefix="query: ")
+    >>> TextPreprocessing.from_json(short.to_json()) == short, short.pooling
+    (True, 'mean')
+    """
+
+    tokenizer_sha256: str
+    max_length: int
+    truncation_side: Literal["right", "left"] = "right"
+    max_characters: int = MOST_CHARACTERS
+    prefix: str = ""
+    lowercase: bool = False
+    pooling: Pooling = "mean"
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tokenizer_sha256, str) or len(self.tokenizer_sha256) != 64:
+            raise InputError(f"tokenizer_sha256 must be 64 hexadecimal digits, got {self.tokenizer_sha256!r:.80}")
+        if type(self.max_length) is not int or not 1 <= self.max_length <= MOST_TOKENS:
+            raise InputError(f"max_length must be 1 to {MOST_TOKENS} tokens, got {self.max_length!r:.40}")
+        if type(self.max_characters) is not int or self.max_characters < 1:
+            raise InputError(f"max_characters must be at least 1, got {self.max_characters!r:.40}")
+        if self.truncation_side not in ("right", "left"):
+            raise InputError(f"truncation_side must be 'right' or 'left', got {self.truncation_side!r:.40}")
+        if not isinstance(self.prefix, str):
+            raise InputError(f"prefix must be a text, got {self.prefix!r:.40}")
+        if self.pooling not in _POOLINGS:
+            raise InputError(f"pooling must be one of {_POOLINGS}, got {self.pooling!r:.40}")
+        for name in ("lowercase", "normalize"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be true or false, got {getattr(self, name)!r:.40}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TextPreprocessing:
+        """Return the preprocessing that `to_json` wrote; `FormatError` where a field is missing or unknown."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if names != set(values):
+            odd = sorted(names ^ set(values))
+            raise FormatError(
+                f"a text's preprocessing must have exactly {sorted(names)!r}; missing or unknown: {odd!r}"
+            )
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)

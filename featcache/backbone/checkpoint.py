@@ -149,6 +149,8 @@ def require_hub(repository: str, file: str) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     where = f"{file} of {repository!r}"
+    if cached is huggingface_hub._CACHED_NO_EXIST:  # the hub said so when the others were downloaded
+        raise WeightsError(f"the hub has no {where}; {_WHAT_TO_DO}") from FileNotFoundError(file)
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise WeightsError(f"{where} is not in the hub's local cache and HF_HUB_OFFLINE is set; {_WHAT_TO_DO}")
     _probe(huggingface_hub.constants.ENDPOINT, where)

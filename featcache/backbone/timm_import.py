@@ -1,17 +1,20 @@
-"""Import timm, also beside a torchvision whose compiled operators cannot be loaded.
+"""Import timm and transformers, also beside a torchvision whose compiled operators cannot be loaded.
 
-timm imports torchvision. A torchvision wheel built for CUDA next to a CPU-only torch fails on import with
+Both import torchvision. A torchvision wheel built for CUDA next to a CPU-only torch fails on import with
 "operator torchvision::nms does not exist", because its Python layer registers fake kernels for operators that
 only its compiled library declares. Nothing here ever runs those operators, so declaring their schemas is enough.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from featcache.errors import DependencyError
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _declared: Any = None  # torch.library.Library: the declarations live only as long as this object
@@ -35,8 +38,8 @@ def _torchvision_library_loads() -> bool:
     return False
 
 
-def import_timm() -> ModuleType:
-    """Return the ``timm`` module, declaring torchvision's two missing operators first where that is needed."""
+def declare_operators() -> None:
+    """Declare torchvision's two missing operators, where that is needed before torchvision is imported."""
     global _declared
     import torch
 
@@ -44,6 +47,22 @@ def import_timm() -> ModuleType:
         _declared = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         _declared.define(f"nms{_SCHEMA}")
         _declared.define(f"qnms{_SCHEMA}")
+
+
+def import_timm() -> ModuleType:
+    """Return the ``timm`` module."""
+    declare_operators()
     import timm
 
     return timm
+
+
+def import_transformers() -> ModuleType:
+    """Return the ``transformers`` module, without its progress bars; `DependencyError` where it is not installed."""
+    declare_operators()
+    try:
+        transformers = importlib.import_module("transformers")  # by name: its types are not ours to check
+    except ImportError as error:
+        raise DependencyError("text encoders need transformers: pip install featcache[text]") from error
+    transformers.utils.logging.disable_progress_bar()
+    return transformers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from featcache.datasets.splits import NO_SPLIT
 from featcache.datasets.table import TableRow
 from featcache.datasets.tar_scan import LABEL_FIELDS
 from featcache.errors import AccessError, FormatError, InputError, MissingError, ReadError
+from featcache.system.json import parse_json
 from featcache.system.sources.columns import byte_columns, member_name, open_arrow, open_parquet, row_stat
 from featcache.system.sources.interface import FileStat
 from featcache.system.sources.parts import open_parts
@@ -121,7 +121,7 @@ def _features(schema: Any) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        features = json.loads(text)["info"]["features"]
+        features = parse_json(text)["info"]["features"]
     except (ValueError, KeyError, TypeError):
         return {}  # another program's, or of another version: the columns speak for themselves
     return features if isinstance(features, dict) else {}

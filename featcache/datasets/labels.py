@@ -5,17 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.datasets.listing import Task, counted
-from featcache.datasets.table import TableRow
 from featcache.errors import InputError
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 _LARGEST = float(np.finfo(np.float32).max)
 _NO_NUMBER = frozenset({"nan", "na", "n/a", "null", "none", "-", "?", "inf", "infinity", "missing"})
+
+
+class LabelledRow(Protocol):
+    """A row of a table: its `line` in the file, from 1, and what stands in its column of labels."""
+
+    @property
+    def line(self) -> int: ...
+    @property
+    def label(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +38,7 @@ class TableLabels:
     notes: tuple[str, ...]
 
 
-def read_labels(rows: Sequence[TableRow], task: Task | None) -> TableLabels:
+def read_labels(rows: Sequence[LabelledRow], task: Task | None) -> TableLabels:
     """Return the labels of `rows`, in their order; `task` None: several classes where a label holds a ``;``.
 
     A number that is missing or not finite is no label. Raises `InputError`, with the row, for labels that the task does
@@ -39,7 +48,7 @@ def read_labels(rows: Sequence[TableRow], task: Task | None) -> TableLabels:
     return labels_of(rows, values, task)
 
 
-def labels_of(rows: Sequence[TableRow], values: list[list[str]], task: Task | None) -> TableLabels:
+def labels_of(rows: Sequence[LabelledRow], values: list[list[str]], task: Task | None) -> TableLabels:
     """Return the labels `values`, of each of `rows` none, one or several; raises `InputError` as `read_labels`."""
     if task == "regression":
         return _numbers(rows, values)
@@ -69,11 +78,11 @@ def labels_of(rows: Sequence[TableRow], values: list[list[str]], task: Task | No
     return TableLabels("classification", classes, first, None, tuple(notes))
 
 
-def _numbers(rows: Sequence[TableRow], values: Sequence[list[str]]) -> TableLabels:
+def _numbers(rows: Sequence[LabelledRow], values: Sequence[list[str]]) -> TableLabels:
     width = max((len(value) for value in values), default=0)
     labels = np.full(len(rows), -1, dtype=np.int32)
     targets = np.full((len(rows), width), np.nan, dtype=np.float32)
-    without: list[TableRow] = []
+    without: list[LabelledRow] = []
     for i, (row, value) in enumerate(zip(rows, values, strict=True)):
         numbers = [_number(text, row) for text in value]
         if not value or any(number is None for number in numbers):
@@ -96,7 +105,7 @@ def _is_number(text: str) -> bool:
     return _NUMBER.fullmatch(text) is not None
 
 
-def _number(text: str, row: TableRow) -> float | None:
+def _number(text: str, row: LabelledRow) -> float | None:
     """Return a text as a number, None where it is missing, not finite as float32 or written as only programs do."""
     if _is_number(text):
         value = float(text)

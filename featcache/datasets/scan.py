@@ -17,7 +17,7 @@ from featcache.datasets.saved_scan import scan_saved
 from featcache.datasets.table_scan import scan_table
 from featcache.datasets.tar_scan import scan_tars
 from featcache.datasets.url_list import find_listed
-from featcache.datasets.walk import find_images
+from featcache.datasets.walk import find_files
 from featcache.errors import InputError
 from featcache.system.objects import ObjectPath
 
@@ -103,7 +103,7 @@ def _scan_below(
     place: ImagesPlace, scanned_ns: int, *, task: Task | None, splits: bool, known: frozenset[str]
 ) -> Listing:
     """Return the listing of the images below a folder or prefix; without any, of the tars or Parquet files there."""
-    files = find_objects(ObjectPath(place.root)) if place.is_remote else find_images(place.root)
+    files = find_objects(ObjectPath(place.root)) if place.is_remote else find_files(place.root)
     if files.containers and not files.paths:
         names = sorted(files.containers)
         return _scan_containers(place.root, names, scanned_ns, task=task, splits=splits, known=known)

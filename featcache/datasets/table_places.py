@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 from featcache.datasets.object_walk import find_objects
-from featcache.datasets.walk import find_images
+from featcache.datasets.walk import find_files
 from featcache.errors import ReadError
 from featcache.system.objects import ObjectPath
 from featcache.system.read_ahead import THREADS
@@ -59,7 +59,7 @@ class DiskPlace(TablePlace):
 
     def images(self) -> list[str]:
         """Return the image files of the folder."""
-        return find_images(self._root).paths
+        return find_files(self._root).paths
 
 
 class StoragePlace(TablePlace):

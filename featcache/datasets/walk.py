@@ -37,9 +37,12 @@ def is_litter(folder: str) -> bool:
     return folder.startswith(".") or folder in _LITTER
 
 
-def sort_file(path: str, name: str, files: FolderFiles) -> bool:
-    """Return whether the file `path`, called `name`, is an image by its name; count it in `files` where it is none."""
-    if has_image_extension(name) and not name.startswith(_SHADOW):
+def sort_file(path: str, name: str, files: FolderFiles, extensions: frozenset[str] = IMAGE_EXTENSIONS) -> bool:
+    """Return whether the file `path`, called `name`, has one of these `extensions`; count it in `files` if it has not.
+
+    What macOS writes beside a file counts as none.
+    """
+    if name.rpartition(".")[2].lower() in extensions and not name.startswith(_SHADOW):
         return True
     files.ignored += 1
     if is_table(name):
@@ -75,15 +78,20 @@ class FolderFiles:
         self.numbers.extend(numbers)
 
 
-def find_images(root: str) -> FolderFiles:
-    """Return the image files below `root`; folders that begin with a dot and the litter of systems are passed over."""
+def find_files(root: str, extensions: frozenset[str] = IMAGE_EXTENSIONS) -> FolderFiles:
+    """Return the files below `root` that have one of these `extensions`, in lower case without a dot.
+
+    Folders that begin with a dot and the litter of systems are passed over.
+    """
     files = FolderFiles()
-    _walk(root, "", (), files)
+    _walk(root, "", (), extensions, files)
     return files
 
 
-def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...], files: FolderFiles) -> None:
-    """Add the image files below ``root/prefix`` to `files`."""
+def _walk(
+    root: str, prefix: str, above: tuple[tuple[int, int], ...], extensions: frozenset[str], files: FolderFiles
+) -> None:
+    """Add the files below ``root/prefix`` with these `extensions` to `files`."""
     folder = os.path.join(root, prefix) if prefix else root
     try:
         status = os.stat(folder)
@@ -96,7 +104,7 @@ def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...], files: Fol
         files.failures.append((prefix or ".", f"cannot be listed: {error.strerror}"))
         return
     start, inner, before = f"{prefix}/" if prefix else "", [], len(files.paths)
-    append, extend, extensions = files.paths.append, files.numbers.extend, IMAGE_EXTENSIONS
+    append, extend = files.paths.append, files.numbers.extend
     with entries:
         for entry in entries:  # the loop of a build with nothing to do: every step counts
             name = entry.name
@@ -106,7 +114,7 @@ def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...], files: Fol
                         inner.append(start + name)
                     continue
                 if name.rpartition(".")[2].lower() not in extensions or name.startswith(_SHADOW):
-                    sort_file(start + name, name, files)
+                    sort_file(start + name, name, files, extensions)
                     continue
                 status = entry.stat()
             except OSError as error:  # a link to itself, or no rights
@@ -121,4 +129,4 @@ def _walk(root: str, prefix: str, above: tuple[tuple[int, int], ...], files: Fol
         files.folders.append(prefix)
         files.counts.append(len(files.paths) - before)
     for name in inner:
-        _walk(root, name, (*above, here), files)
+        _walk(root, name, (*above, here), extensions, files)

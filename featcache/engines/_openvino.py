@@ -251,7 +251,7 @@ class _Graph:
         model = core.read_model(xml, self.weights)
         if precision == "int8-dynamic":
             quantize_products(model)
-        compiled = core.compile_model(model, "CPU", _configuration(precision))
+        compiled = core.compile_model(model, "CPU", plugin_settings(precision))
         return OpenVinoEngine(compiled, columns=self.columns, precision=precision, streams=processor_count())
 
 
@@ -304,7 +304,8 @@ def _set_batch_size(model: openvino.Model, backbone: Backbone, batch_size: int) 
         )
 
 
-def _configuration(precision: str) -> dict[str, Any]:
+def plugin_settings(precision: str) -> dict[str, Any]:
+    """Return the plug-in's settings: a stream of one thread for each processor, computing in `precision`."""
     count = processor_count()
     return {
         properties.hint.inference_precision: _TYPES[precision],
@@ -317,7 +318,7 @@ def _configuration(precision: str) -> dict[str, Any]:
 
 
 def _import(header: dict[str, Any], payload: bytes) -> OpenVinoEngine:
-    compiled = openvino_core().import_model(payload, "CPU", _configuration(header["precision"]))
+    compiled = openvino_core().import_model(payload, "CPU", plugin_settings(header["precision"]))
     return OpenVinoEngine(compiled, columns=header["columns"], precision=header["precision"], streams=processor_count())
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 import featcache.errors as errors_module
 from featcache.errors import ClusterError, DependencyError, FeatcacheError
+from featcache.system.json import parse_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -57,7 +58,7 @@ class Share:
         """Yield the share of each row of `table`; its arrays are views of the table's memory."""
         notes, cells = table.column("note"), table.column("data")
         for row in range(table.num_rows):
-            note, data = json.loads(notes[row].as_py()), np.frombuffer(cells[row].as_buffer(), dtype=np.uint8)
+            note, data = parse_json(notes[row].as_py()), np.frombuffer(cells[row].as_buffer(), dtype=np.uint8)
             arrays = {}
             for name, dtype, shape, start in note["arrays"]:
                 size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize

