@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Measure what caches beyond one machine cost: commits, requests, bytes, seconds and memory, against a storage counted.
 
-    scripts/bench_scale.py [--only commits,open,million] [--rows N] [--latency-ms 20] [--json OUT]
+    scripts/bench_scale.py [--only commits,open,million,images,ray,train] [--rows N] [--latency-ms 20] [--json OUT]
 
 The storage is moto's server in a process of its own, behind a proxy that counts requests and may delay each; what it
 answers in is not what S3 answers in, what it is asked is what S3 would be. Each section is a file in `scripts/scale/`
-with a function ``measure(arguments) -> JSON values``.
+with a function ``section(arguments) -> JSON values``.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout, if featcache is not installed
+HERE = Path(__file__).resolve().parent
+# the checkout, if featcache is not installed; a cluster's workers find what they get under its own name
+sys.path[:0] = [str(HERE.parent), str(HERE / "scale")]
 
-from featcache.system.processor import processor_name
+from featcache.system.processor import processor_name  # noqa: E402
 
 SECTIONS = {
     "commits": "scale.commits",  # conditional puts beside Icechunk
     "open": "scale.opening",  # a cache of ten million rows
     "million": "scale.million",  # a million rows appended, read, trained from
+    "images": "scale.images",  # photos behind a slow storage beside the same on the disk
+    "ray": "ray_cluster",  # Ray's path beside the plain engine, and one actor to sixteen
+    "train": "scale.train",  # paths on rows in parts, in reads and bytes
 }
 
 
@@ -36,7 +41,7 @@ def main() -> int:
     arguments = parser.parse_args()
     figures = {"processor": processor_name()}
     for name in arguments.only.split(",") if arguments.only else SECTIONS:
-        figures[name] = importlib.import_module(SECTIONS[name]).measure(arguments)
+        figures[name] = importlib.import_module(SECTIONS[name]).section(arguments)
         print(json.dumps({name: figures[name]}, indent=1), flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps(figures, indent=1))

@@ -19,7 +19,7 @@ from scale.storage_proxy import StorageProxy
 COMMITS, WIDTH = 16, 256
 
 
-def measure(arguments: Namespace) -> dict[str, Any]:
+def section(arguments: Namespace) -> dict[str, Any]:
     rows = arguments.rows or 32_768
     rng = np.random.default_rng(0)
     keys = rng.integers(0, 256, (rows, 32), dtype=np.uint8)

@@ -141,6 +141,11 @@ def measure(kind: str, *, count: int, delay: float, pairs: int) -> dict[str, Any
     }  # fmt: skip
 
 
+def section(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures for `scripts/bench_scale.py`."""
+    return measure("web", count=arguments.rows or 400, delay=arguments.latency_ms / 1e3, pairs=3)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=400)

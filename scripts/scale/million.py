@@ -47,7 +47,7 @@ def _resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(arguments: Namespace) -> dict[str, Any]:
+def section(arguments: Namespace) -> dict[str, Any]:
     import featcache
     from featcache.cache import open_cache
     from featcache.cache.creation import create_cache

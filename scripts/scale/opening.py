@@ -18,7 +18,7 @@ from scale.storage import BUCKET, counted_storage
 COMMIT_ROWS, REPEATS = 16_384, 5
 
 
-def measure(arguments: Namespace) -> dict[str, Any]:
+def section(arguments: Namespace) -> dict[str, Any]:
     from featcache.store import Column, create_store, open_store
     from featcache.store._object_log import Change, CommitLog, Segment
     from featcache.system.objects import ObjectPath

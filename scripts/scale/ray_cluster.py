@@ -199,6 +199,11 @@ def measure(
     return {"network": chosen["backbone"], "processors": len(os.sched_getaffinity(0)), **ratio, "scale": scale}
 
 
+def section(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures for `scripts/bench_scale.py`."""
+    return measure(count=arguments.rows or 1900)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="a folder of photos; default: clothing10, where it is unpacked")

@@ -118,6 +118,11 @@ def project(figures: dict, *, n: int, d: int, machines: int = 8) -> dict:
     return result
 
 
+def section(arguments: argparse.Namespace) -> dict:
+    """Return the figures for `scripts/bench_scale.py`."""
+    return compare(rows=arguments.rows or 200_000, features=256, classes=10, parts=2, penalties=6)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("rows", 200_000), ("features", 256), ("classes", 10), ("parts", 2), ("penalties", 6)):
