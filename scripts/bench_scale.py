@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure what caches beyond one machine cost: commits, requests, bytes, seconds and memory, against a storage counted.
 
-    scripts/bench_scale.py [--only commits,open,million,images,ray,train] [--rows N] [--latency-ms 20] [--json OUT]
+    scripts/bench_scale.py [--only SECTION,…] [--rows N] [--latency-ms 20] [--json OUT]
 
 The storage is moto's server in a process of its own, behind a proxy that counts requests and may delay each; what it
 answers in is not what S3 answers in, what it is asked is what S3 would be. Each section is a file in `scripts/scale/`
@@ -28,6 +28,7 @@ SECTIONS = {
     "million": "scale.million",  # a million rows appended, read, trained from
     "images": "scale.images",  # photos behind a slow storage beside the same on the disk
     "ray": "ray_cluster",  # Ray's path beside the plain engine, and one actor to sixteen
+    "listing": "scale.listing",  # what a sample takes in memory
     "train": "scale.train",  # paths on rows in parts, in reads and bytes
 }
 
