@@ -59,7 +59,7 @@ def page(measured: dict[str, Any]) -> str:
         "",
         "Made by `scripts/scale/page.py` from `scripts/scale/measured.json`, which `scripts/bench_scale.py` wrote.",
         f"Computed, not run: from what {processors} processors measured ({measured['processor']}), for a MobileNetV2's",
-        f"rows of {WIDTH} float16 and {MACHINES} such machines. Requests and bytes are counted, prices are the storage's.",
+        f"rows of {WIDTH} float16 and {MACHINES} such machines. Requests are counted, prices are the storage's.",
         "",
         "| | 10⁸ | 10⁹ | from |",
         "|---|---|---|---|",
