@@ -65,8 +65,17 @@ def workplace(artefacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return place
 
 
+_LONG_EXAMPLES = (  # of verbs that tests of their own run in the same words
+    "featcache.compression.recovering", "featcache.pipeline.compressing", "featcache.compression.pruning",
+    "featcache.compression.quantization", "featcache.pipeline.job",
+)  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DOCTESTED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if name in _LONG_EXAMPLES else ()) for name in DOCTESTED],
+)
 def test_docstring_examples_run(name: str, workplace: Path) -> None:
     """Each ``>>>`` of the module gives what stands below it."""
     outcome = doctest.testmod(importlib.import_module(name), optionflags=OPTIONS)

@@ -97,7 +97,10 @@ def assert_same(cache: Path, report: BuildReport, plain: tuple[Path, BuildReport
         assert (mine.failures, mine.splits.tolist()) == (other.failures, other.splits.tolist())
 
 
-@pytest.mark.parametrize("gpus", [0, 0.5], ids=["on processors", "decoding apart"])
+@pytest.mark.parametrize(
+    "gpus",
+    [pytest.param(0, id="on processors"), pytest.param(0.5, id="decoding apart", marks=pytest.mark.long)],
+)
 def test_build_in_a_cluster_equals_the_plain_one(
     machines: Any, folder: Path, plain: tuple[Path, BuildReport], tmp_path: Path, gpus: float
 ) -> None:
@@ -193,6 +196,7 @@ def test_killed_worker_costs_its_share_in_work(
     assert sum(computed(log).values()) <= 200 / 8 + 7 + 2 * 4
 
 
+@pytest.mark.long
 def test_killed_driver_goes_on_from_what_is_committed(
     machines: Any, folder: Path, plain: tuple[Path, BuildReport], tmp_path: Path
 ) -> None:
@@ -300,6 +304,7 @@ def test_process_in_a_cluster_stays_in_it(machines: Any) -> None:
         pass
 
 
+@pytest.mark.long
 def test_predictions_in_a_cluster_equal_those_here(machines: Any, pets: Path, folder: Path) -> None:
     """In the order of the images, the bad ones among them; and so the evaluation."""
     images = [folder, *sorted((folder / "dog").glob("00?.jpg"))]
@@ -311,6 +316,7 @@ def test_predictions_in_a_cluster_equal_those_here(machines: Any, pets: Path, fo
     )
 
 
+@pytest.mark.long
 def test_command_in_a_cluster_of_its_own(folder: Path, tmp_path: Path) -> None:
     """`--ray local` starts one and leaves nothing behind; where there is nothing to do it starts none."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'featcache[ray]'")

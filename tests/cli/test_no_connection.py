@@ -62,6 +62,7 @@ def test_the_guard_ends_a_process_that_connects(job: dict[str, str]) -> None:
     assert "a connection: socket.getaddrinfo" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_main_job_opens_no_connection(job: dict[str, str], tmp_path: Path) -> None:
     """Build, train, merge, quantize, export, predict; where strace is there, compiled code is watched as well."""

@@ -32,8 +32,6 @@ _WRITERS = ("torch", "timm", "onnx", "onnxslim")  # of the graph that every form
 _TOOLS = {
     "openvino": ("openvino",), "coreml": ("coremltools",), "ncnn": ("pnnx",),
 }  # fmt: skip
-# converters that compute weights themselves, in whatever instructions the processor has
-_NATIVE = ("openvino", "ncnn", "mslite", "mindir", "executorch", "mindspore")
 _INSTRUCTIONS = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8"}
 _OF_THE_MACHINE = ("golden/", "manifest.json", "report.json")  # logits, their digests, measurements
 
@@ -77,11 +75,10 @@ def versions_of(name: str) -> dict[str, str]:
     found = {package: importlib.metadata.version(package) for package in (*_WRITERS, *_TOOLS.get(name, ()))}
     if target.environment is not None:
         found["tools"] = target.version()
-    if name in _NATIVE:
-        listing = Path("/proc/cpuinfo")
-        flags = set(listing.read_text(encoding="utf-8").split()) if listing.exists() else set()
-        found["instructions"] = " ".join(sorted(_INSTRUCTIONS & flags))
-    return found
+    # converters, and torch where it folds norms, compute weights in whatever instructions the processor has
+    listing = Path("/proc/cpuinfo")
+    flags = set(listing.read_text(encoding="utf-8").split()) if listing.exists() else set()
+    return {**found, "instructions": " ".join(sorted(_INSTRUCTIONS & flags))}
 
 
 @pytest.fixture(scope="module")

@@ -109,8 +109,10 @@ def test_images_may_be_a_file_several_files_or_a_csv(bundle: Path, photos: Path,
     assert [entry.path for entry in predict(bundle, photos / "list.csv")] == ["dog/01.jpg"]
     with pytest.raises(MissingError):
         predict(bundle, photos / "nothing.jpg")
+    with pytest.raises(InputError, match="must name an image a line, none is there"):
+        predict(bundle, bundle / "labels.txt")  # a .txt is a list
     with pytest.raises(InputError, match="image file"):
-        predict(bundle, bundle / "labels.txt")
+        predict(bundle, bundle / "manifest.json")
     with pytest.raises(MissingError, match="bundle or a model"):
         predict(tmp_path, photos)
 
