@@ -36,11 +36,15 @@ class ExistsError(FeatcacheError, FileExistsError):
     """An output exists already and may not be overwritten."""
 
 
-class ReadError(FeatcacheError, ValueError):
+class SampleError(FeatcacheError, ValueError):
+    """One input cannot be read, or is not what it must be; the message is the recorded reason."""
+
+
+class ReadError(SampleError):
     """The bytes of one input cannot be had; the message is the recorded reason."""
 
 
-class ImageError(FeatcacheError, ValueError):
+class ImageError(SampleError):
     """The bytes of one image cannot be turned into pixels; the message is the recorded reason."""
 
 

@@ -10,12 +10,13 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from featcache.errors import FormatError, InputError
 from featcache.system.json import canonical_json
 
-Decoder = Literal["fast", "pillow"]
+Decoder = Literal["fast", "pillow", "utf-8", "none"]
+Orientation = Literal["exif", "none"]
 Precision = Literal["fp32", "bf16", "fp16", "int8-dynamic", "int8"]
 
 _INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest")
@@ -26,6 +27,19 @@ Pooling = Literal["mean", "cls", "last", "max"]
 _POOLINGS = ("mean", "cls", "last", "max")
 MOST_TOKENS = 1 << 17  # of a text; no encoder takes more
 MOST_CHARACTERS = 1 << 20  # of a text that a tokenizer is given by default: more than fill any encoder
+
+
+class InputPreprocessing(Protocol):
+    """How an input becomes what a network takes: an input kind's part of the `Recipe`, as a frozen dataclass.
+
+    `input`: the kind's name. `to_json` gives JSON values that `from_json` takes; equal values mean equal rows.
+    """
+
+    input: ClassVar[str]
+
+    def to_json(self) -> dict[str, Any]: ...
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +72,7 @@ class Preprocessing:
     True
     """
 
+    input: ClassVar[str] = "image"
     height: int
     width: int
     resize: int
@@ -128,6 +143,7 @@ class TextPreprocessing:
     (True, 'mean')
     """
 
+    input: ClassVar[str] = "text"
     tokenizer_sha256: str
     max_length: int
     truncation_side: Literal["right", "left"] = "right"
@@ -170,6 +186,34 @@ class TextPreprocessing:
         return cls(**values)
 
 
+_kinds: dict[str, type[InputPreprocessing]] = {kind.input: kind for kind in (Preprocessing, TextPreprocessing)}
+
+
+def register_preprocessing(kind: type[InputPreprocessing]) -> None:
+    """Add an input kind's preprocessing, so that Recipes with it can be read; a class again does nothing.
+
+    Raises `InputError` for a name that another class has.
+    """
+    if _kinds.setdefault(kind.input, kind) is not kind:
+        raise InputError(f"the name of an input kind must be free, {kind.input!r} is taken")
+
+
+def preprocessing_to_json(preprocessing: InputPreprocessing) -> dict[str, Any]:
+    """Return JSON values that say the input kind too; images, which were there first, are those that say none."""
+    kind = {} if preprocessing.input == Preprocessing.input else {"input": preprocessing.input}
+    return {**kind, **preprocessing.to_json()}
+
+
+def preprocessing_from_json(values: Mapping[str, Any]) -> InputPreprocessing:
+    """Return the preprocessing that `preprocessing_to_json` wrote; `FormatError` for a kind that is not known."""
+    name = values.get("input", Preprocessing.input)
+    if name not in _kinds:
+        raise FormatError(
+            f"the input kind must be one of {sorted(_kinds)!r}, got {name!r:.60}: import the package that registers it"
+        )
+    return _kinds[name].from_json({key: value for key, value in values.items() if key != "input"})
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Everything that determines a feature row besides the input's bytes.
@@ -186,13 +230,13 @@ class Recipe:
         Digest of all parameters and buffers, whatever file they came from.
     outputs : tuple of str
         Names of the stored outputs, in order.
-    preprocessing : Preprocessing
-        From a decoded image to the network's input.
-    decoder : {"fast", "pillow"}
-        ``fast`` is at most 2 grey levels from ``pillow``.
+    preprocessing : Preprocessing, TextPreprocessing or another kind's
+        From a decoded image, or a text, to the network's input; it says what the inputs are.
+    decoder : {"fast", "pillow", "utf-8", "none"}
+        Of images; ``fast`` is at most 2 grey levels from ``pillow``. Of texts ``utf-8``.
     dct_scaling : bool
         Whether large JPEGs are decoded at a reduced scale.
-    orientation : {"exif"}
+    orientation : {"exif", "none"}
         The rule by which images are turned upright.
     views, view_seed : int
         Stored views of each image, view 0 being the plain one; the others are drawn with the seed.
@@ -224,10 +268,10 @@ class Recipe:
     model_digest: str | None
     weights_sha256: str
     outputs: tuple[str, ...]
-    preprocessing: Preprocessing
+    preprocessing: InputPreprocessing
     decoder: Decoder
     dct_scaling: bool
-    orientation: Literal["exif"]
+    orientation: Orientation
     views: int
     view_seed: int
     engine: str
@@ -243,6 +287,18 @@ class Recipe:
             raise InputError(f"outputs must be one or more distinct names, got {self.outputs!r}")
         if len(self.weights_sha256) != 64:
             raise InputError(f"weights_sha256 must be 64 hexadecimal digits, got {self.weights_sha256!r}")
+
+    @property
+    def input(self) -> str:
+        """The kind of what the rows are of: ``image``, ``text`` or what a program registered."""
+        return self.preprocessing.input
+
+    @property
+    def image_preprocessing(self) -> Preprocessing:
+        """How an image becomes the network's input; `InputError` where the rows are of something else."""
+        if not isinstance(self.preprocessing, Preprocessing):
+            raise InputError(f"this needs a backbone of images, {self.model!r} is one of input kind {self.input!r}")
+        return self.preprocessing
 
     @property
     def random_weights(self) -> bool:
@@ -274,7 +330,7 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """Return all fields as JSON values."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["preprocessing"] = self.preprocessing.to_json()
+        values["preprocessing"] = preprocessing_to_json(self.preprocessing)
         values["model_kwargs"] = dict(self.model_kwargs)
         values["outputs"] = list(self.outputs)
         return values
@@ -289,7 +345,7 @@ class Recipe:
         return cls(
             **{
                 **values,
-                "preprocessing": Preprocessing.from_json(values["preprocessing"]),
+                "preprocessing": preprocessing_from_json(values["preprocessing"]),
                 "outputs": tuple(values["outputs"]),
             }
         )

@@ -32,7 +32,8 @@ from featcache.distillation.settings import DistillSettings
 from featcache.distillation.student import create_student
 from featcache.distillation.targets import CachedTargets, SoftLabels, largest
 from featcache.distillation.trainer import Trainer, has_bf16
-from featcache.extract.request import Request, open_extractor
+from featcache.extract.opening import open_extractor
+from featcache.extract.request import Request
 from featcache.heads.base import Head, softmax
 from featcache.heads.io import load_head
 from featcache.images.view_spec import ViewSpec

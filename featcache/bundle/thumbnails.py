@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import io
 from typing import Any
 
 from featcache.datasets.labelled import LabelledImages
 from featcache.errors import ImageError
-from featcache.images.load import decode
 from featcache.images.read import read_image_bytes
+from featcache.images.thumbnail import thumbnail as small_jpeg
 from featcache.runtime.evaluation import Evaluation
 
 THUMBNAIL_SIDE = 112
@@ -41,10 +40,4 @@ def thumbnail(data: bytes, *, side: int = THUMBNAIL_SIDE) -> str:
 
     Raises `ImageError` where it does not decode.
     """
-    from PIL import Image
-
-    image = Image.fromarray(decode(data, decoder="pillow"))
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return "data:image/jpeg;base64," + base64.b64encode(small_jpeg(data, side=side, quality=80)).decode("ascii")

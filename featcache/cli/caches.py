@@ -14,16 +14,23 @@ from featcache.cli.options import (
     CacheArgument,
     GpusOption,
     ImagesArgument,
+    InputOption,
     Json,
+    LabelColumn,
+    MaxLength,
     MeanOption,
     ModelKwargsOption,
+    Normalize,
     NoSplits,
     Overwrite,
     Place,
+    Pooling,
+    Prefix,
     RayOption,
     StdOption,
     StoreKind,
     TaskKind,
+    TextColumn,
 )
 from featcache.cli.output import results, say
 from featcache.cli.text import parse_pairs, parse_triple, say_if_random, show
@@ -39,7 +46,10 @@ def build(
     ] = None,
     backbones: Annotated[
         list[str] | None,
-        typer.Option("--backbone", help="timm name, tag or hf-hub: id. Several: one decode, caches CACHE/BACKBONE."),
+        typer.Option(
+            "--backbone",
+            help="timm name or hf-hub: id; of texts a directory. Several: caches CACHE/BACKBONE.",
+        ),
     ] = None,
     weights: Annotated[
         list[str] | None,
@@ -64,7 +74,14 @@ def build(
         StoreKind | None, typer.Option(help="Storage of a new cache; default: lmdb, at a URL zarr.")
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Name of the data set; default: the folder's name.")] = None,
-    task: Annotated[TaskKind | None, typer.Option(help="What a CSV's labels are for.")] = None,
+    input: InputOption = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    max_length: MaxLength = None,
+    pooling: Pooling = None,
+    normalize: Normalize = None,
+    prefix: Prefix = None,
+    task: Annotated[TaskKind | None, typer.Option(help="What a table's labels are for.")] = None,
     no_splits: NoSplits = False,
     split_seed: Annotated[int | None, typer.Option(help="Seed of the drawn splits.")] = None,
     prune_missing: Annotated[bool, typer.Option(help="Free rows that no sample refers to.")] = False,
@@ -78,7 +95,7 @@ def build(
     gpus_per_actor: GpusOption = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Bring a cache up to date with a folder of images; only what changed is extracted.\f
+    """Bring a cache up to date with images or texts; only what changed is extracted.\f
 
     Raises `InputError` for several weights of one backbone.
     """
@@ -105,6 +122,15 @@ def build(
         dtype=dtype,
         store=store.value if store else None,
         dataset=dataset,
+        input=input,
+        input_options={
+            "text_column": text_column,
+            "label_column": label_column,
+            "max_length": max_length,
+            "pooling": pooling,
+            "normalize": normalize,
+            "prefix": prefix,
+        },
         task=task.value if task else None,
         splits=not no_splits,
         split_seed=split_seed,

@@ -1,4 +1,4 @@
-"""What is in a data set before any byte of an image was read: paths, stats, labels, and the splits that it names."""
+"""What is in a data set before any byte of an input was read: paths, stats, labels, and the splits that it names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Listing:
     (n, n_classes) float32 0/1 for ``multilabel``, (n, n_targets) float32 for ``regression``. `given_splits` (n,) uint8:
     index into `SPLITS` or 255. `ignored`: files without an image extension. `failures`: what could not even be listed,
     as (path, reason). `scanned_ns`: the clock before the first file was looked at. `notes`: one line each, how the data
-    set was read where that is not plain; they are said, not stored.
+    set was read where that is not plain; they are said, not stored. `input`: the kind of what is listed, as in Recipes.
     """
 
     root: str
@@ -37,6 +37,7 @@ class Listing:
     failures: tuple[tuple[str, str], ...]
     scanned_ns: int
     notes: tuple[str, ...] = ()
+    input: str = "image"
 
     def __len__(self) -> int:
         return len(self.paths)

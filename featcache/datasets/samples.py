@@ -190,6 +190,7 @@ def samples_header(samples: Samples) -> dict[str, Any]:
         "scanned_ns": listing.scanned_ns,
         "split_seed": samples.split_seed,
         **({} if samples.called is None else {"called": samples.called}),
+        **({} if listing.input == "image" else {"input": listing.input}),
     }
 
 
@@ -225,6 +226,7 @@ def samples_of(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
         ignored=header["ignored"],
         failures=tuple((name, reason) for name, reason in header["listing_failures"]),
         scanned_ns=header["scanned_ns"],
+        input=header.get("input", "image"),
     )
     return Samples(
         header["dataset"],

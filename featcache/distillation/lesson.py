@@ -42,7 +42,7 @@ class Lesson:
 
     def view_spec(self, input_size: int) -> ViewSpec:
         """Return how the student sees the teacher's views with an input of `input_size` pixels."""
-        theirs = self.recipe.preprocessing
+        theirs = self.recipe.image_preprocessing
         square = theirs.crop_mode == "center" and theirs.height == theirs.width
         resize = round(input_size * theirs.resize / theirs.height) if square else input_size
         preprocessing = Preprocessing(

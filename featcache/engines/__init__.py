@@ -7,12 +7,13 @@ Normalisation is inside the graph and the batch has one fixed shape, the last on
 version a row is bit for bit the same whatever stands next to it, wherever it stands, in whatever order.
 """
 
-from featcache.engines.interface import PRECISIONS, Engine, Features, Images
+from featcache.engines.interface import PRECISIONS, CompiledNetwork, Engine, Features, Images
 from featcache.engines.opening import open_cached_engine, open_engine
 from featcache.engines.registry import engine_names, register_engine
 
 __all__ = [
     "PRECISIONS",
+    "CompiledNetwork",
     "Engine",
     "Features",
     "Images",

@@ -89,15 +89,11 @@ def _remove_oldest(directory: Path, *, keep: Path, max_bytes: int) -> None:
 
 def identity(source: Backbone | Recipe) -> dict[str, Any]:
     """Return what determines a network's graph besides engine and precision, as JSON values, for the cache's key."""
+    size = source.image_preprocessing if isinstance(source, Recipe) else source.preprocessing
     return {
         "model": source.model if isinstance(source, Recipe) else source.model_name,
         "model_kwargs": dict(source.model_kwargs),
         "weights_sha256": source.weights_sha256,
         "outputs": list(source.outputs),
-        "input": [
-            source.preprocessing.height,
-            source.preprocessing.width,
-            list(source.preprocessing.mean),
-            list(source.preprocessing.std),
-        ],
+        "input": [size.height, size.width, list(size.mean), list(size.std)],
     }

@@ -26,21 +26,14 @@ from featcache.cache.manifest import is_cache, may_be_cache, read_manifest
 from featcache.datasets.listing import Listing, Task, printable
 from featcache.datasets.remarks import notes_on_training, notes_on_what_was_read
 from featcache.datasets.samples import Samples
-from featcache.datasets.scan import scan
 from featcache.datasets.splits import assign_splits
 from featcache.errors import CorruptError, ExistsError, FormatError, InputError, RecipeMismatchError, StorageError
 from featcache.extract.changes import ChangeSet, Seen, find_changes, hash_known, same_listing
+from featcache.extract.inputs.interface import Extractor
+from featcache.extract.inputs.registry import IMAGE, find_input, input_of
 from featcache.extract.naming import WantedName, settle_name, wanted_name
-from featcache.extract.request import (
-    DEFAULT_BACKBONE,
-    Extractor,
-    OpenExtractor,
-    Request,
-    first_given,
-    open_extractor,
-    reopen_extractor,
-    resolved_under,
-)
+from featcache.extract.opening import OpenExtractor, open_extractor, reopen_extractor, resolved_under
+from featcache.extract.request import Request, first_given
 from featcache.extract.settings import ExtractSettings, default_settings
 from featcache.recipe import Recipe
 from featcache.store import StoreWriter, check_kind_at, hold_store
@@ -96,7 +89,7 @@ class BuildReport:
 
 
 class RequestOptions(TypedDict, total=False):
-    """The arguments of `Request` that hold for each of several backbones."""
+    """The arguments of `Request` that hold for each of several backbones of images; texts have `input_options`."""
 
     model_kwargs: Mapping[str, Any] | None
     mean: tuple[float, float, float] | None
@@ -119,6 +112,8 @@ def build_cache(
     weights: str | Path | None = None,
     store: str | None = None,
     dataset: str | None = None,
+    input: str | None = None,
+    input_options: Mapping[str, Any] | None = None,
     task: Task | None = None,
     splits: bool = True,
     split_seed: int | None = None,
@@ -142,8 +137,8 @@ def build_cache(
     Parameters
     ----------
     images : path, Listing or Samples
-        A folder, CSV, tars or Parquet files, on the disk or by URL (see `featcache.datasets.scan.scan`), what a scan of
-        it gave, or the samples of another cache.
+        A folder, CSV, tars or Parquet files, on the disk or by URL (see `featcache.datasets.scan.scan`), or texts (see
+        `featcache.datasets.text_scan.scan_texts`), what a scan of it gave, or the samples of another cache.
     cache : path or URL, optional
         By default ``cache_store/NAME``. On object storage (``s3://BUCKET/KEY``) several builds may extend it at once.
     backbone, weights : str, optional
@@ -152,8 +147,13 @@ def build_cache(
         Of a new cache; by default LMDB, on object storage Zarr, the only one there.
     dataset : str, optional
         The data set's name, by default the folder's, or what a folder that was moved was called.
+    input : str, optional
+        What there is to read: ``image``, ``text``, or a kind that was registered; by default what it looks like.
+    input_options : mapping, optional
+        Settings of that kind: of texts ``text_column``, ``label_column`` (of tables), ``max_length``, ``pooling``,
+        ``normalize``, ``prefix`` (see `featcache.backbone.text.load_text_backbone`).
     task : {"classification", "multilabel", "regression"}, optional
-        What the labels of a CSV are for.
+        What the labels of a table are for.
     splits : bool
         Whether folders called ``train`` or ``test``, or the column ``split``, say the splits.
     split_seed : int, optional
@@ -211,9 +211,13 @@ def build_cache(
     >>> featcache.build_cache("photos", "animals").extracted  # nothing has changed
     0
     """
+    started = time.perf_counter()
+    listing, named = _listed(images, task, dataset, splits=splits, input=input, options=input_options)
+    asked = _of_kind(options, listing.input, input_options)
     work = _Work(
-        time.perf_counter(),
-        *_listed(images, task, dataset, splits=splits),
+        started,
+        listing,
+        named,
         True,
         split_seed,
         prune_missing,
@@ -224,7 +228,7 @@ def build_cache(
         _Notes(say),
     )
     place = Path("cache_store") / work.wanted.name if cache is None else place_of(cache)
-    return _build([(place, _request(backbone, weights, options), extractor)], work, store=store, overwrite=overwrite)[0]
+    return _build([(place, _request(backbone, weights, asked), extractor)], work, store=store, overwrite=overwrite)[0]
 
 
 def build_caches(
@@ -235,6 +239,8 @@ def build_caches(
     weights: Sequence[str | Path] | str | Path | None = None,
     store: str | None = None,
     dataset: str | None = None,
+    input: str | None = None,
+    input_options: Mapping[str, Any] | None = None,
     task: Task | None = None,
     splits: bool = True,
     split_seed: int | None = None,
@@ -258,7 +264,9 @@ def build_caches(
 
     Parameters
     ----------
-    images, cache, store, dataset, task, splits, split_seed, prune_missing, overwrite, wait_seconds
+    images, cache, store, dataset, input, input_options, task, splits, split_seed, prune_missing, overwrite
+        As for `build_cache`.
+    wait_seconds
         As for `build_cache`.
     workers, ray, actors, gpus_per_actor, settings, say
         As for `build_cache`, and so `**options`; `cache` is the directory that the caches lie in.
@@ -290,9 +298,13 @@ def build_caches(
     if not backbone or len(set(backbone)) != len(backbone):
         raise InputError(f"--backbone must name one or more distinct backbones, got {list(backbone)!r}")
     each = _weights_of_each(backbone, weights)
+    started = time.perf_counter()
+    listing, named = _listed(images, task, dataset, splits=splits, input=input, options=input_options)
+    asked = _of_kind(options, listing.input, input_options)
     work = _Work(
-        time.perf_counter(),
-        *_listed(images, task, dataset, splits=splits),
+        started,
+        listing,
+        named,
         False,
         split_seed,
         prune_missing,
@@ -309,7 +321,7 @@ def build_caches(
             "name another --cache"
         )
     wanted = [
-        (cache_directory(place, name), _request(name, one, options), (extractors or {}).get(name))
+        (cache_directory(place, name), _request(name, one, asked), (extractors or {}).get(name))
         for name, one in zip(backbone, each, strict=True)
     ]
     return tuple(_build(wanted, work, store=store, overwrite=overwrite))
@@ -337,7 +349,7 @@ def _weights_of_each(backbone: Sequence[str], weights: Sequence[str | Path] | st
     return listed
 
 
-def _request(backbone: str | None, weights: str | Path | None, options: RequestOptions) -> Request:
+def _request(backbone: str | None, weights: str | Path | None, options: Mapping[str, Any]) -> Request:
     values: dict[str, Any] = dict(options)
     if values.get("outputs") is not None:
         values["outputs"] = tuple(values["outputs"])
@@ -345,13 +357,29 @@ def _request(backbone: str | None, weights: str | Path | None, options: RequestO
 
 
 def _listed(
-    images: str | Path | Listing | Samples, task: Task | None, dataset: str | None, *, splits: bool
+    images: str | Path | Listing | Samples,
+    task: Task | None,
+    dataset: str | None,
+    *,
+    splits: bool,
+    input: str | None,
+    options: Mapping[str, Any] | None,
 ) -> tuple[Listing, WantedName]:
     """Return the listing of `images` and what the data set is to be called."""
     if isinstance(images, Samples):
         return images.listing, WantedName(dataset or images.dataset, True)
-    listing = images if isinstance(images, Listing) else scan(images, task=task, splits=splits)
-    return listing, wanted_name(listing.root if isinstance(images, Listing) else images, dataset)
+    if isinstance(images, Listing):
+        return images, wanted_name(images.root, dataset)
+    kind = find_input(input) if input is not None else input_of(images, options)
+    kind.refuse_options(options or {})
+    return kind.scan(images, task=task, splits=splits, options=options), wanted_name(images, dataset)
+
+
+def _of_kind(options: Mapping[str, Any], input: str, chosen: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the arguments of `Request` for inputs of a kind; those of its Recipe alone belong to what is asked for."""
+    kind = find_input(input)
+    own = kind.chosen(chosen, kind.recipe_options)
+    return {**options, "input": None if input == IMAGE else input, "input_options": own or None}
 
 
 # --- the Recipe -----------------------------------------------------------------------------------------------------
@@ -407,7 +435,9 @@ def _create(
     open_backbone: OpenExtractor,
     overwrite: bool = False,
 ) -> tuple[FeatureCache, Extractor]:
-    full = dataclasses.replace(request, backbone=request.backbone or DEFAULT_BACKBONE)
+    full = dataclasses.replace(
+        request, backbone=request.backbone or find_input(request.input or IMAGE).default_backbone
+    )
     store = check_kind_at(place, store or ("zarr" if isinstance(place, ObjectPath) else "lmdb"))
     extractor = extractor or open_backbone(full, adopt=None)
     shapes = dict(extractor.engine.columns)
@@ -545,6 +575,11 @@ def _opener(settings: ClusterSettings | None, opened: contextlib.ExitStack) -> O
 
 
 def _start(cache: FeatureCache, extractor: Extractor | None, work: _Work) -> _Job:
+    if cache.recipe.input != work.listing.input:
+        raise InputError(
+            f"the cache {str(cache.path)!r} must be extended with inputs of its kind {cache.recipe.input!r}, got "
+            f"{work.listing.input!r}: name another --cache"
+        )
     dataset, note = settle_name(cache, work.listing, work.wanted)
     if note is not None:
         work.notes.add(note)
@@ -603,7 +638,7 @@ def _is_stored(job: _Job, work: _Work) -> bool:
 
 
 def _extract(jobs: Sequence[_Job], work: _Work) -> None:
-    """Extract what the jobs lack, each image read and decoded once for all of them."""
+    """Extract what the jobs lack, each input read and decoded once for all of them."""
     todo = jobs[0].changes.todo if len(jobs) == 1 else np.unique(np.concatenate([job.changes.todo for job in jobs]))
     whole = len(jobs) == 1 and len(todo) == len(work.listing)  # then nothing need be held twice
     known = (jobs[0].changes.digests, jobs[0].changes.stats) if whole else None
@@ -632,7 +667,7 @@ def _extract_here(jobs: Sequence[_Job], work: _Work, paths: Sequence[str | bytes
         job.extractor = job.extractor or reopen_extractor(job.cache.request, job.cache.recipe)
         _refuse_other_recipe(job.cache, job.extractor.recipe)
         assert job.writer is not None
-        targets.append(Target(job.extractor.engine, job.extractor.recipe, job.writer))
+        targets.append(Target(job.extractor, job.writer))
     return extract(paths, targets, workers=work.workers, settings=work.settings, out=known)
 
 

@@ -12,10 +12,11 @@ import numpy.typing as npt
 from featcache.cache import FeatureCache
 from featcache.datasets.listing import Listing
 from featcache.datasets.samples import Samples
-from featcache.errors import ImageError
-from featcache.images.read import image_reader
+from featcache.errors import SampleError
+from featcache.extract.inputs.registry import find_input
 from featcache.store import StoreReader, StoreWriter
 from featcache.system.sources.interface import FileStat
+from featcache.system.sources.reading import input_reader
 
 # A file changed this close to the last scan may have changed after it (git's rule). In a storage, whose clock is
 # another, an ETag names the content, and no time is looked at.
@@ -82,6 +83,7 @@ def same_listing(before: Samples, listing: Listing, *, seed: int) -> bool:
         and old.task == listing.task
         and old.classes == listing.classes
         and old.paths == listing.paths
+        and old.input == listing.input
         and np.array_equal(old.labels, listing.labels)
         and np.array_equal(old.given_splits, listing.given_splits)
         and (old.targets is None) == (listing.targets is None)
@@ -111,9 +113,10 @@ def hash_known(
     if before is not None:
         failed = {before.digests[index].tobytes(): reason for index, reason in before.failures.items()}
     unread = changes.todo[[int(index) not in seen for index in changes.todo]] if seen else changes.todo
+    noun = find_input(listing.input).noun
     with (
-        image_reader(listing.absolute_paths(unread)) as read,
-        tqdm(total=len(changes.todo), desc="changed files", unit="image", disable=None, delay=1) as bar,
+        input_reader(listing.absolute_paths(unread)) as read,
+        tqdm(total=len(changes.todo), desc="changed files", unit=noun, disable=None, delay=1) as bar,
     ):
         position = 0
         for done, number in enumerate(changes.todo):
@@ -139,6 +142,6 @@ def _identified(read: Callable[[int], tuple[bytes, FileStat]], position: int) ->
     """Return a file's digest and stat, or why it cannot be read."""
     try:
         data, stat = read(position)
-    except ImageError as error:
+    except SampleError as error:
         return str(error)
     return hashlib.sha256(data).digest(), stat

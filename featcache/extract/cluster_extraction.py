@@ -22,12 +22,16 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache import open_cache
-from featcache.engines import Engine, Features, Images
+from featcache.engines import CompiledNetwork
 from featcache.errors import FeatcacheError, InputError, RecipeMismatchError
 from featcache.extract.collection import STAGES, Collection, ComputedRows, Extraction
-from featcache.extract.extraction import Target, default_workers, extract
+from featcache.extract.extraction import NewLoader, Target, default_workers, extract
+from featcache.extract.inputs.images import ImageLoader, image_columns
+from featcache.extract.inputs.interface import Extractor
+from featcache.extract.inputs.registry import find_input
 from featcache.extract.ledger import ExtractionLedger, Known
-from featcache.extract.request import Extractor, Request, open_extractor
+from featcache.extract.opening import open_extractor
+from featcache.extract.request import Request
 from featcache.extract.settings import ExtractSettings
 from featcache.images.view_spec import ViewSpec
 from featcache.recipe import Recipe
@@ -67,7 +71,7 @@ class ClusterTarget:
                 f"the cluster must compute what the cache has, a worker computes other rows ({listed}): "
                 "use machines alike, or name --engine and --precision for a new --cache"
             )
-        return Target(extractor.engine, extractor.recipe, writer)
+        return Target(extractor, writer)
 
 
 def extract_on_cluster(
@@ -100,11 +104,8 @@ class _Placement:
     actors: int
     threads: int
     gpus: float
+    apart: bool
     share_size: int
-
-    @property
-    def apart(self) -> bool:
-        return self.gpus > 0
 
     @classmethod
     def of(
@@ -112,18 +113,17 @@ class _Placement:
     ) -> _Placement:
         """Return a placement for `count` images: an actor for each machine, unless told otherwise."""
         actors, threads = cluster.actors_and_processors(ray)
-        specs = [ViewSpec.of(target.recipe) for target in targets]
+        kind = find_input(targets[0].recipe.input)
+        apart = cluster.gpus_per_actor > 0 and kind.decodes_apart
         # where workers commit themselves, a share is a commit, and its rows need not travel
         written = all(target.cache is not None for target in targets)
-        image_bytes = 1 if written else sum(target.row_bytes for target in targets)
-        if cluster.gpus_per_actor:
-            image_bytes = sum(
-                len(spec.views) * spec.preprocessing.height * spec.preprocessing.width * 3 for spec in set(specs)
-            )
+        input_bytes = 1 if written else sum(target.row_bytes for target in targets)
+        if apart:
+            input_bytes = kind.prepared_bytes([target.recipe for target in targets])
         most = settings.commit_rows if written else threads * settings.burst * _BURSTS
-        share = min(most, max(1, _SHARE_BYTES // image_bytes))
+        share = min(most, max(1, _SHARE_BYTES // input_bytes))
         fair = max(-(-count // (actors * _LEAST_SHARES)), settings.burst)
-        return cls(actors, threads, cluster.gpus_per_actor, max(1, min(share, fair)))
+        return cls(actors, threads, cluster.gpus_per_actor, apart, max(1, min(share, fair)))
 
 
 def _stages(
@@ -136,7 +136,7 @@ def _stages(
     rows_there = [_KnownKeys.of(ray, keys) for keys in known]
     if not placement.apart:
         whole = _StartExtraction(tuple(targets), tuple(rows_there), placement.threads, settings.burst)
-        return [Stage(whole, placement.actors, cpus=placement.threads)]
+        return [Stage(whole, placement.actors, cpus=placement.threads, gpus=placement.gpus)]
     specs = [ViewSpec.of(target.recipe) for target in targets]
     # An image is decoded for all targets that see it alike as soon as one of them lacks its row.
     shared = {spec: [number for number, other in enumerate(specs) if other == spec] for spec in specs}
@@ -321,13 +321,11 @@ class _StartExtraction:
         known = [keys.get() for keys in self.known]
         into = [target.open_writer() for target in self.targets]
         opened = [target.opened(_ShareWriter(keys)) for target, keys in zip(self.targets, known, strict=True)]
-        engines = [target.engine for target in opened]
+        engines = [target.extractor.engine for target in opened]
 
         def work(share: Share) -> Share:
             writers = [_ShareWriter(keys, writer) for keys, writer in zip(known, into, strict=True)]
-            targets = [
-                Target(target.engine, target.recipe, writer) for target, writer in zip(opened, writers, strict=True)
-            ]
+            targets = [Target(target.extractor, writer) for target, writer in zip(opened, writers, strict=True)]
             return _extracted(share, targets, writers, default_workers(engines, processors=self.threads), self.burst)
 
         return work
@@ -345,11 +343,11 @@ class _StartDecoding:
 
         def work(share: Share) -> Share:
             writers = [_ShareWriter(keys) for keys in known]
-            targets: list[Target] = [
-                _PixelTarget(_EngineElsewhere(recipe), recipe, writer)
+            targets = [
+                Target(Extractor(_EngineElsewhere(recipe), recipe), writer)
                 for (recipe, _), writer in zip(self.specs, writers, strict=True)
             ]
-            return _extracted(share, targets, writers, 1, self.burst)
+            return _extracted(share, targets, writers, 1, self.burst, partial(ImageLoader, columns=_pixels))
 
         return work
 
@@ -377,7 +375,7 @@ class _StartNetworks:
                     if pixels is not None:
                         # an engine may want memory that it could write to
                         flat = np.array(pixels).reshape(-1, *pixels.shape[2:])
-                        columns = opened[number].columns(flat, len(keys))
+                        columns = image_columns(opened[number].extractor, flat, len(keys))
                         with alone:
                             writer.append(keys, columns)
                             writer.commit()
@@ -394,12 +392,19 @@ class _StartNetworks:
 
 
 def _extracted(
-    share: Share, targets: Sequence[Target], writers: Sequence[_ShareWriter], workers: int, burst: int
+    share: Share,
+    targets: Sequence[Target],
+    writers: Sequence[_ShareWriter],
+    workers: int,
+    burst: int,
+    new_loader: NewLoader | None = None,
 ) -> Share:
     started = time.perf_counter()
     # all at the end, in one commit: before, a share is not done
     settings = ExtractSettings(commit_rows=sys.maxsize, commit_seconds=math.inf, burst=burst)
-    extraction = extract(paths_of(share), targets, workers=workers, settings=settings, progress=False)
+    extraction = extract(
+        paths_of(share), targets, workers=workers, settings=settings, progress=False, new_loader=new_loader
+    )
     values = {
         "start": share.values["start"],
         "failures": {str(position): reason for position, reason in extraction.failures.items()},
@@ -420,25 +425,19 @@ def _in_all(known: Sequence[npt.NDArray[np.bytes_]]) -> npt.NDArray[np.bytes_]:
     return common
 
 
-class _EngineElsewhere(Engine):
+class _EngineElsewhere(CompiledNetwork):
     """Stands for an engine that is not in this process."""
 
     version, batch_size, workers = "0", 1, 1
 
     def __init__(self, recipe: Recipe, columns: tuple[tuple[str, tuple[int, ...]], ...] = ()) -> None:
         self.name, self.precision, self.columns = "elsewhere", recipe.precision, columns
-        self.height, self.width = recipe.preprocessing.height, recipe.preprocessing.width
-
-    def _infer(self, batch: Images) -> tuple[Features, ...]:
-        raise InputError("this network must run elsewhere in the cluster")
 
     def _release(self) -> None:
         """Nothing is held."""
 
 
-class _PixelTarget(Target):
-    """Its rows are the pixels of all views, for a network elsewhere."""
-
-    def columns(self, pixels: npt.NDArray[np.uint8], count: int) -> dict[str, npt.NDArray[Any]]:
-        views = self.recipe.views
-        return {"pixels": pixels[: count * views].reshape(count, views, *pixels.shape[1:]).copy()}
+def _pixels(extractor: Extractor, pixels: npt.NDArray[np.uint8], count: int) -> dict[str, npt.NDArray[Any]]:
+    """Return the pixels of all views as rows, for a network elsewhere."""
+    views = extractor.recipe.views
+    return {"pixels": pixels[: count * views].reshape(count, views, *pixels.shape[1:]).copy()}

@@ -76,14 +76,22 @@ class StageClock:
 class Collection:
     """Rows from several threads on their way to the writers of their targets.
 
-    `ledger`: what became of which image. `stop`: set where the threads shall end. `store`: held by whoever asks or
-    tells a writer anything. `started`: when the first file was opened, on the clock of `time.perf_counter`.
+    `unit`: what one input is called. `ledger`: what became of which. `stop`: set where the threads shall end. `store`:
+    held by whoever asks or tells a writer anything. `started`: when the first file was opened, on the clock of
+    `time.perf_counter`.
     """
 
     def __init__(
-        self, ledger: ExtractionLedger, writers: Sequence[StoreWriter], settings: ExtractSettings, *, room: int
+        self,
+        ledger: ExtractionLedger,
+        writers: Sequence[StoreWriter],
+        settings: ExtractSettings,
+        *,
+        room: int,
+        unit: str = "image",
     ) -> None:
         self.ledger = ledger
+        self.unit = unit
         self.writers = writers
         self.settings = settings
         self.store = threading.Lock()
@@ -100,12 +108,11 @@ class Collection:
         self._clocks.append(clock)
         return clock
 
-    def send(self, rows: ComputedRows | None, clock: StageClock) -> None:
+    def send(self, rows: ComputedRows, clock: StageClock) -> None:
         """Hand rows over, waiting while too many are on their way already."""
-        if rows is not None:
-            clock.stop("network")
-            self._rows.put(rows)  # the other end takes rows until every thread has ended
-            clock.stop("wait")
+        clock.stop("network")
+        self._rows.put(rows)  # the other end takes rows until every thread has ended
+        clock.stop("wait")
 
     def count(self, number: int, rows: int) -> None:
         """Count rows of target `number` that were committed elsewhere."""
@@ -128,7 +135,7 @@ class Collection:
                 thread.start()
             try:
                 count = len(self.ledger.paths)
-                with tqdm(total=count, desc="features", unit="image", disable=None if progress else True) as bar:
+                with tqdm(total=count, desc="features", unit=self.unit, disable=None if progress else True) as bar:
                     self._write(len(pool), bar=bar, interrupted=interrupt.is_set)
             finally:
                 self._end(pool)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import ImageError, ReadError
-from featcache.system.read_ahead import THREADS, ReadAhead
+from featcache.system.read_ahead import THREADS
 from featcache.system.sources.interface import FileStat
 from featcache.system.sources.opening import is_remote, read_input
 from featcache.system.threads import processor_count
@@ -50,19 +49,6 @@ def read_image_file(path: str | bytes) -> tuple[bytes, FileStat]:
         return read_input(path)
     except ReadError as error:
         raise ImageError(str(error)) from error
-
-
-@contextmanager
-def image_reader(paths: Sequence[str | bytes]) -> Iterator[Callable[[int], tuple[bytes, FileStat]]]:
-    """Give a function from an index into `paths`, each called for once and about in order, to what is read there.
-
-    Where the images lie in a storage they are read ahead, by many threads. It raises as `read_image_file`.
-    """
-    if not len(paths) or not is_remote(paths[0]):
-        yield lambda index: read_image_file(paths[index])
-        return
-    with ReadAhead(lambda index: read_image_file(paths[index]), len(paths), size=lambda read: len(read[0])) as ahead:
-        yield ahead.take
 
 
 def read_image_bytes(path: str | bytes | os.PathLike[str], *, digest: bytes | None = None) -> bytes:

@@ -25,7 +25,7 @@ class ViewSpec:
     def of(cls, recipe: Recipe) -> ViewSpec:
         """Return how the rows of `recipe` see an image."""
         return cls(
-            recipe.preprocessing, tuple(range(recipe.views)), recipe.view_seed, recipe.decoder, recipe.dct_scaling
+            recipe.image_preprocessing, tuple(range(recipe.views)), recipe.view_seed, recipe.decoder, recipe.dct_scaling
         )
 
     def min_side(self, view: int) -> int | None:

@@ -79,7 +79,7 @@ class MergedModel(nn.Module):
         self.quantization = quantization
         self.halves = halves
         self.lineage = tuple(dict(step) for step in lineage)
-        preprocessing = recipe.preprocessing
+        preprocessing = recipe.image_preprocessing
         self.register_buffer("pixel_mean", torch.tensor(preprocessing.mean) * 255.0, persistent=False)
         self.register_buffer("pixel_gain", 1.0 / (torch.tensor(preprocessing.std) * 255.0), persistent=False)
         self.requires_grad_(False)
@@ -93,7 +93,7 @@ class MergedModel(nn.Module):
     @property
     def preprocessing(self) -> Preprocessing:
         """How an image becomes this model's input."""
-        return self.recipe.preprocessing
+        return self.recipe.image_preprocessing
 
     def normalise(self, image: torch.Tensor) -> torch.Tensor:
         """Return the backbone's input (N, 3, H, W) float32 of `image` (N, H, W, 3) uint8 RGB."""
@@ -157,7 +157,7 @@ def wrap_network(network: nn.Module, recipe: Recipe, *, outputs: Sequence[str]) 
         network,
         model_name=recipe.model,
         model_kwargs=recipe.model_kwargs,
-        preprocessing=recipe.preprocessing,
+        preprocessing=recipe.image_preprocessing,
         weights_label=recipe.weights,
         outputs=outputs,
         weights_sha256=recipe.weights_sha256,

@@ -203,7 +203,7 @@ def _difference_to_cache(
     compared = slice(None, step * _COMPARED_IMAGES, step)
     sources = samples.sources(selection.indices[compared])
     # photos may have gone or changed since the build; what is left is compared
-    batch = first_decoded(sources, cache.recipe.preprocessing, count=len(sources), decoder=cache.recipe.decoder)
+    batch = first_decoded(sources, cache.recipe.image_preprocessing, count=len(sources), decoder=cache.recipe.decoder)
     if not len(batch.indices):
         return None, None, 0
     rows = selection.rows[compared][batch.indices]

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from featcache.cache import open_cache
 from featcache.datasets.place import data_set_name
 from featcache.datasets.remarks import check_trainable
-from featcache.datasets.scan import scan
 from featcache.errors import BudgetError, InputError, VerificationError
 from featcache.extract.build import build_cache
+from featcache.extract.inputs import find_input, input_of
 from featcache.system.files import refuse_existing, write_atomically
 from featcache.train.fit import train_head
 from featcache.train.options import HeadOptions
@@ -96,6 +96,8 @@ def run(
     store: str = "lmdb",
     task: str | None = None,
     splits: bool = True,
+    input: str | None = None,
+    input_options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> RunReport:
@@ -108,10 +110,10 @@ def run(
     Parameters
     ----------
     images
-        Class folders, splits above class folders, or a CSV.
+        Class folders, splits above class folders, or a CSV; or texts.
     out
         The directory for everything that is made.
-    backbone, weights, model_kwargs, mean, std, store, task, splits
+    backbone, weights, model_kwargs, mean, std, store, task, splits, input, input_options
         As in `build_cache`.
     head
         As in `train_head`.
@@ -170,13 +172,15 @@ def run(
     cache = place / "cache"
     notes: list[str] = []
 
-    listing = scan(images, task=task, splits=splits)  # type: ignore[arg-type]
+    kind = find_input(input) if input is not None else input_of(images, input_options)
+    kind.refuse_options(input_options or {})
+    listing = kind.scan(images, task=task, splits=splits, options=input_options)  # type: ignore[arg-type]
     check_trainable(listing)
     steps = _Steps(say)
     steps.begin("build", "features: one pass over the images")
     built = build_cache(
         listing, cache, backbone=backbone, weights=weights, model_kwargs=model_kwargs, mean=mean, std=std, store=store,
-        dataset="images", say=lambda note: say(f"note: {note}"),
+        dataset="images", input_options=input_options, say=lambda note: say(f"note: {note}"),
     )  # fmt: skip
     notes += built.notes
     if built.failed:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from featcache.datasets.listing import Listing
 from featcache.datasets.splits import NO_SPLIT
-from featcache.datasets.text_encoding import text_digest
-from featcache.datasets.text_scan import TextListing, scan_texts
-from featcache.datasets.text_table import read_text_table
-from featcache.errors import FormatError, InputError, MissingError
+from featcache.datasets.text_scan import scan_texts
+from featcache.errors import FormatError, InputError, MissingError, SampleError
+from featcache.extract.inputs.texts import read_text
+from featcache.system.sources.opening import read_input
+from featcache.system.sources.text_table import read_text_table
 
 TEXTS = [
     '"Where", she asked; is it?',
@@ -42,10 +44,15 @@ def write_lines(path: Path, values: list[object]) -> Path:
     return path
 
 
-def by_text(listing: TextListing) -> dict[str, str | None]:
+def texts_of(listing: Listing) -> list[str]:
+    """Return what a build reads of each sample."""
+    return [read_text(read_input(listing.absolute(index))[0]) for index in range(len(listing))]
+
+
+def by_text(listing: Listing) -> dict[str, str | None]:
     return {
         text: listing.classes[label] if label >= 0 else None
-        for text, label in zip(listing.texts, listing.labels.tolist(), strict=True)
+        for text, label in zip(texts_of(listing), listing.labels.tolist(), strict=True)
     }
 
 
@@ -68,8 +75,10 @@ def test_table_of_any_form_gives_the_same_texts(tmp_path: Path, form: str) -> No
     listing = scan_texts(path)
     assert by_text(listing) == dict(zip(TEXTS, LABELS, strict=True))
     assert (listing.notes, listing.failures, listing.task) == ((), (), "classification")
-    digests = [hashlib.sha256(text.encode()).digest() for text in TEXTS]
-    assert [row.tobytes() for row in listing.digests] == digests == [text_digest(text) for text in TEXTS]
+    for index, text in enumerate(TEXTS):
+        data, stat = read_input(listing.absolute(index))
+        assert (data, stat) == (text.encode(), tuple(listing.stats[index].tolist()))
+    assert len(np.unique(listing.stats, axis=0)) == len(TEXTS)
 
 
 def test_columns_are_guessed_or_named(tmp_path: Path) -> None:
@@ -103,7 +112,7 @@ def test_folder_of_tables_called_as_splits_is_one_data_set(tmp_path: Path) -> No
     write_table(tmp_path / "train.csv", [("a", "x"), ("b", "y")])
     write_table(tmp_path / "test.csv", [("c", "x")])
     listing = scan_texts(tmp_path)
-    assert dict(zip(listing.names, listing.given_splits.tolist(), strict=True)) == {
+    assert dict(zip(listing.paths, listing.given_splits.tolist(), strict=True)) == {
         "test.csv:2": 2, "train.csv:2": 0, "train.csv:3": 0,
     }  # fmt: skip
     assert scan_texts(tmp_path / "train.csv").given_splits.tolist() == [NO_SPLIT, NO_SPLIT]
@@ -129,10 +138,16 @@ def test_class_folders_of_text_files_are_read_as_those_of_images(tmp_path: Path)
     (tmp_path / "train/neg/5.txt").write_bytes(b" \n")
     (tmp_path / "train/neg/6.jpg").write_bytes(b"x")
     listing = scan_texts(tmp_path)
-    assert by_text(listing) == {"good": "pos", "bad\r\n": "neg", "fine": "pos"}
-    assert listing.given_splits.tolist() == [2, 0, 0]
-    assert [name for name, _ in listing.failures] == ["train/neg/4.txt", "train/neg/5.txt"]
-    assert "cp1252" in listing.failures[0][1] and "empty" in listing.failures[1][1]
+    texts = {}
+    for index, name in enumerate(listing.paths):
+        try:
+            texts[name] = read_text(read_input(listing.absolute(index))[0])
+        except SampleError as error:
+            texts[name] = f"failed: {error}"
+    cp1252, empty = texts.pop("train/neg/4.txt"), texts.pop("train/neg/5.txt")
+    assert texts == {"train/pos/1.txt": "good", "train/neg/2.TXT": "bad\r\n", "test/pos/3.txt": "fine"}
+    assert listing.given_splits.tolist() == [2, 0, 0, 0, 0] and listing.classes == ("neg", "pos")
+    assert cp1252.startswith("failed: ") and "cp1252" in cp1252 and empty == "failed: the text is empty"
 
 
 def test_empty_texts_and_half_characters_are_failures_with_their_line(tmp_path: Path) -> None:
@@ -140,14 +155,14 @@ def test_empty_texts_and_half_characters_are_failures_with_their_line(tmp_path: 
     texts = ('"x"', '" "', '"\\ud83d"', "null")
     path.write_text("\n".join(f'{{"text": {text}, "label": "a"}}' for text in texts))
     listing = scan_texts(path)
-    assert listing.texts == ["x"]
+    assert texts_of(listing) == ["x"]
     assert [name for name, _ in listing.failures] == ["t.jsonl:2", "t.jsonl:3", "t.jsonl:4"]
     assert "surrogate" in listing.failures[1][1]
 
 
 def test_equal_texts_are_several_samples_of_one_digest(tmp_path: Path) -> None:
     listing = scan_texts(write_table(tmp_path / "t.csv", [("x", "a"), ("x", "b")]))
-    assert len(listing) == 2 and listing.digests[0].tobytes() == listing.digests[1].tobytes()
+    assert texts_of(listing) == ["x", "x"] and listing.paths == ["t.csv:2", "t.csv:3"]
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])

@@ -18,13 +18,14 @@ import pytest
 from conftest import write_photo
 from fake import PREPROCESSING, FakeEngine, fake_extractor, fake_recipe
 
-import featcache.extract.extraction
+import featcache.extract.inputs.images
 from featcache.backbone.load import load_backbone
 from featcache.cache import open_cache
 from featcache.engines import Engine, Features, Images, open_engine
 from featcache.errors import InputError, StorageError
 from featcache.extract.build import build_cache
 from featcache.extract.extraction import Extraction, Target, default_workers, extract
+from featcache.extract.inputs import Extractor
 from featcache.extract.settings import ExtractSettings
 from featcache.images.load import load_image
 from featcache.recipe import Preprocessing, Recipe
@@ -65,7 +66,7 @@ def run(
     paths: list[Path], engine: Any = None, *, recipe: Recipe | None = None, notes: Notes | None = None, **kwargs: Any
 ) -> tuple[Extraction, Notes]:
     notes = Notes() if notes is None else notes
-    target = Target(engine or FakeEngine(), recipe or fake_recipe(), notes)  # type: ignore[arg-type]
+    target = Target(Extractor(engine or FakeEngine(), recipe or fake_recipe()), notes)  # type: ignore[arg-type]
     return extract([os.fspath(path) for path in paths], [target], progress=False, **kwargs), notes
 
 
@@ -147,11 +148,11 @@ def test_targets_share_reading_and_decoding(paths: list[Path], monkeypatch: pyte
         decoded.append(data)
         return decode(data, **kwargs)
 
-    decode = featcache.extract.extraction.decode
-    monkeypatch.setattr(featcache.extract.extraction, "decode", count)
+    decode = featcache.extract.inputs.images.decode
+    monkeypatch.setattr(featcache.extract.inputs.images, "decode", count)
     small = Preprocessing(16, 16, 20, "bicubic", "center", (0.5,) * 3, (0.5,) * 3)
     recipes = [fake_recipe(), fake_recipe(preprocessing=small), fake_recipe(dtype="float32", views=2)]
-    targets = [Target(FakeEngine(), recipe, Notes()) for recipe in recipes]  # type: ignore[arg-type]
+    targets = [Target(Extractor(FakeEngine(), recipe), Notes()) for recipe in recipes]  # type: ignore[arg-type]
     run(paths[:4], recipe=recipes[1], notes=targets[1].writer)  # type: ignore[arg-type]
     decoded.clear()
     together = extract([os.fspath(path) for path in paths], targets, workers=2, progress=False)
@@ -216,7 +217,7 @@ def test_an_interrupt_commits_what_is_computed_and_the_next_run_carries_on(
     with pytest.raises(KeyboardInterrupt), store.writer() as writer:
         extract(
             names,
-            [Target(Interrupting(signal.SIGINT), fake_recipe(), writer)],
+            [Target(Extractor(Interrupting(signal.SIGINT), fake_recipe()), writer)],
             workers=1,
             settings=ONE_RUN,
             progress=False,
@@ -224,7 +225,7 @@ def test_an_interrupt_commits_what_is_computed_and_the_next_run_carries_on(
     kept = stored_rows(store)
     assert len(kept) == 16  # two batches of eight: the one in hand was finished
     with store.writer() as writer:
-        extraction = extract(names, [Target(FakeEngine(), fake_recipe(), writer)], progress=False)
+        extraction = extract(names, [Target(Extractor(FakeEngine(), fake_recipe()), writer)], progress=False)
     assert (extraction.extracted, extraction.reused) == (8, 16)
     _, whole = run(paths)
     assert stored_rows(store) == {key: row["features"].tobytes() for key, row in whole.committed.items()}

@@ -52,6 +52,10 @@ class Buckets:
         self.all = tuple(Bucket(length, max(1, tokens // length)) for length in bucket_lengths(max_length))
         self._lengths = np.array([bucket.length for bucket in self.all])
 
+    def place(self, length: int) -> int:
+        """Return which of `all` a text of so many tokens (1 to `max_length`) belongs to."""
+        return int(np.searchsorted(self._lengths, length))
+
     def plan(self, lengths: npt.NDArray[np.int64]) -> list[TextBatch]:
         """Return the batches of a window of texts with so many tokens each (1 to `max_length`), the longest first."""
         places = np.searchsorted(self._lengths, lengths)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import final
@@ -10,21 +10,18 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
-from featcache.engines.interface import Features
+from featcache.engines.interface import CompiledNetwork, Features
 from featcache.engines.text.buckets import Buckets, TextBatch
 from featcache.errors import InputError
-from featcache.recipe import Precision
 
 TokenIds = npt.NDArray[np.int64]
 WINDOW = 16384  # texts that are sorted together: fewer leave more batches partly empty
 
 
-class TextEngine(ABC):
-    """A compiled text encoder. Threads may share it; close it, or use it as a context manager.
+class TextEngine(CompiledNetwork):
+    """A compiled text encoder; `workers`: how many batches are computed at once, each on one thread.
 
-    `name`, `version` (major) and `precision` stand in the Recipe of what it computes. `columns`: ``(name, shape of one
-    row)`` of each output. `workers`: how many batches are computed at once, each on one thread. `buckets`: the shapes
-    of batches. `pad_id`: the token behind a text that is shorter than its bucket.
+    `buckets`: the shapes of batches. `pad_id`: the token behind a text that is shorter than its bucket.
 
     An implementation sets these, computes one batch in `_infer`, whose rows must not depend on each other nor on what
     the mask leaves out, and lets go of the network in `_release`. `featcache.testing.text_engines.TextEngineContract`
@@ -48,14 +45,8 @@ class TextEngine(ABC):
     [[4.0], [7.0]]
     """
 
-    name: str
-    version: str
-    precision: Precision
-    columns: tuple[tuple[str, tuple[int, ...]], ...]
-    workers: int
     buckets: Buckets
     pad_id: int
-    _closed: bool = False
 
     @final
     def run(self, ids: Sequence[TokenIds]) -> tuple[Features, ...]:
@@ -77,8 +68,7 @@ class TextEngine(ABC):
         InputError
             For texts of no token or too many, and once the engine is closed.
         """
-        if self._closed:
-            raise InputError(f"an engine must be open to run, this one ({self.name!r}) was closed: open it again")
+        self._require_open()
         lengths = np.array([len(one) for one in ids], dtype=np.int64)
         if len(ids) and not (lengths.min() >= 1 and lengths.max() <= self.buckets.max_length):
             odd = int(lengths.min()) if lengths.min() < 1 else int(lengths.max())
@@ -115,20 +105,3 @@ class TextEngine(ABC):
     @abstractmethod
     def _infer(self, ids: TokenIds, mask: TokenIds) -> tuple[Features, ...]:
         """Return the outputs, in arrays of the caller's own, of one batch of a bucket's shape."""
-
-    @final
-    def close(self) -> None:
-        """Release the network; nothing can be run any more. Closing again does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._release()
-
-    @abstractmethod
-    def _release(self) -> None:
-        """Let go of the network; called once, with no thread in `run`."""
-
-    def __enter__(self) -> TextEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

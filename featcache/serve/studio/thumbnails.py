@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from featcache.images.load import decode
+from featcache.images.thumbnail import thumbnail
 from featcache.system.threads import processor_count
 
 SIDES = (192, 1024)
@@ -37,7 +36,7 @@ class Thumbnails:
                 return file.read_bytes()
             except FileNotFoundError:
                 pass  # made now
-        data = picture(read(), side=side)
+        data = thumbnail(read(), side=side)
         if side == _KEPT:
             file.parent.mkdir(parents=True, exist_ok=True)
             aside = file.with_suffix(f".{os.urandom(4).hex()}.tmp")
@@ -48,14 +47,3 @@ class Thumbnails:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(cancel_futures=True)
-
-
-def picture(data: bytes, *, side: int) -> bytes:
-    """Return the encoded image `data` as a JPEG of at most `side` pixels, upright. Raises `ImageError`."""
-    from PIL import Image
-
-    image = Image.fromarray(decode(data, min_side=side))
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()

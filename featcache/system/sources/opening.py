@@ -6,8 +6,9 @@ import os
 import re
 import threading
 from collections import OrderedDict
+from typing import NamedTuple
 
-from featcache.errors import FormatError, MissingError, ReadError
+from featcache.errors import FormatError, InputError, MissingError, ReadError
 from featcache.system.objects import ObjectPath
 from featcache.system.sources.files import read_file
 from featcache.system.sources.interface import Container, FileStat
@@ -15,11 +16,12 @@ from featcache.system.sources.remote import one_input, read_object
 
 CONTAINER_EXTENSIONS = (".tar", ".parquet", ".arrow")
 _MEMBER = re.compile(r"(.*?\.(tar|parquet|arrow))/(.+)", re.DOTALL | re.IGNORECASE)
+_ROW = re.compile(r"(.*?\.(?:csv|tsv|jsonl|ndjson|parquet)):(?:(.+):)?([1-9][0-9]*)", re.DOTALL | re.IGNORECASE)
 _MOST_OPEN = 64  # containers whose index is kept
 
-_containers: OrderedDict[str, Container] = OrderedDict()
+_containers: OrderedDict[tuple[str, bool], Container] = OrderedDict()
 _lock = threading.Lock()
-_opening: dict[str, threading.Lock] = {}
+_opening: dict[tuple[str, bool], threading.Lock] = {}
 
 
 def read_input(path: str | bytes) -> tuple[bytes, FileStat]:
@@ -29,7 +31,8 @@ def read_input(path: str | bytes) -> tuple[bytes, FileStat]:
     ----------
     path
         A file; a URL; or either of a container with the name of a member behind it: ``shard-000.tar/cat/7.jpg``,
-        ``part-0.parquet/17`` (the row), ``data-00000-of-00001.arrow/17``. A container's index is read at the first
+        ``part-0.parquet/17`` (the row), ``data-00000-of-00001.arrow/17``; or a table of texts with a line behind it:
+        ``cards.csv:17``. A container's index is read at the first
         member and kept for the others.
 
     Raises
@@ -41,14 +44,14 @@ def read_input(path: str | bytes) -> tuple[bytes, FileStat]:
     """
     if isinstance(path, str) and "://" in path:
         inner = split_member(path)
-        return read_object(path) if inner is None else _read_member(*inner)
+        return read_object(path) if inner is None else _read_member(inner)
     try:
         return read_file(path)
     except ReadError:
         inner = split_member(os.fsdecode(path))
         if inner is None or not os.path.isfile(inner[0]):
             raise
-        return _read_member(*inner)
+        return _read_member(inner)
 
 
 def input_exists(path: str) -> bool:
@@ -69,46 +72,58 @@ def is_container(name: str) -> bool:
     return name.lower().endswith(CONTAINER_EXTENSIONS)
 
 
-def split_member(path: str) -> tuple[str, str] | None:
-    """Return the path of a container and the name of the member in it; None where `path` names no member."""
+class Member(NamedTuple):
+    """A container's path, what is called `name` in it, and whether that is a text in a table's row."""
+
+    container: str
+    name: str
+    is_text: bool
+
+
+def split_member(path: str) -> Member | None:
+    """Return which member of which container `path` names; None where it names none."""
+    if (row := _ROW.fullmatch(path)) is not None:
+        return Member(row[1], f"{row[2] or ''}:{row[3]}", True)
     match = _MEMBER.fullmatch(path)
-    return None if match is None else (match[1], match[3])
+    return None if match is None else Member(match[1], match[3], False)
 
 
-def _read_member(path: str, name: str) -> tuple[bytes, FileStat]:
-    container = _container(path)
+def _read_member(member: Member) -> tuple[bytes, FileStat]:
+    container = _container(member)
     try:
-        return container.read(name)
+        return container.read(member.name)
     except ReadError:
         if container.is_current():
             raise
+    key = (member.container, member.is_text)
     with _lock:
-        if _containers.get(path) is container:
-            del _containers[path]
-    return _container(path).read(name)
+        if _containers.get(key) is container:
+            del _containers[key]
+    return _container(member).read(member.name)
 
 
-def _container(path: str) -> Container:
-    """Return the container at `path`, opened once for all threads."""
+def _container(member: Member) -> Container:
+    """Return the container of `member`, opened once for all threads."""
+    key = (member.container, member.is_text)  # a Parquet file may hold images, and texts
     with _lock:
-        if path in _containers:
-            _containers.move_to_end(path)
-            return _containers[path]
-        opening = _opening.setdefault(path, threading.Lock())
+        if key in _containers:
+            _containers.move_to_end(key)
+            return _containers[key]
+        opening = _opening.setdefault(key, threading.Lock())
     with opening:
         with _lock:
-            if path in _containers:
-                return _containers[path]
-        opened = _opened(path)
+            if key in _containers:
+                return _containers[key]
+        opened = _opened(*key)
         with _lock:
-            _containers[path] = opened
-            _opening.pop(path, None)
+            _containers[key] = opened
+            _opening.pop(key, None)
             while len(_containers) > _MOST_OPEN:
                 _containers.popitem(last=False)
         return opened
 
 
-def _opened(path: str) -> Container:
+def _opened(path: str, is_text: bool) -> Container:
     from featcache.system.sources.tar_container import TarContainer
 
     def open_() -> Container:
@@ -119,6 +134,10 @@ def _opened(path: str) -> Container:
         return ParquetContainer(path) if path.lower().endswith(".parquet") else ArrowContainer(path)
 
     try:
-        return one_input(open_)
-    except (FormatError, MissingError) as error:
+        if not is_text:
+            return one_input(open_)
+        from featcache.system.sources.text_rows import TextRowContainer
+
+        return TextRowContainer(path)
+    except (FormatError, InputError, MissingError) as error:
         raise ReadError(f"cannot be read: {error}") from error

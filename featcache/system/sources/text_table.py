@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from featcache.datasets.text_columns import TextColumns, find_columns
-from featcache.datasets.text_encoding import decode_utf8
-from featcache.errors import DependencyError, FormatError, InputError, MissingError
+from featcache.errors import DependencyError, FormatError, InputError
 from featcache.system.json import parse_json
+from featcache.system.sources.parts import open_parts
+from featcache.system.sources.text_columns import TextColumns, find_columns
+from featcache.system.sources.text_encoding import decode_utf8
 
 TEXT_TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _SEPARATORS = (",", ";", "\t", "|")
@@ -50,15 +51,15 @@ def is_text_table(path: str) -> bool:
 def read_text_table(
     source: str | os.PathLike[str], *, text_column: str | None = None, label_column: str | None = None
 ) -> TextTable:
-    """Return the rows of a table of texts.
+    """Return the rows of a table of texts, on a disk or in a storage.
 
     Parameters
     ----------
-    source : path
+    source : path or URL
         ``.csv`` or ``.tsv`` (UTF-8, a header, ``,`` ``;`` tab or ``|`` between cells, texts of any length), ``.jsonl``
         (an object a line; a list of labels is several), or ``.parquet`` (with pyarrow).
     text_column, label_column : str, optional
-        See `featcache.datasets.text_columns.find_columns`. A column ``split`` is read where there is one.
+        See `featcache.system.sources.text_columns.find_columns`. A column ``split`` is read where there is one.
 
     Returns
     -------
@@ -85,22 +86,27 @@ def read_text_table(
     [TextRow(line=2, text='Where is it, my card?', label='arrival', split='')]
     """
     path = os.fspath(source)
-    if not os.path.isfile(path):
-        raise MissingError(f"a table of texts must be a file, {path!r} is none")
-    lower = path.lower()
     if not is_text_table(path):
         raise InputError(f"a table of texts must be one of {', '.join(TEXT_TABLE_EXTENSIONS)}, got {path!r}")
+    file = open_parts(path)
+    return parse_text_table(file.read_part(0, file.size), path, text_column=text_column, label_column=label_column)
+
+
+def parse_text_table(
+    data: bytes, source: str, *, text_column: str | None = None, label_column: str | None = None
+) -> TextTable:
+    """Return the rows of the table `data`, whose kind the name `source` says; as `read_text_table`."""
 
     def columns_of(names: Sequence[str]) -> TextColumns:
-        return find_columns(names, path, text_column=text_column, label_column=label_column)
+        return find_columns(names, source, text_column=text_column, label_column=label_column)
 
+    lower = source.lower()
     if lower.endswith(".parquet"):
-        return _read_parquet(path, columns_of)
-    with open(path, "rb") as file:
-        text = decode_utf8(file.read(), path)
+        return _read_parquet(data, source, columns_of)
+    text = decode_utf8(data, source)
     if lower.endswith((".csv", ".tsv")):
-        return _read_cells(text, path, columns_of)
-    return _read_json_lines(text, path, columns_of)
+        return _read_cells(text, source, columns_of)
+    return _read_json_lines(text, source, columns_of)
 
 
 def _read_cells(text: str, source: str, columns_of: Callable[[Sequence[str]], TextColumns]) -> TextTable:
@@ -215,7 +221,7 @@ def _cell(value: Any, line: int, source: str) -> str:
     raise InputError(f"labels of {source!r} must be strings, numbers or lists of them, line {line} has {value!r:.60}")
 
 
-def _read_parquet(source: str, columns_of: Callable[[Sequence[str]], TextColumns]) -> TextTable:
+def _read_parquet(data: bytes, source: str, columns_of: Callable[[Sequence[str]], TextColumns]) -> TextTable:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -224,7 +230,7 @@ def _read_parquet(source: str, columns_of: Callable[[Sequence[str]], TextColumns
             "Parquet needs pyarrow: pip install featcache[parquet], or give CSV or JSON lines"
         ) from error
     try:
-        with pyarrow.parquet.ParquetFile(source) as file:
+        with pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)) as file:
             names = file.schema_arrow.names
             columns = columns_of(names)
             places = [place for place in (columns.text, columns.label, columns.split) if place is not None]

@@ -1,9 +1,8 @@
-"""Bytes to text, UTF-8 and nothing else, and the digest that a text is known by."""
+"""Bytes to text: UTF-8 and nothing else."""
 
 from __future__ import annotations
 
 import codecs
-import hashlib
 
 from featcache.errors import InputError
 
@@ -56,19 +55,3 @@ def _guessed(data: bytes, error: UnicodeDecodeError) -> str:
     while start + run < len(data) and data[start + run] > 127:
         run += 1
     return "GB18030, Shift JIS or another encoding of two bytes" if run >= 4 else "Latin-1 or cp1252 (Windows)"
-
-
-def text_digest(text: str) -> bytes:
-    """Return the sha256 of the UTF-8 bytes of a text, by which its row is known.
-
-    Raises `InputError` for half a surrogate pair, which JSON can write and UTF-8 cannot.
-
-    >>> text_digest("card").hex()[:16]
-    '8367cd66fdd136bb'
-    """
-    try:
-        return hashlib.sha256(text.encode()).digest()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"a text must be whole characters, got half a surrogate pair (\\u{ord(text[error.start]):04x})"
-        ) from error
