@@ -158,7 +158,7 @@ def test_images_into_a_cache_of_texts_are_refused(cache: Path, photos: Path) -> 
 
 def test_verbs_that_need_images_say_so(cache: Path, table: Path, tmp_path: Path) -> None:
     with pytest.raises((InputError, BackboneError), match="images"):
-        featcache.distil(cache, table, out=tmp_path / "student")  # type: ignore[call-arg, arg-type]
+        featcache.distill(table, cache, student="test_resnet", out=tmp_path / "student")
 
 
 def test_kind_of_a_place_is_told_by_what_it_holds(tmp_path: Path, table: Path, photos: Path) -> None:

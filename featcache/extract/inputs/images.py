@@ -18,12 +18,13 @@ from featcache.datasets.scan import scan
 from featcache.engines.registry import find_engine
 from featcache.errors import InputError
 from featcache.extract.collection import ComputedRows, StageClock
+from featcache.extract.inputs.deployed import DeployedInput
 from featcache.extract.inputs.interface import Extractor, Input, Loader, columns_of, key_rows
 from featcache.extract.request import Request, file_stamp, first_given
 from featcache.images.load import decode, resize_crop, upright_size
 from featcache.images.view_spec import ViewSpec
 from featcache.images.views import draw_view
-from featcache.recipe import Recipe
+from featcache.recipe import InputPreprocessing, Preprocessing, Recipe
 
 if TYPE_CHECKING:
     from featcache.engines import CompiledNetwork, Engine
@@ -123,6 +124,12 @@ class ImageInput(Input):
         """Return the bytes of the pixels of all views, once for recipes that see an image alike."""
         specs = {ViewSpec.of(recipe) for recipe in recipes}
         return sum(len(spec.views) * spec.preprocessing.height * spec.preprocessing.width * 3 for spec in specs)
+
+    def deployed(self, preprocessing: InputPreprocessing, read: Callable[[str], bytes]) -> DeployedInput:
+        """Return the reference preprocessing, Pillow's."""
+        from featcache.extract.inputs.deployed_images import DeployedImages
+
+        return DeployedImages(cast("Preprocessing", preprocessing))
 
     def show(self, data: bytes, *, side: int) -> tuple[str, bytes]:
         """Return a JPEG of the image, upright; raises `ImageError` as `featcache.images.load.decode`."""

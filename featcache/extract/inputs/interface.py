@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -21,8 +21,9 @@ from featcache.datasets.listing import Listing, Task
 from featcache.engines.interface import CompiledNetwork, Engine, Features
 from featcache.errors import InputError
 from featcache.extract.collection import ComputedRows, StageClock
+from featcache.extract.inputs.deployed import DeployedInput
 from featcache.extract.request import Request
-from featcache.recipe import Recipe
+from featcache.recipe import InputPreprocessing, Recipe
 
 _LARGEST_FLOAT16 = 65504.0
 
@@ -124,6 +125,13 @@ class Input(ABC):
     def prepared_bytes(self, recipes: Sequence[Recipe]) -> int:
         """Return what one input takes as the networks of all `recipes` are given it."""
         return 4096 * len(recipes)
+
+    def deployed(self, preprocessing: InputPreprocessing, read: Callable[[str], bytes]) -> DeployedInput:
+        """Return what stands before a deployed network; `read` gives the bytes of the assets that travel with it.
+
+        Raises `InputError` for a kind whose models stay where they were trained.
+        """
+        raise InputError(f"models of the input kind {self.name!r} must stay with their cache: it says no way to deploy")
 
     def show(self, data: bytes, *, side: int) -> tuple[str, bytes]:
         """Return media type and bytes of what a person is shown: a text, or a picture of up to `side` pixels."""

@@ -6,7 +6,7 @@ import csv
 import importlib.metadata
 import io
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,14 +18,15 @@ from featcache.engines.registry import find_engine
 from featcache.engines.text.buckets import Buckets
 from featcache.errors import FormatError, InputError, MissingError, SampleError, StorageError
 from featcache.extract.collection import ComputedRows, StageClock
+from featcache.extract.inputs.deployed import DeployedInput
 from featcache.extract.inputs.interface import Extractor, Input, Loader, columns_of, key_rows
 from featcache.extract.request import Request, file_stamp
-from featcache.recipe import Recipe
+from featcache.recipe import InputPreprocessing, Recipe, TextPreprocessing
 from featcache.system.objects import is_url
 from featcache.system.sources.opening import is_container
 from featcache.system.sources.parts import open_parts
 from featcache.system.sources.text_columns import TEXT_NAMES
-from featcache.system.sources.text_encoding import decode_utf8
+from featcache.system.sources.text_encoding import read_text
 from featcache.system.sources.text_table import is_text_table
 
 if TYPE_CHECKING:
@@ -129,6 +130,12 @@ class TextInput(Input):
         """Return a loader that puts texts of about one length together."""
         return TextLoader([cast("TextExtractor", extractor) for extractor in extractors])
 
+    def deployed(self, preprocessing: InputPreprocessing, read: Callable[[str], bytes]) -> DeployedInput:
+        """Return the tokenizer that travels with a model."""
+        from featcache.extract.inputs.deployed_texts import TOKENIZER_FILE, DeployedTexts
+
+        return DeployedTexts(cast("TextPreprocessing", preprocessing), read(TOKENIZER_FILE))
+
     def show(self, data: bytes, *, side: int) -> tuple[str, bytes]:
         """Return the text."""
         return "text/plain; charset=utf-8", read_text(data).encode()
@@ -182,17 +189,6 @@ class _Waiting:
             values = cast("TextEngine", self.extractor.engine).run([ids for ids, _ in texts])
             keys = key_rows([digest for _, digest in texts])
             yield ComputedRows(self.number, keys, columns_of(self.extractor, values))
-
-
-def read_text(data: bytes) -> str:
-    """Return the text of an input's bytes; `SampleError` for what is no UTF-8, or has no word."""
-    try:
-        text = decode_utf8(data, "the text")
-    except InputError as error:
-        raise SampleError(str(error)) from error
-    if not text.strip():
-        raise SampleError("the text is empty")
-    return text
 
 
 def _has_texts(path: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 
-from featcache.errors import InputError
+from featcache.errors import InputError, SampleError
 
 _MARKS = (  # of UTF-32 first: it begins as UTF-16 does
     (codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -28,7 +28,8 @@ does: save it as UTF-8
     """
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None)
     head = data[:_LOOKED_AT]
-    if encoding is None and max(head[::2].count(0), head[1::2].count(0)) * 4 > len(head):
+    pairs = len(data) >= 4 and len(data) % 2 == 0
+    if encoding is None and pairs and max(head[::2].count(0), head[1::2].count(0)) * 4 > len(head):
         encoding = "UTF-16 without its mark"
     if encoding is not None:
         raise InputError(f"{source!r} must be UTF-8 text, it is {encoding}: save it as UTF-8")
@@ -46,6 +47,17 @@ does: save it as UTF-8
             f"{source!r} must be UTF-8 text, line {line} has '{piece.decode('ascii', 'backslashreplace')}', "
             f"as {_guessed(data, error)} does: save it as UTF-8"
         ) from error
+
+
+def read_text(data: bytes) -> str:
+    """Return the text of an input's bytes; `SampleError` for what is no UTF-8, or has no word."""
+    try:
+        text = decode_utf8(data, "the text")
+    except InputError as error:
+        raise SampleError(str(error)) from error
+    if not text.strip():
+        raise SampleError("the text is empty")
+    return text
 
 
 def _guessed(data: bytes, error: UnicodeDecodeError) -> str:

@@ -7,11 +7,14 @@ Where the column of texts is not the one that `find_columns` takes by itself, it
 from __future__ import annotations
 
 import threading
+import time
 
 from featcache.errors import ReadError
 from featcache.system.sources.interface import Container, FileStat
-from featcache.system.sources.parts import PartedFile, open_parts
+from featcache.system.sources.parts import LocalParts, PartedFile, open_parts
 from featcache.system.sources.text_table import parse_text_table
+
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class TextRowContainer(Container):
@@ -21,11 +24,14 @@ class TextRowContainer(Container):
         self._path = path
         self._file = open_parts(path)
         self._data = self._file.read_part(0, self._file.size)
+        self._looked = time.monotonic()
         self._lock = threading.Lock()
         self._texts: dict[str, dict[int, str]] = {}
 
     def read(self, name: str) -> tuple[bytes, FileStat]:
         """Return the UTF-8 of a row's text; raises `ReadError` as `Container.read`."""
+        if not self._is_fresh():
+            raise ReadError("is being written to")
         column, _, line = name.rpartition(":")
         text = self._column(column).get(int(line))
         if text is None:
@@ -43,6 +49,14 @@ class TextRowContainer(Container):
     def is_current(self) -> bool:
         """Return whether the file is as it was."""
         return self._file.is_current()
+
+    def _is_fresh(self) -> bool:
+        """Return whether the file is as it was: on a disk now, in a storage a second ago, for that is a request."""
+        now = time.monotonic()
+        if isinstance(self._file, LocalParts) or now - self._looked > _SECONDS_BETWEEN_LOOKS:
+            self._looked = now
+            return self.is_current()
+        return True
 
 
 def row_name(file: str, line: int, column: str | None) -> str:

@@ -86,8 +86,6 @@ def read_text_table(
     [TextRow(line=2, text='Where is it, my card?', label='arrival', split='')]
     """
     path = os.fspath(source)
-    if not is_text_table(path):
-        raise InputError(f"a table of texts must be one of {', '.join(TEXT_TABLE_EXTENSIONS)}, got {path!r}")
     file = open_parts(path)
     return parse_text_table(file.read_part(0, file.size), path, text_column=text_column, label_column=label_column)
 
@@ -96,6 +94,8 @@ def parse_text_table(
     data: bytes, source: str, *, text_column: str | None = None, label_column: str | None = None
 ) -> TextTable:
     """Return the rows of the table `data`, whose kind the name `source` says; as `read_text_table`."""
+    if not is_text_table(source):
+        raise InputError(f"a table of texts must be one of {', '.join(TEXT_TABLE_EXTENSIONS)}, got {source!r}")
 
     def columns_of(names: Sequence[str]) -> TextColumns:
         return find_columns(names, source, text_column=text_column, label_column=label_column)

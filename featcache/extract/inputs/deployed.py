@@ -1,0 +1,71 @@
+"""How a deployed model gets its input from bytes: what travels with it, and needs neither torch nor a cache."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.recipe import InputPreprocessing
+
+
+class DeployedInput(ABC):
+    """What stands before a deployed network.
+
+    Parameters
+    ----------
+    tensor : str
+        Name of the network's one input.
+    noun : str
+        What one input is called.
+    pipeline : str
+        What such a classifier is called on the model hub.
+    suffix : str
+        Of the files of golden samples.
+    preprocessing : InputPreprocessing
+        The kind's part of the Recipe.
+    assets : mapping
+        Name → bytes of the files that it needs beside the network.
+    """
+
+    tensor: ClassVar[str]
+    noun: ClassVar[str]
+    pipeline: ClassVar[str]
+    suffix: ClassVar[str]
+    preprocessing: InputPreprocessing
+    assets: Mapping[str, bytes] = {}
+
+    @abstractmethod
+    def prepare(self, data: bytes) -> npt.NDArray[Any]:
+        """Return an input's bytes as the network takes it, without a batch; `SampleError` for bytes that are none."""
+
+    def stack(self, arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """Return what `prepare` gave of several inputs as one batch."""
+        return np.stack(arrays)
+
+    @abstractmethod
+    def example(self) -> npt.NDArray[Any]:
+        """Return a batch of one made-up input, of a usual size, the same one every time."""
+
+    @abstractmethod
+    def synthetic(self, count: int) -> tuple[bytes, ...]:
+        """Return the bytes of made-up inputs, where real ones are private; the same ones every time."""
+
+    @abstractmethod
+    def golden(self, data: bytes) -> bytes:
+        """Return the bytes by which a real input travels as a golden sample; `SampleError` for bytes that are none."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Any]:
+        """Return the network's input by its name, JSON values: dtype, layout and shape, ``N`` being open."""
+
+    @abstractmethod
+    def document(self) -> dict[str, Any]:
+        """Return what ``preprocess.json`` says of the way from bytes to the input, ``steps`` in words among it."""
+
+    @abstractmethod
+    def described(self) -> str:
+        """Return the input in a line for people."""
