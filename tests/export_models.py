@@ -19,7 +19,7 @@ from featcache.graph.qdq import consumers_of, integer_output
 from featcache.graph.write import write_onnx
 from featcache.heads.linear import LinearHead
 from featcache.model.directory import save_model
-from featcache.model.golden import Golden, golden_patterns
+from featcache.model.golden import GOLDEN_COUNT, Golden
 from featcache.model.merged import MergedModel
 from featcache.model.quantization import Quantization, QuantParams, along_axis
 from featcache.model.reference import logits_of_images
@@ -66,14 +66,14 @@ def saved_model(path: Path, *, golden: bool = True, model: MergedModel | None = 
     made = model or small_model()
     samples = None
     if golden:
-        images = golden_patterns(made.preprocessing.height, made.preprocessing.width)
+        images = made.input.synthetic(GOLDEN_COUNT)
         samples = Golden("synthetic", "torch fp32", images, logits_of_images(made, images))
     return save_model(made, path, golden=samples)
 
 
 def facts_of(model: MergedModel) -> ModelFacts:
     return ModelFacts(
-        "small", model.classes, model.preprocessing, {}, quantized=model.quantization is not None
+        "small", model.classes, model.input, {}, quantized=model.quantization is not None
     )  # fmt: skip
 
 

@@ -12,31 +12,12 @@ from featcache.formats.labels import one_line
 
 
 def preprocess_document(facts: ModelFacts, converted: Mapping[str, Converted]) -> dict[str, Any]:
-    """Return ``preprocess.json``: how encoded image bytes become the input tensor, and what comes out."""
-    size = facts.preprocessing
-    resize = (
-        f"scale the short side to {size.resize} pixels"
-        if size.crop_mode == "center"
-        else f"scale to {size.width} x {size.height} pixels, whatever the aspect"
-    )
-    steps = [
-        "decode to 8-bit RGB (grey is repeated, transparency is laid over white, the highest 8 of 16 bits are kept; of "
-        "16-bit grey without a value above 4095, the highest 8 of 12)",
-        "turn and mirror as the EXIF orientation says",
-        f"{resize} ({size.interpolation}, antialiased, as Pillow's resize)",
-    ]
-    if size.crop_mode == "center":
-        steps.append(f"cut the middle {size.width} x {size.height} pixels")
-    steps.append("pass the bytes 0 to 255 as they are: mean and std are applied inside the model")
+    """Return ``preprocess.json``: how encoded bytes become the input tensor, and what comes out."""
     return {
         "labels": list(facts.classes),
         "task": facts.task,
         "unknown": None if facts.unknown is None else dict(facts.unknown),
-        "preprocessing": size.to_json(),
-        "decoder": "pillow",
-        "orientation": "exif",
-        "normalisation": "inside the model",
-        "steps": steps,
+        **facts.input.document(),
         "tensors": {name: made.to_json() for name, made in converted.items()},
     }
 
@@ -48,8 +29,8 @@ def model_card(facts: ModelFacts, files: Mapping[str, tuple[str, ...]], *, weigh
     """
     front: dict[str, Any] = {
         "library_name": "featcache",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", *_numbers(facts)[0], *files],
+        "pipeline_tag": facts.input.pipeline,
+        "tags": [facts.input.pipeline, *_numbers(facts)[0], *files],
     }
     if "/" in facts.name:
         front["base_model"] = one_line(facts.name).removeprefix("hf-hub:").removeprefix("hf_hub:")
@@ -57,7 +38,7 @@ def model_card(facts: ModelFacts, files: Mapping[str, tuple[str, ...]], *, weigh
         # not an address on the hub, which `base_model` has to be
         front["tags"] = [*front["tags"], one_line(facts.name)]
     lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()), "---", ""]
-    lines += [f"# Image classifier on {_inline(facts.name)}", ""]
+    lines += [f"# {facts.input.noun.capitalize()} classifier on {_inline(facts.name)}", ""]
     if random_weights:
         lines += [
             f"**The backbone has random weights ({_inline(weights)}) and was never trained.** Only the head was.",
@@ -65,10 +46,9 @@ def model_card(facts: ModelFacts, files: Mapping[str, tuple[str, ...]], *, weigh
         ]
     shown = ", ".join(_inline(label) for label in facts.classes[:20])
     more = "" if len(facts.classes) <= 20 else f" and {len(facts.classes) - 20} more (`labels.txt`)"
-    height, width, _ = facts.image_shape
     lines += [
         f"- Task: {facts.task}, {len(facts.classes)} classes: {shown}{more}",
-        f"- Input: RGB, {width} x {height} pixels, made as `preprocess.json` says; mean and std are in the model",
+        f"- Input: {facts.input.described()}",
         f"- Backbone: {_inline(facts.name)}, weights {_inline(weights)}",
         f"- Numbers: {_numbers(facts)[1]}",
         "- Measurements (accuracy, size, latency, agreement with the reference): `report.json`",

@@ -33,6 +33,8 @@ def write_contents(
     for name, text in write_snippets(facts, list(converted)).items():
         (folder / name).parent.mkdir(exist_ok=True)
         write_atomically(folder / name, text.encode())
+    for name, data in facts.input.assets.items():
+        write_atomically(folder / name, data)
     if golden is not None:
         (folder / GOLDEN_FOLDER).mkdir()
         for name, data in golden.files().items():

@@ -17,7 +17,7 @@ from featcache.errors import VerificationError
 from featcache.formats.interface import Converted, ModelFacts, Runner, Target
 from featcache.formats.onnx import open_unoptimised
 from featcache.graph.cost import GraphCost
-from featcache.model.golden import Golden, golden_patterns
+from featcache.model.golden import GOLDEN_COUNT, Golden
 from featcache.runtime.classifier import TorchRunner
 from featcache.runtime.evaluation import Evaluation
 from featcache.system.threads import processor_count
@@ -66,7 +66,7 @@ def execute_formats(
         if golden is not None:
             _check_golden(golden, reference, facts)
         measured = run_formats(
-            sources, facts.preprocessing, reference=reference, runners=runners, num_classes=len(facts.classes)
+            sources, facts.input, reference=reference, runners=runners, num_classes=len(facts.classes)
         )
         reports, evaluation = report_formats(
             targets, converted, folder=folder, facts=facts, runners=runners, measured=measured, labelled=labelled,
@@ -81,8 +81,7 @@ def _sources(
     """Return readers of the images to verify on, and what they are called."""
     if labelled is not None:
         return labelled.sources(), labelled.split or "all"
-    height, width, _ = facts.image_shape
-    images = golden.images if golden is not None else golden_patterns(height, width)
+    images = golden.images if golden is not None else facts.input.synthetic(GOLDEN_COUNT)
     kind = golden.kind if golden is not None else "synthetic"
     return _readers(images), "golden" if kind == "photos" else kind
 
@@ -94,7 +93,7 @@ def _readers(images: Sequence[bytes]) -> list[Callable[[], bytes]]:
 def _check_golden(golden: Golden, reference: Runner, facts: ModelFacts) -> None:
     """Raise `VerificationError` where the model does not give its own golden logits any more."""
     measured = run_formats(
-        _readers(golden.images), facts.preprocessing, reference=reference, runners={}, num_classes=len(facts.classes)
+        _readers(golden.images), facts.input, reference=reference, runners={}, num_classes=len(facts.classes)
     )
     if measured.failures:
         raise VerificationError(f"golden images must decode, one does not: {next(iter(measured.failures.values()))}")

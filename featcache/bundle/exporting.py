@@ -18,6 +18,7 @@ from featcache.bundle.signature import load_private_key
 from featcache.bundle.signature import sign as signature_of
 from featcache.datasets.labelled import LabelledImages, cached_images, labelled_images
 from featcache.errors import VerificationError
+from featcache.extract.inputs.registry import find_input
 from featcache.formats.interface import Converted, ModelFacts, Target
 from featcache.formats.registry import find_target, target_names
 from featcache.graph.cost import count_cost
@@ -172,7 +173,7 @@ def _facts(model: MergedModel) -> ModelFacts:
     }
     unknown = model.fitted_head.unknown
     return ModelFacts(
-        model.recipe.model, model.classes, model.preprocessing, lineage, quantized=model.quantization is not None,
+        model.recipe.model, model.classes, model.input, lineage, quantized=model.quantization is not None,
         halves=model.halves, dynamic=model.quantization is not None and bool(model.quantization.dynamic),
         task=model.fitted_head.task, unknown=None if unknown is None else unknown.to_json(),
     )  # fmt: skip
@@ -186,7 +187,10 @@ def _test_images(
 ) -> LabelledImages | None:
     task = model.fitted_head.task
     if cache is None:
-        return None if images is None else labelled_images(images, classes=model.classes, task=task, carve=True)
+        if images is None:
+            return None
+        scan = find_input(model.recipe.input).scan
+        return labelled_images(images, classes=model.classes, task=task, carve=True, scan=scan)
     from featcache.cache import borrow_cache
 
     with borrow_cache(cache, images=images, dataset=dataset) as opened:

@@ -15,11 +15,10 @@ from tqdm import tqdm
 from featcache.bundle.comparison import compare_with_reference
 from featcache.bundle.format_report import FormatReport
 from featcache.datasets.labelled import LabelledImages
+from featcache.extract.inputs.deployed import DeployedInput
 from featcache.formats.interface import Converted, ModelFacts, Runner, Target
 from featcache.formats.memory import resident_bytes
 from featcache.graph.cost import GraphCost
-from featcache.images.batches import decoded_batches
-from featcache.recipe import Preprocessing
 from featcache.runtime.benchmark import measure_latency
 from featcache.runtime.evaluation import Evaluation, score
 
@@ -45,23 +44,23 @@ class Measured:
 
 def run_formats(
     sources: Sequence[Callable[[], bytes]],
-    preprocessing: Preprocessing,
+    deployed: DeployedInput,
     *,
     reference: Runner,
     runners: Mapping[str, Runner],
     num_classes: int,
 ) -> Measured:
-    """Return the logits of every runner for `sources`, each decoded once through the bundle's own preprocessing."""
+    """Return the logits of every runner for `sources`, each prepared once as the bundle says."""
     shape = (len(sources), num_classes)
     expected = np.zeros(shape, dtype=np.float32)
     by_format = {name: np.zeros(shape, dtype=np.float32) for name in runners}
     from_files: dict[str, npt.NDArray[np.float32]] = {}
     failures: dict[int, str] = {}
-    with tqdm(total=len(sources), desc="compare", unit="image", disable=None) as bar:
-        for batch in decoded_batches(sources, preprocessing, failures=failures):
-            expected[batch.indices] = reference.run(batch.pixels)
+    with tqdm(total=len(sources), desc="compare", unit=deployed.noun, disable=None) as bar:
+        for batch in deployed.batches(sources, failures=failures):
+            expected[batch.indices] = reference.run(batch.values)
             for name, runner in runners.items():
-                by_format[name][batch.indices] = runner.run(batch.pixels)
+                by_format[name][batch.indices] = runner.run(batch.values)
                 logits = runner.run_files([sources[index] for index in batch.indices.tolist()])
                 if logits is not None:
                     from_files.setdefault(name, np.full(shape, np.nan, dtype=np.float32))[batch.indices] = logits
@@ -88,7 +87,7 @@ def report_formats(
     """
     reports: dict[str, FormatReport] = {}
     headline: Evaluation | None = None
-    noise = np.random.default_rng(0).integers(0, 256, size=(1, *facts.image_shape), dtype=np.uint8)
+    example = facts.input.example()
     for name, target in targets.items():
         files = converted[name].files
         report = FormatReport(
@@ -109,8 +108,8 @@ def report_formats(
                 executed=True,
                 runtime=runner.described or target.version(),
                 accuracy=None if evaluation is None else evaluation.accuracy,
-                latency_ms=measure_latency(runner, noise, threads=threads),
-                resident_bytes=resident_bytes(target, runner, files, image_shape=facts.image_shape, threads=threads),
+                latency_ms=measure_latency(runner, example, threads=threads),
+                resident_bytes=resident_bytes(target, runner, files, example=example, threads=threads),
             )
         elif name in runners:
             report = dataclasses.replace(report, computed_by=runners[name].described)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from featcache.formats.interface import ModelFacts
+from featcache.recipe import Preprocessing
 
 FOLDER = "snippets"
 _TEMPLATES = Path(__file__).parent / FOLDER
@@ -30,8 +31,10 @@ _FILTERS = {
 
 def write_snippets(facts: ModelFacts, formats: Sequence[str]) -> dict[str, str]:
     """Return ``{path in the bundle: text}`` of the snippets for `formats`; formats without one are passed over."""
-    size = facts.preprocessing
-    snippets = {}
+    snippets: dict[str, str] = {}
+    if not isinstance(facts.input.preprocessing, Preprocessing):
+        return snippets  # they begin with pixels
+    size = facts.input.preprocessing
     for name in formats:
         if name not in _FILES or (name == "mslite" and size.interpolation not in _FILTERS):
             continue

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.datasets.listing import Listing, printable
+from featcache.datasets.listing import Listing, Task, printable
 from featcache.datasets.samples import Samples
 from featcache.datasets.scan import scan
 from featcache.datasets.splits import NO_SPLIT, SPLITS, assign_splits, split_code
 from featcache.errors import InputError
 from featcache.images.read import ImageFile, hash_files
+
+
+class Scan(Protocol):
+    """What lists the inputs of a kind: `featcache.datasets.scan.scan`, or another kind's."""
+
+    def __call__(
+        self, source: str | os.PathLike[str], /, *, task: Task | None = None, known_classes: Collection[str] = ()
+    ) -> Listing:
+        """Return the listing of what is at `source`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,11 +71,13 @@ def labelled_images(
     task: str,
     split: str | None = None,
     carve: bool = False,
+    scan: Scan = scan,
 ) -> LabelledImages:
     """Return the images of a folder or CSV to evaluate on, labels matched to `classes` by name.
 
     `split`: the part to take; None takes ``test`` where the data set says what is test, else everything. `carve`: where
     it does not say, take the ``test`` part that the rule of a cache would draw (split seed 0), never training images.
+    `scan`: that of another input kind.
     Raises `InputError` where nothing is left, or no class name is the model's.
     """
     wanted_task = None if task == "classification" else task

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import DependencyError
+from featcache.extract.inputs.deployed import DeployedInput
 from featcache.formats.tools.environments import Installation
 from featcache.heads.agreement import RELATIVE_TOLERANCE
 from featcache.recipe import Preprocessing
@@ -41,8 +42,8 @@ class ModelFacts:
         For people, e.g. timm's model name.
     classes
         Label of each logit, in order.
-    preprocessing
-        How an image becomes the input.
+    input
+        What stands before the graph: how bytes become its input.
     lineage
         JSON values that say where the model came from (recipe, weights, head, compression).
     quantized
@@ -60,14 +61,15 @@ class ModelFacts:
     Examples
     --------
     >>> from featcache import Preprocessing
+    >>> from featcache.extract.inputs.deployed_images import DeployedImages
     >>> size = Preprocessing(224, 224, 256, "bicubic", "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    >>> ModelFacts("mobilenetv2_100", ("cat", "dog"), size, {}, quantized=False).image_shape
+    >>> ModelFacts("mobilenetv2_100", ("cat", "dog"), DeployedImages(size), {}, quantized=False).image_shape
     (224, 224, 3)
     """
 
     name: str
     classes: tuple[str, ...]
-    preprocessing: Preprocessing
+    input: DeployedInput
     lineage: Mapping[str, Any]
     quantized: bool
     halves: bool = False
@@ -76,8 +78,15 @@ class ModelFacts:
     unknown: Mapping[str, Any] | None = None
 
     @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the input; `NotImplementedError` where the inputs are of another kind."""
+        if not isinstance(self.input.preprocessing, Preprocessing):
+            raise NotImplementedError(f"it holds classifiers of images, this one is of {self.input.noun}s")
+        return self.input.preprocessing
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, 3) of one input image."""
+        """(height, width, 3) of one input image; `NotImplementedError` as `preprocessing`."""
         return (self.preprocessing.height, self.preprocessing.width, 3)
 
 
@@ -128,8 +137,11 @@ class Runner(ABC):
     concurrent: bool = False
 
     @abstractmethod
-    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the logits (n, n_classes) float32 of `images` (n, height, width, 3) uint8 RGB, n ≥ 1."""
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return the logits (n, n_classes) float32 of `images` (n, height, width, 3) uint8 RGB, n ≥ 1.
+
+        Of a model of texts the ids (n, length) int64, -1 behind the shorter ones.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -149,7 +161,7 @@ class Runner(ABC):
         """
         return None
 
-    def time(self, image: npt.NDArray[np.uint8], *, seconds: float, least: int) -> list[float]:
+    def time(self, image: npt.NDArray[Any], *, seconds: float, least: int) -> list[float]:
         """Return milliseconds of single runs of `image` (1, height, width, 3) over `seconds`, `least` of them or more.
 
         A runtime in another process measures there, so that the way to it does not count.
@@ -271,8 +283,6 @@ def single_tensors(facts: ModelFacts) -> dict[str, Any]:
 
 
 def classifier_tensors(facts: ModelFacts) -> dict[str, Any]:
-    """Return the tensors of the reference form: uint8 (N, H, W, 3) in, float32 logits and probabilities out."""
-    height, width, channels = facts.image_shape
+    """Return the tensors of the reference form: the kind's own in, float32 logits and probabilities out."""
     outputs = {name: {"dtype": "float32", "shape": ["N", len(facts.classes)]} for name in ("logits", "probabilities")}
-    image = {"dtype": "uint8", "layout": "NHWC", "color": "RGB", "shape": ["N", height, width, channels]}
-    return {"inputs": {"image": image}, "outputs": outputs}
+    return {"inputs": facts.input.tensors(), "outputs": outputs}

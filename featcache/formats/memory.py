@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from featcache.formats.interface import Runner, Target
 from featcache.formats.registry import find_target
@@ -28,23 +31,22 @@ def status_bytes(key: str) -> int | None:
 
 
 def resident_bytes(
-    target: Target, runner: Runner, files: Sequence[Path], *, image_shape: tuple[int, int, int], threads: int
+    target: Target, runner: Runner, files: Sequence[Path], *, example: npt.NDArray[Any], threads: int
 ) -> int | None:
     """Return the bytes of memory that the opened `files` take in a process that runs them; None where untold."""
     count = runner.resident_bytes()
     if count is not None or target.environment is not None:
         return count
-    return measure_resident(target.name, files, image_shape=image_shape, threads=threads)
+    return measure_resident(target.name, files, example=example, threads=threads)
 
 
-def measure_resident(
-    format: str, files: Sequence[Path], *, image_shape: tuple[int, int, int], threads: int
-) -> int | None:
+def measure_resident(format: str, files: Sequence[Path], *, example: npt.NDArray[Any], threads: int) -> int | None:
     """Return the bytes that opening `files` of `format` and running a few images adds to a process; None off Linux.
 
     The runtime's own code counts, Python and numpy do not. None too where the process fails.
     """
-    request = {"format": format, "files": [str(path) for path in files], "shape": image_shape, "threads": threads}
+    given = {"shape": example.shape, "dtype": example.dtype.name, "data": base64.b64encode(example.tobytes()).decode()}
+    request = {"format": format, "files": [str(path) for path in files], "example": given, "threads": threads}
     python_path = os.environ.get("PYTHONPATH")
     paths = os.pathsep.join([str(_ROOT), *([python_path] if python_path else [])])
     done = subprocess.run(
@@ -65,7 +67,8 @@ def main() -> None:
     """Do what `measure_resident` asks, in the fresh process."""
     request = json.load(sys.stdin)
     target = find_target(request["format"])
-    image = np.zeros((1, *request["shape"]), dtype=np.uint8)
+    given = request["example"]
+    image = np.frombuffer(base64.b64decode(given["data"]), dtype=given["dtype"]).reshape(given["shape"])
     before = status_bytes("VmRSS")
     with target.open([Path(name) for name in request["files"]], threads=request["threads"]) as runner:
         for _ in range(_RUNS):

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,13 +79,14 @@ class _OnnxRunner(Runner):
 
         self._name = path.name
         self._session = open_session(path, threads=threads, optimise=optimise, spinning=True)
+        self._input = self._session.get_inputs()[0].name
 
-    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return the logits."""
         from featcache.engines.session import REFUSALS, first_line
 
         try:
-            logits: npt.NDArray[np.float32] = self._session.run(["logits"], {"image": images})[0]
+            logits: npt.NDArray[np.float32] = self._session.run(["logits"], {self._input: images})[0]
         except (*REFUSALS, ValueError) as error:  # a ValueError: it has no such input or output
             said = first_line(error)
             raise FormatError(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from featcache.errors import FormatError
 from featcache.formats.interface import HALVES, Converted, ModelFacts, Runner, Target, classifier_tensors, numbers_of
+from featcache.recipe import preprocessing_to_json
 from featcache.system.json import canonical_json
 
 
@@ -44,7 +45,8 @@ class OpenVinoTarget(Target):
         if facts.task != "regression":
             model.set_rt_info("Classification", ["model_info", "model_type"])
             model.set_rt_info(str(facts.task == "multilabel"), ["model_info", "multilabel"])
-        model.set_rt_info(canonical_json(facts.preprocessing.to_json()), ["featcache", "preprocessing"])
+        preprocessing = canonical_json(preprocessing_to_json(facts.input.preprocessing))
+        model.set_rt_info(preprocessing, ["featcache", "preprocessing"])
         xml = folder / "model.xml"
         save_network(model, xml)
         return Converted(
@@ -71,10 +73,10 @@ class _OpenVinoRunner(Runner):
             raise self._refusal(error) from error
         self._request = compiled.create_infer_request()
 
-    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return the logits."""
         try:
-            result: npt.NDArray[np.float32] = self._request.infer({"image": images})[self._logits]
+            result: npt.NDArray[np.float32] = self._request.infer({0: images})[self._logits]
         except RuntimeError as error:
             raise self._refusal(error) from error
         return np.array(result, dtype=np.float32)

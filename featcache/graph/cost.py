@@ -1,7 +1,7 @@
 """What the graph of a device file costs by counting: multiplications, numbers stored, memory of values on the way.
 
-Counted on the ONNX file with a batch of one. A runtime may need more (buffers of its own) or less (fused operations);
-what it did need is measured as `resident_bytes`.
+Counted on the ONNX file with a batch of one, of texts of 32 tokens. A runtime may need more (buffers of its own) or
+less (fused operations); what it did need is measured as `resident_bytes`.
 """
 
 from __future__ import annotations
@@ -68,9 +68,10 @@ def node_macs(model: onnx.ModelProto) -> dict[str, int]:
 
 def _of_one_image(model: onnx.ModelProto) -> Graph:
     from featcache.graph.nodes import Graph
-    from featcache.graph.passes import with_batch_of_one
+    from featcache.graph.passes import fixed_batch, has_open_length, with_batch_of_one
 
-    return Graph(with_batch_of_one(model))
+    # of an open length the shapes on the way are computed in the graph: they are folded into it first
+    return Graph(fixed_batch(model) if has_open_length(model) else with_batch_of_one(model))
 
 
 def _node_macs(graph: Graph) -> dict[str, int]:

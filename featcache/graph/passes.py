@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _ROLES = {1: "weight", 2: "bias"}  # of the inputs of these operations
 _WITH_ROLES = ("Conv", "Gemm", "LayerNormalization")
+USUAL_TOKENS = 32  # of a text, where work is counted
 
 
 def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -33,16 +34,22 @@ def fixed_batch(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def with_batch_of_one(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of the graph whose inputs and outputs are of one image, and nothing else is changed."""
+    """Return a copy of the graph of one image, or of one text of 32 tokens, and nothing else is changed."""
     import onnx
 
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
     for value in (*fixed.graph.input, *fixed.graph.output):
-        batch = value.type.tensor_type.shape.dim[0]
-        batch.ClearField("dim_param")
-        batch.dim_value = 1
+        for place, size in enumerate(value.type.tensor_type.shape.dim):
+            if place == 0 or size.dim_param:
+                size.ClearField("dim_param")
+                size.dim_value = 1 if place == 0 else USUAL_TOKENS
     return fixed
+
+
+def has_open_length(proto: onnx.ModelProto) -> bool:
+    """Return whether an input has an open side beside the batch, as a text's length is."""
+    return any(size.dim_param for value in proto.graph.input for size in value.type.tensor_type.shape.dim[1:])
 
 
 def write_single(source: Path, destination: Path) -> Path:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from featcache.errors import BackboneError, InputError
 from featcache.graph.passes import check, describe, rename, simplify, unshare
+from featcache.recipe import preprocessing_to_json
 from featcache.system.files import write_atomically
 from featcache.system.json import canonical_json
 
@@ -42,9 +43,10 @@ def write_onnx(
 ) -> Path:
     """Return `path`, where `model` is written as an ONNX file of opset 18; the same model gives the same bytes.
 
-    Its input is ``image`` (N, height, width, 3) uint8 RGB, N dynamic, already resized and cropped; normalisation is
-    part of the graph and batch norms are folded into convolutions. Nodes, and what they compute, are named after the
-    module they come from (``backbone.network.conv_stem/Conv``), weights as in its state
+    Its input is ``image`` (N, height, width, 3) uint8 RGB, N dynamic, already resized and cropped, or of texts
+    ``input_ids`` (N, L) int64, both dynamic, -1 behind shorter texts; normalisation is part of the graph and batch
+    norms are folded into convolutions. Nodes, and what they compute, are named after the module they come from
+    (``backbone.network.conv_stem/Conv``), weights as in its state
     (``backbone.network.conv_stem.weight``).
 
     Parameters
@@ -107,10 +109,10 @@ def write_onnx(
         store_halves(proto)
     described = {
         "labels": canonical_json(list(model.classes)),
-        "preprocessing": canonical_json(model.preprocessing.to_json()),
+        "preprocessing": canonical_json(preprocessing_to_json(model.recipe.preprocessing)),
     }
     describe(proto, {**described, **(metadata or {})})
-    check(proto, opset=OPSET, tensors=("image", *outputs))
+    check(proto, opset=OPSET, tensors=(model.input.tensor, *outputs))
     if proto.ByteSize() > _MAX_BYTES:
         raise InputError(f"an ONNX file must stay below 2 GiB, got {proto.ByteSize()} bytes: choose a smaller backbone")
     destination = Path(path)
@@ -122,8 +124,9 @@ def _trace(model: MergedModel, outputs: tuple[str, ...]) -> onnx.ModelProto:
     import onnx
     import torch
 
-    height, width = model.preprocessing.height, model.preprocessing.width
-    image = torch.zeros((2, height, width, 3), dtype=torch.uint8)
+    deployed, example = model.input, model.example(2)
+    name = deployed.tensor
+    open_axes = {axis: size for axis, size in enumerate(deployed.tensors()[name]["shape"]) if isinstance(size, str)}
     with warnings.catch_warnings(), torch.no_grad(), tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "traced.onnx"
         # the exporter announces its own deprecation; shapes that are fixed are traced as the constants they are
@@ -134,13 +137,13 @@ def _trace(model: MergedModel, outputs: tuple[str, ...]) -> onnx.ModelProto:
         try:
             torch.onnx.export(
                 _wrapper(model, outputs),
-                (image,),
+                (example,),
                 path,
                 dynamo=False,
                 opset_version=OPSET,
-                input_names=["image"],
+                input_names=[name],
                 output_names=list(outputs),
-                dynamic_axes={name: {0: "N"} for name in ("image", *outputs)},
+                dynamic_axes={name: open_axes, **{output: {0: "N"} for output in outputs}},
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise BackboneError(
@@ -158,7 +161,7 @@ def _of_outputs(quantization: Quantization, proto: onnx.ModelProto) -> Quantizat
     def of_head(name: str) -> bool:
         return name.startswith(("head.", "head/"))
 
-    present = {name for node in proto.graph.node for name in node.output} | {"image"}
+    present = {name for node in proto.graph.node for name in node.output} | {one.name for one in proto.graph.input}
     # the value that ends the graph is called ``features`` there; as the head's input it is not part of the graph
     return dataclasses.replace(
         quantization,

@@ -3,10 +3,11 @@
     MODEL/model.json            architecture (with pruned widths), Recipe, classes, head, lineage, digests of the files
     MODEL/weights.safetensors   every parameter and buffer, by name
     MODEL/quant.json            where quantized: scale, zero point, signedness and axis of each tensor
-    MODEL/golden/               JPEGs and the logits they must give (`featcache.model.golden`)
+    MODEL/tokenizer.json        of texts: how they become token ids
+    MODEL/golden/               JPEGs or texts and the logits they must give (`featcache.model.golden`)
 
-Nothing is pickled: the timm network is built again from its name, folded and narrowed as ``model.json`` says, and the
-tensors are loaded into it.
+Nothing is pickled: the network is built again as ``model.json`` says, by timm's name or transformers' configuration,
+folded and narrowed, and the tensors are loaded into it.
 """
 
 from __future__ import annotations
@@ -19,35 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from featcache.backbone.networks import check_kwargs, create_network
 from featcache.errors import CorruptError, FeatcacheError, InputError
 from featcache.heads import Head, head_class
 from featcache.heads.calibration import Calibration
 from featcache.heads.unknown import UnknownRule
+from featcache.model.description import FORMAT, MODEL_FILE, RENEW, VERSION, read_model_json
 from featcache.model.golden import Golden
 from featcache.model.halves import goes_in_half
-from featcache.model.merged import MergedModel, wrap_network
+from featcache.model.kinds import model_kind
+from featcache.model.merged import MergedModel
 from featcache.model.quantization import Quantization
 from featcache.model.surgery import Surgery
-from featcache.recipe import Recipe
+from featcache.recipe import Recipe, preprocessing_to_json
 from featcache.system.files import new_directory
-from featcache.system.json import DocumentKind, parse_document, read_document
+from featcache.system.json import DocumentKind, parse_document
 from featcache.system.members import read_member
 
-FORMAT = "featcache.model"
-VERSION = 1
-MODEL_FILE, WEIGHTS_FILE, QUANT_FILE, GOLDEN_FOLDER = "model.json", "weights.safetensors", "quant.json", "golden"
-_RENEW = "merge it again"
-_DOCUMENT = DocumentKind(
-    "MODEL",
-    make="make one with 'featcache merge'",
-    renew=_RENEW,
-    format=FORMAT,
-    versions=(VERSION,),
-    keys=("architecture", "recipe", "classes", "head", "lineage", "sha256"),
-)
+WEIGHTS_FILE, QUANT_FILE, GOLDEN_FOLDER = "weights.safetensors", "quant.json", "golden"
 _QUANT_DOCUMENT = DocumentKind("a quantization", make="make one with 'featcache quantize'", renew="quantize it again")
 
 
@@ -90,22 +80,21 @@ def save_model(
     from safetensors.torch import save
 
     tensors = {name: tensor.contiguous().clone() for name, tensor in sorted(_stored(model).items())}
-    files = {WEIGHTS_FILE: save(tensors)}
+    files = {WEIGHTS_FILE: save(tensors), **model.assets}
     if model.quantization is not None:
         files[QUANT_FILE] = _json_bytes(model.quantization.to_json())
     document = {
         "format": FORMAT,
         "version": VERSION,
         "architecture": {
-            "timm": _timm_name(model),
-            "model_kwargs": dict(model.recipe.model_kwargs),
+            **model_kind(model.recipe.input).architecture(model),
             "outputs": list(model.backbone.outputs),
             **model.surgery.to_json(),
         },
         "recipe": model.recipe.to_json(),
         "model_digest": model.recipe.model_digest,
         "classes": list(model.classes),
-        "preprocessing": model.preprocessing.to_json(),
+        "preprocessing": preprocessing_to_json(model.recipe.preprocessing),
         "head": _head_document(model.fitted_head),
         "lineage": list(model.lineage),
         "parameters": model.parameter_count(),
@@ -166,44 +155,22 @@ def load_model(path: str | os.PathLike[str]) -> MergedModel:
         recipe = Recipe.from_json(document["recipe"])
         architecture = document["architecture"]
         surgery = Surgery(architecture["folded"], architecture["widths"])
-        network = _build_network(architecture)
+        kind = model_kind(recipe.input)
+        network = kind.build_network(architecture)
         surgery.apply(network)
+        assets = {name: _checked_bytes(path, name, document) for name in kind.asset_names}
         state = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
         network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
-        backbone = wrap_network(network, recipe, outputs=architecture["outputs"])
+        backbone = kind.wrap(network, recipe, outputs=tuple(architecture["outputs"]), assets=assets)
         head = _head_from_document(document["head"], tensors, document["classes"])
-        return MergedModel(
+        return kind.merged(
             backbone, head, recipe=recipe, surgery=surgery, quantization=quantization, halves=halves,
             lineage=document["lineage"],
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, SafetensorError, RuntimeError) as error:
         if isinstance(error, FeatcacheError) and not isinstance(error, InputError):
             raise
-        raise CorruptError(f"{os.fspath(path)!r} must hold a whole model, got {error!r:.200}: {_RENEW}") from error
-
-
-def _build_network(architecture: Mapping[str, Any]) -> nn.Module:
-    """Return timm's network by name, as `load_backbone` makes it, with values to be loaded.
-
-    The document may come from a stranger: only timm's own names and arguments of the network itself are taken, none
-    that would fetch a network from a hub or open a checkpoint.
-    """
-    name = architecture["timm"]
-    if ":" in name:
-        raise CorruptError(f"architecture.timm in {MODEL_FILE} must be a name of timm's, got {name!r}: {_RENEW}")
-    network = create_network(name, check_kwargs(dict(architecture["model_kwargs"]), keep_classifier=True))
-    if "logits" not in architecture["outputs"] and getattr(network, "num_classes", None):
-        reset: Any = network.reset_classifier
-        reset(0)
-    return network.requires_grad_(False).eval()
-
-
-def read_model_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the document in ``model.json`` of directory `path`.
-
-    Raises `MissingError`, `FormatError` and `CorruptError` as `featcache.system.json.read_document`.
-    """
-    return read_document(Path(path) / MODEL_FILE, _DOCUMENT)
+        raise CorruptError(f"{os.fspath(path)!r} must hold a whole model, got {error!r:.200}: {RENEW}") from error
 
 
 def verify_model(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -235,15 +202,6 @@ def _stored(model: MergedModel) -> dict[str, torch.Tensor]:
     return {**tensors, **{name: half for name, half in halved.items() if torch.equal(half.float(), tensors[name])}}
 
 
-def _timm_name(model: MergedModel) -> str:
-    """Return the name under which timm builds the network without asking a hub."""
-    name = model.recipe.model
-    if not name.startswith("hf-hub:"):
-        return name
-    config: Any = getattr(model.backbone.network, "pretrained_cfg", {})
-    return str(config["architecture"])
-
-
 def _head_document(head: Head) -> dict[str, Any]:
     return {
         "kind": head.kind,
@@ -273,7 +231,7 @@ def _head_from_document(document: Mapping[str, Any], tensors: Mapping[str, torch
 
 
 def _checked_bytes(path: str | os.PathLike[str], name: str, document: Mapping[str, Any]) -> bytes:
-    return read_member(Path(path), name, renew=_RENEW, sha256=str(document["sha256"].get(name)))
+    return read_member(Path(path), name, renew=RENEW, sha256=str(document["sha256"].get(name)))
 
 
 def _json_bytes(value: Any) -> bytes:

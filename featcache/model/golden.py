@@ -1,13 +1,12 @@
-"""Golden samples: a few JPEGs that travel with a model, and the logits they must give wherever it runs.
+"""Golden samples: a few JPEGs or texts that travel with a model, and the logits they must give wherever it runs.
 
-A directory of ``00.jpg`` … and ``golden.json``: ``kind`` (``photos`` or ``synthetic``), ``computed_by`` (what gave the
-logits) and per image its file, sha256 and logits. Nothing here imports torch.
+A directory of ``00.jpg`` (``00.txt``) … and ``golden.json``: ``kind`` (``photos`` or ``synthetic``), ``computed_by``
+(what gave the logits) and per sample its file, sha256 and logits. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from dataclasses import dataclass
@@ -17,15 +16,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import CorruptError, ImageError, InputError, MissingError
-from featcache.images.load import decode
+from featcache.errors import CorruptError, InputError, MissingError, SampleError
+from featcache.extract.inputs.deployed import DeployedInput
 from featcache.images.read import read_image_bytes
 from featcache.system.json import DocumentKind, read_document
 from featcache.system.members import read_member
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from featcache.cache import FeatureCache
 
 GOLDEN_FILE = "golden.json"
@@ -42,12 +39,13 @@ GoldenKind = Literal["photos", "synthetic", "none"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Golden:
-    """JPEG files and the logits (n, n_classes) float32 they gave; `computed_by` names what computed them."""
+    """Files of one ending and the logits (n, n_classes) float32 they gave; `computed_by` names what computed them."""
 
     kind: str
     computed_by: str
     images: tuple[bytes, ...]
     logits: npt.NDArray[np.float32]
+    suffix: str = ".jpg"
 
     def __post_init__(self) -> None:
         if self.logits.ndim != 2 or len(self.logits) != len(self.images):
@@ -55,7 +53,7 @@ class Golden:
 
     def files(self) -> dict[str, bytes]:
         """Return the bytes of every file of the directory form, by name."""
-        names = [f"{index:02d}.jpg" for index in range(len(self.images))]
+        names = [f"{index:02d}{self.suffix}" for index in range(len(self.images))]
         entries = [
             {"file": name, "sha256": hashlib.sha256(data).hexdigest(), "logits": [float(value) for value in row]}
             for name, data, row in zip(names, self.images, self.logits, strict=True)
@@ -80,18 +78,21 @@ class Golden:
                 for entry in entries
             )
             logits = np.array([entry["logits"] for entry in entries], dtype=np.float32)
-            return cls(document["kind"], document["computed_by"], images, logits)
+            suffix = Path(entries[0]["file"]).suffix if entries else ".jpg"
+            return cls(document["kind"], document["computed_by"], images, logits, suffix)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptError(
                 f"{GOLDEN_FILE} in {str(place)!r} must be what featcache wrote, got {error!r:.200}"
             ) from error
 
 
-def golden_photos(cache: FeatureCache, *, dataset: str | None = None, count: int = GOLDEN_COUNT) -> tuple[bytes, ...]:
-    """Return up to `count` JPEGs of the data set: test images where it has some, one class after another.
+def golden_inputs(
+    cache: FeatureCache, deployed: DeployedInput, *, dataset: str | None = None, count: int = GOLDEN_COUNT
+) -> tuple[bytes, ...]:
+    """Return up to `count` inputs of the data set: of test where it has some, one class after another.
 
-    A photo that is a JPEG is taken byte for byte; others are encoded as one (quality 95, no chroma subsampling).
-    Files that changed since the build are passed over; `MissingError` where none is left.
+    Each is what `deployed` makes of it to travel. Files that changed since the build are passed over; `MissingError`
+    where none is left.
     """
     samples = cache.samples(dataset)
     samples.require_images()
@@ -111,40 +112,12 @@ def golden_photos(cache: FeatureCache, *, dataset: str | None = None, count: int
         if len(photos) == count:
             break
         try:
-            photos.append(as_jpeg(read_image_bytes(samples.listing.absolute(index), digest=digest)))
-        except ImageError:
+            photos.append(deployed.golden(read_image_bytes(samples.listing.absolute(index), digest=digest)))
+        except SampleError:
             continue
     if not photos:
         raise MissingError(
-            f"golden photos must be read from {samples.root!r}, none is there unchanged: build the cache again or "
+            f"golden samples must be read from {samples.root!r}, none is there unchanged: build the cache again or "
             "pass --golden synthetic"
         )
     return tuple(photos)
-
-
-def golden_patterns(height: int, width: int, *, count: int = GOLDEN_COUNT) -> tuple[bytes, ...]:
-    """Return `count` JPEGs of smooth random colours, where photos are private; the same ones every time."""
-    from PIL import Image
-
-    generator = np.random.default_rng(0)
-    images = []
-    for _ in range(count):
-        coarse = generator.integers(0, 256, size=(7, 9, 3), dtype=np.uint8)
-        smooth = Image.fromarray(coarse).resize((width * 9 // 7, height * 8 // 7), Image.Resampling.BICUBIC)
-        images.append(_encode(smooth))
-    return tuple(images)
-
-
-def as_jpeg(data: bytes) -> bytes:
-    """Return `data` if it is a JPEG, else its picture, decoded as everywhere, encoded as one. Raises `ImageError`."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return data
-    from PIL import Image
-
-    return _encode(Image.fromarray(decode(data, decoder="pillow")))
-
-
-def _encode(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""`MergedModel`: preprocessing, backbone and head as one module, with its labels inside."""
+"""`MergedModel`: normalisation, backbone and head as one module, with its labels inside; of images, or of texts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from featcache.backbone.backbone import Backbone
 from featcache.errors import InputError
+from featcache.extract.inputs.deployed import DeployedInput
+from featcache.extract.inputs.registry import find_input
 from featcache.heads import Head
 from featcache.model.quantization import Quantization
 from featcache.model.surgery import Surgery
@@ -79,11 +83,25 @@ class MergedModel(nn.Module):
         self.quantization = quantization
         self.halves = halves
         self.lineage = tuple(dict(step) for step in lineage)
-        preprocessing = recipe.image_preprocessing
-        self.register_buffer("pixel_mean", torch.tensor(preprocessing.mean) * 255.0, persistent=False)
-        self.register_buffer("pixel_gain", 1.0 / (torch.tensor(preprocessing.std) * 255.0), persistent=False)
+        self._register_normalisation()
         self.requires_grad_(False)
         self.eval()
+
+    def _register_normalisation(self) -> None:
+        preprocessing = self.recipe.image_preprocessing
+        self.register_buffer("pixel_mean", torch.tensor(preprocessing.mean) * 255.0, persistent=False)
+        self.register_buffer("pixel_gain", 1.0 / (torch.tensor(preprocessing.std) * 255.0), persistent=False)
+
+    @property
+    def input(self) -> DeployedInput:
+        """What stands before the model: how bytes become its input."""
+        assets = self.assets
+        return find_input(self.recipe.input).deployed(self.recipe.preprocessing, lambda name: assets[name])
+
+    @property
+    def assets(self) -> Mapping[str, bytes]:
+        """Files that `input` needs beside the weights, by name."""
+        return {}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -102,9 +120,17 @@ class MergedModel(nn.Module):
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         """Return what the head reads, (N, num_features) float32, of `image` (N, H, W, 3) uint8."""
-        outputs = self.backbone(self.normalise(image))
+        outputs = self._outputs(image)
         flat = [output.flatten(1) for output in outputs]
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
+
+    def example(self, count: int) -> torch.Tensor:
+        """Return `count` made-up inputs to trace the module with."""
+        return torch.zeros((count, self.preprocessing.height, self.preprocessing.width, 3), dtype=torch.uint8)
+
+    def _outputs(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs: tuple[torch.Tensor, ...] = self.backbone(self.normalise(image))
+        return outputs
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (logits, probabilities), each (N, n_classes) float32, of `image` (N, H, W, 3) uint8 RGB.
@@ -117,9 +143,16 @@ class MergedModel(nn.Module):
             return logits, torch.softmax(logits, dim=-1)
         return logits, torch.sigmoid(logits) if self.fitted_head.task == "multilabel" else logits
 
+    def halves_apart(self, image: torch.Tensor) -> npt.NDArray[np.float32]:
+        """Return `features`, as the backbone gives them of its library's own form of the input."""
+        size = self.preprocessing
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (size.mean, size.std))
+        outputs = self.backbone((image.permute(0, 3, 1, 2).float() / 255.0 - mean) / std)
+        return np.concatenate([output.flatten(1).numpy() for output in outputs], axis=1)
+
     def with_head(self, fitted_head: Head) -> MergedModel:
         """Return a model of this backbone (shared) with another head."""
-        return MergedModel(
+        return type(self)(
             self.backbone, fitted_head, recipe=self.recipe, surgery=self.surgery, quantization=self.quantization,
             halves=self.halves, lineage=self.lineage,
         )  # fmt: skip
@@ -130,7 +163,7 @@ class MergedModel(nn.Module):
             "recipe": self.recipe, "surgery": self.surgery, "quantization": self.quantization,
             "halves": self.halves, "lineage": self.lineage,
         }  # fmt: skip
-        return MergedModel(copy.deepcopy(self.backbone), self.fitted_head, **{**values, **changes})
+        return type(self)(copy.deepcopy(self.backbone), self.fitted_head, **{**values, **changes})
 
     def digest(self) -> str:
         """Return the sha256 of the backbone as it is now: timm name, surgery, scales, every parameter and buffer."""

@@ -5,26 +5,30 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from featcache.backbone.backbone import Backbone
-from featcache.backbone.load import load_backbone
 from featcache.cache import FeatureCache, borrow_cache
 from featcache.errors import InputError, VerificationError, WeightsError
+from featcache.extract.inputs.registry import find_input
+from featcache.extract.request import Request
 from featcache.heads import Head, load_head
 from featcache.heads.agreement import SAME_ARITHMETIC, logit_tolerance
-from featcache.images.batches import first_decoded
 from featcache.model.directory import model_bytes, save_model
 from featcache.model.golden import GoldenKind
+from featcache.model.kinds import model_kind
 from featcache.model.merged import MergedModel
 from featcache.model.reference import make_golden
 from featcache.system.files import refuse_existing
+from featcache.system.sources.batches import prepared_batches
 
 _COMPARED_IMAGES = 32
+_MADE_UP = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,7 @@ def merged_model(head: Head, cache: FeatureCache, *, dataset: str | None = None)
         )
     if recipe.model_digest is not None:
         raise InputError(
-            f"the cache {str(cache.path)!r} must be of a timm backbone to merge; its rows come from a MODEL"
+            f"the cache {str(cache.path)!r} must be of a backbone of its own to merge; its rows come from a MODEL"
         )
     outputs = tuple(dict.fromkeys(column.partition("@")[0] for column in head.columns))
     backbone = reload_backbone(cache, outputs=outputs)
@@ -141,20 +145,13 @@ def merged_model(head: Head, cache: FeatureCache, *, dataset: str | None = None)
         "head": {"kind": head.kind, "settings": dict(head.settings)},
         "weights": recipe.weights,
     }
-    return MergedModel(backbone, head, recipe=recipe, lineage=[step])
+    return model_kind(recipe.input).merged(backbone, head, recipe=recipe, lineage=[step])
 
 
-def reload_backbone(cache: FeatureCache, *, outputs: tuple[str, ...]) -> Backbone:
+def reload_backbone(cache: FeatureCache, *, outputs: tuple[str, ...]) -> Any:
     """Return the backbone that computed the rows of `cache`, loaded again; `WeightsError` where it is another now."""
-    request, recipe = cache.request, cache.recipe
-    backbone = load_backbone(
-        request["backbone"],
-        weights=request.get("weights"),
-        model_kwargs=request.get("model_kwargs"),
-        mean=request.get("mean"),
-        std=request.get("std"),
-        outputs=outputs,
-    )
+    recipe = cache.recipe
+    backbone = find_input(recipe.input).load_backbone(Request.from_json(cache.request), outputs=outputs)
     if backbone.weights_sha256 != recipe.weights_sha256:
         raise WeightsError(
             f"the weights of {recipe.model!r} must be those the cache {str(cache.path)!r} was built with "
@@ -164,22 +161,17 @@ def reload_backbone(cache: FeatureCache, *, outputs: tuple[str, ...]) -> Backbon
     if (backbone.model_name, backbone.preprocessing) != (recipe.model, recipe.preprocessing):
         raise WeightsError(
             f"the backbone must be {recipe.model!r} with {recipe.preprocessing!r} as in the cache {str(cache.path)!r}, "
-            f"got {backbone.model_name!r} with {backbone.preprocessing!r}: install the timm it was built with"
+            f"got {backbone.model_name!r} with {backbone.preprocessing!r}: install the package that it was built with"
         )
     return backbone
 
 
 def _difference_to_halves(model: MergedModel) -> float:
-    """Return the largest difference of logits between the module and head(backbone(x)) on timm's own normalisation."""
-    size = model.preprocessing
-    noise = torch.randint(0, 256, (4, size.height, size.width, 3), generator=torch.Generator().manual_seed(0))
-    image = noise.to(torch.uint8)
-    mean = torch.tensor(size.mean).view(1, 3, 1, 1)
-    std = torch.tensor(size.std).view(1, 3, 1, 1)
+    """Return the largest difference of logits between the module and the head on the features it says it has."""
+    batch = torch.from_numpy(model.input.stack(_made_up(model)))
     with torch.inference_mode():
-        outputs = model.backbone((image.permute(0, 3, 1, 2).float() / 255.0 - mean) / std)
-        features = np.concatenate([output.flatten(1).numpy() for output in outputs], axis=1)
-        merged = model(image)[0].numpy()
+        features = model.halves_apart(batch)
+        merged = model(batch)[0].numpy()
     separate = model.fitted_head.predict_logits(features)
     difference = float(np.abs(merged - separate).max())
     limit = logit_tolerance(separate, SAME_ARITHMETIC)
@@ -189,6 +181,11 @@ def _difference_to_halves(model: MergedModel) -> float:
             f"{difference:.2g}: this is a fault of featcache, please report it with the backbone's name"
         )
     return difference
+
+
+def _made_up(model: MergedModel) -> list[npt.NDArray[Any]]:
+    deployed = model.input
+    return [deployed.prepare(data) for data in deployed.synthetic(_MADE_UP)]
 
 
 def _difference_to_cache(
@@ -203,12 +200,15 @@ def _difference_to_cache(
     compared = slice(None, step * _COMPARED_IMAGES, step)
     sources = samples.sources(selection.indices[compared])
     # photos may have gone or changed since the build; what is left is compared
-    batch = first_decoded(sources, cache.recipe.image_preprocessing, count=len(sources), decoder=cache.recipe.decoder)
-    if not len(batch.indices):
+    deployed = model.input
+    prepare = partial(deployed.prepare, decoder=cache.recipe.decoder)
+    batches = list(prepared_batches(sources, prepare, deployed.stack, failures={}, batch_size=_COMPARED_IMAGES))
+    if not batches:
         return None, None, 0
+    (batch,) = batches
     rows = selection.rows[compared][batch.indices]
     stored = model.fitted_head.predict_logits(cache.gather(rows, output=list(model.backbone.outputs)))
     with torch.inference_mode():
-        live = model(torch.from_numpy(batch.pixels))[0].numpy()
+        live = model(torch.from_numpy(batch.values))[0].numpy()
     agreement = float((stored.argmax(axis=1) == live.argmax(axis=1)).mean())
     return float(np.abs(stored - live).max()), agreement, len(batch.indices)

@@ -1,11 +1,8 @@
-"""What a model answers for encoded images in torch, through the reference preprocessing: golden samples are made of it.
-
-The reference preprocessing is Pillow's: every device can repeat it.
-"""
+"""What a model answers for encoded inputs in torch, by the reference preprocessing: golden samples are made of it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +10,7 @@ import torch
 
 from featcache.errors import InputError
 from featcache.images.load import load_image
-from featcache.model.golden import Golden, GoldenKind, golden_patterns, golden_photos
+from featcache.model.golden import GOLDEN_COUNT, Golden, GoldenKind, golden_inputs
 from featcache.model.merged import MergedModel
 from featcache.recipe import Decoder, Preprocessing
 
@@ -24,26 +21,28 @@ if TYPE_CHECKING:
 def make_golden(
     model: MergedModel, kind: GoldenKind, *, cache: FeatureCache | None = None, dataset: str | None = None
 ) -> Golden:
-    """Return golden images of `kind` with the logits of `model`, through the reference preprocessing (Pillow).
+    """Return golden samples of `kind` with the logits of `model`, through the reference preprocessing.
 
-    Raises `InputError` for another kind, and for photos without a cache.
+    Raises `InputError` for another kind, and for photos (or texts) of a data set without a cache.
     """
     if kind not in ("photos", "synthetic"):
         raise InputError(f"--golden must be 'photos', 'synthetic' or 'none', got {kind!r}")
+    deployed = model.input
     if kind == "photos":
         if cache is None:
             raise InputError("golden photos must come from a cache, none was given: pass --golden synthetic")
-        images = golden_photos(cache, dataset=dataset)
+        samples = golden_inputs(cache, deployed, dataset=dataset)
     else:
-        images = golden_patterns(model.preprocessing.height, model.preprocessing.width)
-    return Golden(kind, "torch fp32", images, logits_of_images(model, images))
+        samples = deployed.synthetic(GOLDEN_COUNT)
+    return Golden(kind, "torch fp32", samples, logits_of_images(model, samples), deployed.suffix)
 
 
-def logits_of_images(model: MergedModel, images: tuple[bytes, ...]) -> npt.NDArray[np.float32]:
-    """Return the logits (n, n_classes) float32 of encoded images, through the reference preprocessing (Pillow)."""
-    pixels = load_pixels(images, model.preprocessing)
+def logits_of_images(model: MergedModel, samples: tuple[bytes, ...]) -> npt.NDArray[np.float32]:
+    """Return the logits (n, n_classes) float32 of encoded inputs, through the reference preprocessing."""
+    deployed = model.input
+    batch: npt.NDArray[Any] = deployed.stack([deployed.prepare(data) for data in samples])
     with torch.inference_mode():
-        return np.asarray(model(torch.from_numpy(pixels))[0].numpy())
+        return np.asarray(model(torch.from_numpy(batch))[0].numpy())
 
 
 def load_pixels(

@@ -81,8 +81,7 @@ def bench(
     opened = open_bundle(bundle)
     count = threads or processor_count()
     chosen = [opened.format_named(name) for name in formats or opened.formats]
-    shape = (opened.preprocessing.height, opened.preprocessing.width, 3)
-    image = np.random.default_rng(0).integers(0, 256, size=(1, *shape), dtype=np.uint8)
+    image = opened.input.example()
     measurements = []
     for name in tqdm(chosen, desc="bench", unit="format", disable=None):
         size = sum(path.stat().st_size for path in opened.files(name))
@@ -94,7 +93,7 @@ def bench(
             continue
         with opened.open(name, threads=count) as runner:
             latency = measure_latency(runner, image, threads=count, seconds=seconds)
-            resident = resident_bytes(target, runner, opened.files(name), image_shape=shape, threads=count)
+            resident = resident_bytes(target, runner, opened.files(name), example=image, threads=count)
         runtime = runner.described or target.version()
         measurements.append(Benchmark(name, runtime, size, latency, None, cost, resident))
     if all(entry.latency_ms is None for entry in measurements):
@@ -103,7 +102,7 @@ def bench(
     return measurements
 
 
-def measure_latency(runner: Runner, image: npt.NDArray[np.uint8], *, threads: int, seconds: float = 0.5) -> Latency:
+def measure_latency(runner: Runner, image: npt.NDArray[Any], *, threads: int, seconds: float = 0.5) -> Latency:
     """Return how long `runner` takes for `image` (1, height, width, 3), timed for about `seconds`, warmed up."""
     times = runner.time(image, seconds=seconds, least=_LEAST_RUNS)
     used = runner.threads or threads

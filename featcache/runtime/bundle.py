@@ -15,14 +15,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from featcache.errors import CorruptError, InputError
+from featcache.extract.inputs.deployed import DeployedInput
+from featcache.extract.inputs.registry import find_input
 from featcache.formats.interface import Runner
 from featcache.formats.registry import find_target
 from featcache.graph.cost import GraphCost
 from featcache.heads.base import TASKS
 from featcache.heads.unknown import UnknownRule
-from featcache.recipe import Preprocessing
+from featcache.recipe import InputPreprocessing, preprocessing_from_json
 from featcache.system.json import DocumentKind, read_document
-from featcache.system.members import checked_member
+from featcache.system.members import checked_member, read_member
 from featcache.system.threads import processor_count
 
 FORMAT = "featcache.bundle"
@@ -51,7 +53,7 @@ class Bundle:
     classes, task, unknown
         Label of each logit, what logits mean, and the rule for images of no known class.
     preprocessing
-        How an image becomes the input.
+        How an image, or a text, becomes the input.
     formats
         Files of each format, the one to open first.
     lineage
@@ -59,7 +61,7 @@ class Bundle:
     costs
         What each format's graph costs by counting, as counted by the export; None in bundles that lack them.
     digests
-        sha256 of the device files, by their path in the bundle.
+        sha256 of every file that the manifest states, by its path in the bundle.
     """
 
     path: Path
@@ -67,7 +69,7 @@ class Bundle:
     classes: tuple[str, ...]
     task: str
     unknown: UnknownRule | None
-    preprocessing: Preprocessing
+    preprocessing: InputPreprocessing
     formats: Mapping[str, tuple[str, ...]]
     lineage: Mapping[str, Any]
     costs: Mapping[str, GraphCost | None]
@@ -80,6 +82,17 @@ class Bundle:
         if name not in self.formats:
             raise InputError(f"format must be one of this bundle's {', '.join(self.formats)}, got {name!r}")
         return name
+
+    @property
+    def input(self) -> DeployedInput:
+        """What stands before the model: how bytes become its input.
+
+        Raises `MissingError` and `CorruptError` for a file that it needs, as `featcache.system.members.read_member`.
+        """
+        return find_input(self.preprocessing.input).deployed(self.preprocessing, self._asset)
+
+    def _asset(self, name: str) -> bytes:
+        return read_member(self.path, name, renew=_RENEW, sha256=str(self.digests.get(name)))
 
     def files(self, format: str) -> tuple[Path, ...]:
         """Return the paths of the files of `format`, each a plain file with the digest that the manifest states.
@@ -125,14 +138,12 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
 
     Examples
     --------
-    >>> import numpy as np
     >>> from featcache.runtime import open_bundle
     >>> bundle = open_bundle("bundle")
     >>> bundle.classes, list(bundle.formats)
     (('cat', 'dog'), ['onnx'])
-    >>> images = np.zeros((1, bundle.preprocessing.height, bundle.preprocessing.width, 3), dtype=np.uint8)
     >>> with bundle.open("onnx", threads=1) as runner:
-    ...     runner.run(images).shape
+    ...     runner.run(bundle.input.example()).shape
     (1, 2)
     """
     place = Path(path)
@@ -147,18 +158,14 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
             classes=tuple(described["labels"]),
             task=described["task"],
             unknown=None if unknown is None else UnknownRule.from_json(unknown),
-            preprocessing=Preprocessing.from_json(described["preprocessing"]),
+            preprocessing=preprocessing_from_json(described["preprocessing"]),
             formats={name: tuple(entry["files"]) for name, entry in manifest["formats"].items()},
             lineage=manifest["lineage"],
             costs={
                 name: GraphCost(**entry["figures"]) if "figures" in entry else None
                 for name, entry in manifest["formats"].items()
             },
-            digests={
-                name: manifest["files"][name]["sha256"]
-                for entry in manifest["formats"].values()
-                for name in entry["files"]
-            },
+            digests=_digests(manifest),
         )
     except (KeyError, TypeError, AttributeError, InputError) as error:
         raise CorruptError(f"{str(path)!r} must hold a whole bundle, got {error!r:.200}: {_RENEW}") from error
@@ -170,6 +177,15 @@ def read_manifest(place: Path) -> dict[str, Any]:
     Raises `MissingError`, `FormatError` and `CorruptError` as `featcache.system.json.read_document`.
     """
     return read_document(place / MANIFEST_FILE, _MANIFEST)
+
+
+def _digests(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests of the files; `KeyError` where one of a format is not stated."""
+    digests = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    for entry in manifest["formats"].values():
+        for name in entry["files"]:
+            digests[name]
+    return digests
 
 
 def _check_values(described: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:

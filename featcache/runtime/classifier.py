@@ -6,11 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import CorruptError, InputError, MissingError
+from featcache.extract.inputs.deployed import DeployedInput
 from featcache.formats.interface import Runner
 from featcache.heads.unknown import UnknownRule
 from featcache.recipe import Preprocessing
@@ -28,10 +30,20 @@ class Classifier:
     classes: tuple[str, ...]
     task: str
     unknown: UnknownRule | None
-    preprocessing: Preprocessing
+    input: DeployedInput
 
-    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the logits (n, n_classes) of `images`; `CorruptError` where the model does not have one per class."""
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the input; `InputError` where the inputs are of another kind."""
+        if not isinstance(self.input.preprocessing, Preprocessing):
+            raise InputError(f"this needs a classifier of images, got one of {self.input.noun}s: use predict")
+        return self.input.preprocessing
+
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return the logits (n, n_classes) of prepared `images` or texts.
+
+        Raises `CorruptError` where the model does not have one per class.
+        """
         logits = self.runner.run(images)
         if logits.shape != (len(images), len(self.classes)):
             raise CorruptError(
@@ -65,12 +77,19 @@ def open_classifier(
         bundle = open_bundle(path)
         named = bundle.format_named(format)
         runner = bundle.open(named, threads=threads)
-        return Classifier(runner, named, bundle.classes, bundle.task, bundle.unknown, bundle.preprocessing)
+        return Classifier(runner, named, bundle.classes, bundle.task, bundle.unknown, bundle.input)
     if is_model(path):
         if format not in (None, "torch"):
             raise InputError(f"a MODEL is run by torch, got the format {format!r}: export it, then name the bundle")
         return _open_model(path)
     raise MissingError(f"{os.fspath(path)!r} must be a bundle or a model: make one with 'featcache export' or 'merge'")
+
+
+def model_input(path: str | os.PathLike[str]) -> str:
+    """Return the input kind of the MODEL at `path`; raises as `featcache.model.directory.read_model_json`."""
+    from featcache.model.description import read_model_json
+
+    return str(read_model_json(path)["preprocessing"].get("input", Preprocessing.input))
 
 
 class TorchRunner(Runner):
@@ -79,7 +98,7 @@ class TorchRunner(Runner):
     def __init__(self, model: object) -> None:
         self._model = model
 
-    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return the logits."""
         import torch
 
@@ -97,4 +116,4 @@ def _open_model(path: str | os.PathLike[str]) -> Classifier:
 
     model = load_model(path)
     fitted = model.fitted_head
-    return Classifier(TorchRunner(model), "torch", model.classes, fitted.task, fitted.unknown, model.preprocessing)
+    return Classifier(TorchRunner(model), "torch", model.classes, fitted.task, fitted.unknown, model.input)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from featcache.datasets.labelled import LabelledImages, labelled_images
 from featcache.errors import InputError
+from featcache.extract.inputs.registry import find_input
 from featcache.heads.base import softmax
 from featcache.runtime.classifier import open_classifier
 from featcache.runtime.logits import batches_of_logits, batches_of_logits_from_cluster
@@ -87,6 +89,7 @@ def evaluate(
     ray: str | None = None,
     actors: int | None = None,
     gpus_per_actor: float = 0.0,
+    input_options: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Return how right a BUNDLE or MODEL is on labelled images.
 
@@ -106,6 +109,8 @@ def evaluate(
         How many compute; None: all processors.
     ray, actors, gpus_per_actor
         The Ray cluster that reads and computes, and its workers, as for `predict`.
+    input_options
+        How the inputs are read: of texts ``text_column``, ``label_column``.
 
     Returns
     -------
@@ -130,11 +135,16 @@ def evaluate(
     """
     settings = ClusterSettings.of(ray, actors, gpus_per_actor)
     with open_classifier(bundle, format=format, threads=threads) as classifier:
-        chosen = labelled_images(images, classes=classifier.classes, task=classifier.task, split=split)
+        kind = find_input(classifier.input.preprocessing.input)
+        kind.refuse_options(input_options or {})
+        chosen = labelled_images(
+            images, classes=classifier.classes, task=classifier.task, split=split,
+            scan=partial(kind.scan, options=input_options),
+        )  # fmt: skip
         files = chosen.sources()
         failures: dict[int, str] = {}
         logits = np.zeros((len(chosen), len(classifier.classes)), dtype=np.float32)
-        with tqdm(total=len(chosen), desc="evaluate", unit="image", disable=None) as bar:
+        with tqdm(total=len(chosen), desc="evaluate", unit=classifier.input.noun, disable=None) as bar:
             batches = batches_of_logits(classifier, files, failures=failures)
             if settings is not None:
                 batches = batches_of_logits_from_cluster(

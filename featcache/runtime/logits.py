@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from featcache.images.batches import BATCH_SIZE, decoded_batches
+from featcache.errors import InputError
 from featcache.images.read import ImageFile
 from featcache.runtime.classifier import Classifier, open_classifier
 from featcache.system.cluster import ClusterSettings, cluster
 from featcache.system.shares import Share, Stage, Work, path_shares, paths_of, work_through
+from featcache.system.sources.batches import BATCH_SIZE, Source
 
 _BATCHES = 8  # of a share
 _LEAST_SHARES = 4  # for each actor, so that none waits long for the last
@@ -22,16 +23,16 @@ IndexedLogits = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 
 def batches_of_logits(
-    classifier: Classifier, files: Sequence[ImageFile], *, failures: dict[int, str]
+    classifier: Classifier, files: Sequence[Source], *, failures: dict[int, str]
 ) -> Iterator[IndexedLogits]:
-    """Yield (indices, logits) of the images of `files` that decode; index → reason of the others goes to `failures`."""
-    for batch in decoded_batches(files, classifier.preprocessing, failures=failures):
-        yield batch.indices, classifier.run(batch.pixels)
+    """Yield (indices, logits) of the inputs of `files` that decode; index → reason of the others goes to `failures`."""
+    for batch in classifier.input.batches(files, failures=failures):
+        yield batch.indices, classifier.run(batch.values)
 
 
 def batches_of_logits_from_cluster(
     path: str | os.PathLike[str],
-    files: Sequence[ImageFile],
+    files: Sequence[Source],
     *,
     format: str | None,
     settings: ClusterSettings,
@@ -40,8 +41,11 @@ def batches_of_logits_from_cluster(
     """Yield as `batches_of_logits` what actors of a cluster compute, as it is done: with the BUNDLE or MODEL at `path`.
 
     That and the images must be where the cluster's machines can read them. Raises as `open_classifier`, as
-    `featcache.system.cluster.cluster` and as `work_through`.
+    `featcache.system.cluster.cluster` and as `work_through`, and `InputError` for inputs that lie in no file.
     """
+    paths = [file for file in files if isinstance(file, ImageFile)]
+    if len(paths) < len(files):
+        raise InputError("with --ray inputs must lie in files that its machines can read, got texts themselves")
     with cluster(settings.address) as ray:
         actors, processors = settings.actors_and_processors(ray)
         # whole batches, so that each image is computed beside the same others as in one process
@@ -49,7 +53,7 @@ def batches_of_logits_from_cluster(
         size = max(1, min(_BATCHES, fair)) * BATCH_SIZE
         start = _StartClassifier(os.path.abspath(path), format, processors)
         stage = Stage(start, actors, cpus=processors, gpus=settings.gpus_per_actor)
-        for share in work_through(_file_shares(files, size), [stage]):
+        for share in work_through(_file_shares(paths, size), [stage]):
             first = share.values["start"]
             failures.update({first + int(index): reason for index, reason in share.values["failures"].items()})
             yield first + share.arrays["indices"], share.arrays["logits"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,18 +11,17 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from featcache.datasets.listing import printable
-from featcache.datasets.place import WHAT_IMAGES_MAY_BE, images_place
-from featcache.datasets.scan import scan
-from featcache.errors import InputError, MissingError
+from featcache.cache import open_cache
+from featcache.errors import InputError
+from featcache.extract.inputs.interface import Input
+from featcache.extract.inputs.registry import IMAGE, find_input
 from featcache.heads.base import sigmoid, softmax
 from featcache.heads.unknown import UnknownRule
-from featcache.images.read import ImageFile
-from featcache.runtime.bundle import is_bundle
-from featcache.runtime.classifier import Classifier, is_model, open_classifier
+from featcache.runtime.bundle import is_bundle, open_bundle
+from featcache.runtime.classifier import Classifier, is_model, model_input, open_classifier
 from featcache.runtime.logits import IndexedLogits, batches_of_logits, batches_of_logits_from_cluster
 from featcache.system.cluster import ClusterSettings
-from featcache.system.sources.opening import split_member
+from featcache.system.sources.batches import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +69,9 @@ def predict(
     ray: str | None = None,
     actors: int | None = None,
     gpus_per_actor: float = 0.0,
+    input_options: Mapping[str, Any] | None = None,
 ) -> list[Prediction]:
-    """Return one prediction per image, in the order of the images.
+    """Return one prediction per image (or text), in the order of the images.
 
     An image that cannot be read is an entry with a reason.
 
@@ -82,7 +82,8 @@ def predict(
         also a HEAD.
     images
         An image file, a folder, a CSV, files of many images, each also by URL (see `featcache.datasets.scan.scan`), or
-        several of these.
+        several of these. Of a classifier of texts: a text itself, a table, a ``.txt`` file with a text in each line, a
+        folder.
     top
         How many classes to list.
     format
@@ -99,6 +100,8 @@ def predict(
         How many workers in the cluster compute at most; None: as many as it has room for.
     gpus_per_actor
         GPUs of each; 0: they compute on processors.
+    input_options
+        How the inputs are read: of texts ``text_column``.
 
     Returns
     -------
@@ -124,9 +127,11 @@ def predict(
     if top < 1:
         raise InputError(f"top must be at least 1, got {top!r}")
     settings = ClusterSettings.of(ray, actors, gpus_per_actor)
-    paths, names = _image_files(images)
+    kind = input_kind(bundle_or_model, cache=cache)
+    kind.refuse_options(input_options or {})
+    sources, names = _sources(images, kind, input_options)
     predictions: dict[int, Prediction] = {}
-    missing = list(range(len(paths)))
+    missing = list(range(len(sources)))
     if cache is not None:
         if is_bundle(bundle_or_model):
             raise InputError(
@@ -136,7 +141,7 @@ def predict(
         from featcache.runtime.cached import cached_logits, load_fitted
 
         fitted = load_fitted(bundle_or_model)
-        known, logits = cached_logits(fitted, paths, cache)
+        known, logits = cached_logits(fitted, sources, cache)
         from_cache = describe(
             [names[i] for i in known], logits, fitted.classes, fitted.task, top=top, unknown=fitted.unknown
         )
@@ -148,7 +153,7 @@ def predict(
             missing = []
     if missing:
         with open_classifier(bundle_or_model, format=format, threads=threads) as classifier:
-            files = [ImageFile(paths[index]) for index in missing]
+            files = [sources[index] for index in missing]
             failures: dict[int, str] = {}
             batches = batches_of_logits(classifier, files, failures=failures)
             if settings is not None:
@@ -159,7 +164,7 @@ def predict(
         for position, reason in failures.items():
             name = names[missing[position]]
             predictions[missing[position]] = Prediction(name, None, None, (), reason=reason)
-    return [predictions[index] for index in range(len(paths))]
+    return [predictions[index] for index in range(len(sources))]
 
 
 def _described(
@@ -167,7 +172,7 @@ def _described(
 ) -> dict[int, Prediction]:
     """Return what the `batches` of the images at `wanted` amount to, by index."""
     predictions: dict[int, Prediction] = {}
-    with tqdm(total=len(wanted), desc="predict", unit="image", disable=None) as bar:
+    with tqdm(total=len(wanted), desc="predict", unit=classifier.input.noun, disable=None) as bar:
         for positions, logits in batches:
             indices = [wanted[position] for position in positions.tolist()]
             batch_predictions = describe(
@@ -206,25 +211,24 @@ def describe(
     return predictions
 
 
-def _image_files(
-    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-) -> tuple[list[str], list[str]]:
-    """Return the paths to open and the names to report, in order; `MissingError` for a file that does not exist."""
-    if not isinstance(images, (str, os.PathLike)):
-        if not images:
-            raise InputError("images must hold at least one image file, got an empty list")
-        pairs = [_image_files(image) for image in images]
-        return [path for paths, _ in pairs for path in paths], [name for _, names in pairs for name in names]
-    path = os.fspath(images)
-    if (member := split_member(path)) is not None and not os.path.isdir(member[0]):
-        return [path], [printable(path)]
-    try:
-        place = images_place(path)
-    except MissingError:
-        raise MissingError(f"images must exist; {path!r} does not") from None
-    if place.kind not in ("image", "other"):
-        listing = scan(path, splits=False)  # every image counts here, whichever split it may be in
-        return [listing.absolute(i) for i in range(len(listing))], [printable(name) for name in listing.paths]
-    if place.kind == "other" and os.path.splitext(path)[1]:  # one without any, as uploads often are, is looked into
-        raise InputError(f"images must be an image file, {WHAT_IMAGES_MAY_BE}, got {path!r}")
-    return [place.source if place.is_remote else path], [printable(path)]
+def _sources(
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], kind: Input, options: Mapping[str, Any] | None
+) -> tuple[list[Source], list[str]]:
+    """Return what reads each input and the names to report, in order; `MissingError` for a file that does not exist."""
+    given = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
+    if not given:
+        raise InputError(f"{kind.noun}s must hold at least one {kind.noun}, got an empty list")
+    named = [one for each in given for one in kind.named(each, options)]
+    return [source for source, _ in named], [name for _, name in named]
+
+
+def input_kind(path: str | os.PathLike[str], *, cache: str | os.PathLike[str] | None = None) -> Input:
+    """Return the kind of what the BUNDLE, MODEL or HEAD at `path` takes; of a HEAD, which does not say, its cache's."""
+    if is_bundle(path):
+        return find_input(open_bundle(path).preprocessing.input)
+    if is_model(path):
+        return find_input(model_input(path))
+    if cache is not None:
+        with open_cache(cache) as opened:
+            return find_input(opened.recipe.input)
+    return find_input(IMAGE)

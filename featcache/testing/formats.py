@@ -26,6 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from featcache.errors import DependencyError
+from featcache.extract.inputs.deployed_images import DeployedImages
 from featcache.formats.interface import Converted, ModelFacts, Runner, Target
 from featcache.graph.qdq import apply_quantization
 from featcache.heads.agreement import logit_tolerance
@@ -167,7 +168,7 @@ def open_here(target: Target, converted: Converted) -> Runner | None:
 def classifier_facts(*, quantized: bool) -> ModelFacts:
     """Return the facts of the contract's classifier."""
     size = Preprocessing(_SIDE, _SIDE, _SIDE, "bilinear", "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return ModelFacts("contract", CLASSES, size, {}, quantized=quantized)
+    return ModelFacts("contract", CLASSES, DeployedImages(size), {}, quantized=quantized)
 
 
 def random_images(count: int) -> Images:

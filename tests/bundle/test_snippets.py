@@ -18,6 +18,7 @@ from PIL import Image
 
 from featcache.bundle.exporting import export
 from featcache.bundle.snippet import write_snippets
+from featcache.extract.inputs.deployed_images import DeployedImages
 from featcache.formats.interface import ModelFacts
 from featcache.formats.registry import find_target
 from featcache.formats.tools.environments import Environment
@@ -37,7 +38,7 @@ def _installed_tools(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def facts(*, interpolation: str = "bicubic", crop_mode: str = "center") -> ModelFacts:
     size = Preprocessing(96, 80, 110, interpolation, crop_mode, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return ModelFacts("small", LABELS, size, {}, quantized=False)
+    return ModelFacts("small", LABELS, DeployedImages(size), {}, quantized=False)
 
 
 def literals(text: str) -> list[str]:

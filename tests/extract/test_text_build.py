@@ -14,7 +14,7 @@ from text_encoders import SENTENCES, write_encoder
 import featcache
 from featcache.backbone.text import load_text_backbone
 from featcache.engines.text import open_text_engine
-from featcache.errors import BackboneError, FeatcacheError, InputError, RecipeMismatchError
+from featcache.errors import FeatcacheError, InputError, RecipeMismatchError
 from featcache.extract.build import build_cache, build_caches
 from featcache.extract.inputs import find_input, input_of
 
@@ -154,11 +154,6 @@ def test_what_texts_do_not_have_is_refused_by_name(
 def test_images_into_a_cache_of_texts_are_refused(cache: Path, photos: Path) -> None:
     with pytest.raises(InputError, match="kind 'text', got 'image'"):
         build_cache(photos, cache)
-
-
-def test_verbs_that_need_images_say_so(cache: Path, table: Path, tmp_path: Path) -> None:
-    with pytest.raises((InputError, BackboneError), match="images"):
-        featcache.distill(table, cache, student="test_resnet", out=tmp_path / "student")
 
 
 def test_kind_of_a_place_is_told_by_what_it_holds(tmp_path: Path, table: Path, photos: Path) -> None:

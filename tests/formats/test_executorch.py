@@ -42,7 +42,7 @@ def int8(name: str, **model_kwargs: object) -> MergedModel:
 
 
 def facts_of(model: MergedModel, *, quantized: bool = True) -> ModelFacts:
-    return ModelFacts("small", model.classes, model.preprocessing, {}, quantized=quantized)
+    return ModelFacts("small", model.classes, model.input, {}, quantized=quantized)
 
 
 def logits_of(path: Path, images: np.ndarray) -> np.ndarray:

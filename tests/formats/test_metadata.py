@@ -65,7 +65,7 @@ def test_coreml_is_a_classifier_with_its_labels(bundle: Path, tmp_path: Path) ->
     if target.available() is not None:
         pytest.skip(f"coreml: {target.available()}; {target.needs}")
     model = small_model(classes=LABELS)
-    facts = ModelFacts("small", model.classes, model.preprocessing, {}, quantized=False)
+    facts = ModelFacts("small", model.classes, model.input, {}, quantized=False)
     files = target.convert(write_onnx(model, tmp_path / "model.onnx"), tmp_path, facts=facts).files
     from coremltools.proto import Model_pb2
 

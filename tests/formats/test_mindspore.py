@@ -47,7 +47,7 @@ def target(monkeypatch: pytest.MonkeyPatch) -> Target:
 
 
 def facts_of(model: MergedModel, *, quantized: bool = False) -> ModelFacts:
-    return ModelFacts("small", model.classes, model.preprocessing, {}, quantized=quantized)
+    return ModelFacts("small", model.classes, model.input, {}, quantized=quantized)
 
 
 def test_the_reader_of_each_mindir_is_told_apart() -> None:

@@ -41,7 +41,7 @@ def int8(name: str) -> MergedModel:
 
 
 def facts_of(model: MergedModel) -> ModelFacts:
-    return ModelFacts("small", model.classes, model.preprocessing, {}, quantized=True)
+    return ModelFacts("small", model.classes, model.input, {}, quantized=True)
 
 
 def installed(name: str) -> Target:

@@ -19,6 +19,7 @@ from export_models import small_model
 from fake_mindspore import fake_mindspore
 from onnx import TensorProto, helper, numpy_helper
 
+from featcache.extract.inputs.deployed_images import DeployedImages
 from featcache.formats.interface import ModelFacts
 from featcache.formats.registry import find_target
 from featcache.formats.tfjs.operations import convert_graph as tfjs_graph
@@ -277,7 +278,7 @@ def test_all_operations_in_one_file_compute_what_onnx_runtime_does(
     expected = expected_of(proto, image)
     preprocessing = dataclasses.replace(small_model().preprocessing, height=IMAGE[1], width=IMAGE[2])
     classes = tuple(f"label {number}" for number in range(expected.shape[1]))
-    facts = ModelFacts("operations", classes, preprocessing, {}, quantized=False)
+    facts = ModelFacts("operations", classes, DeployedImages(preprocessing), {}, quantized=False)
     files = target.convert(tmp_path / "operations.onnx", tmp_path, facts=facts).files
     runner = target.open(files, threads=1) if target.executable() is None else target.reference_runner(files, threads=1)
     if runner is None:

@@ -54,7 +54,7 @@ def graph(model: MergedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def facts_of(model: MergedModel) -> ModelFacts:
-    return ModelFacts("small", model.classes, model.preprocessing, {}, quantized=False)
+    return ModelFacts("small", model.classes, model.input, {}, quantized=False)
 
 
 def pixels(count: int, model: MergedModel) -> np.ndarray:

@@ -27,7 +27,7 @@ from featcache.formats.tools.npm import NpmPackage
 from featcache.formats.web.browser import Browser, find_chromium
 from featcache.images.load import load_image
 from featcache.images.resize import resize_with_pillow
-from featcache.model.golden import golden_patterns
+from featcache.model.golden import GOLDEN_COUNT
 from featcache.model.reference import logits_of_images
 from featcache.recipe import Preprocessing
 from featcache.runtime import open_bundle, predict
@@ -60,7 +60,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("web")
     model = small_model(classes=LABELS, gain=200.0)
     # centred on the golden images, so that they get several classes
-    logits = logits_of_images(model, golden_patterns(model.preprocessing.height, model.preprocessing.width))
+    logits = logits_of_images(model, model.input.synthetic(GOLDEN_COUNT))
     head = dataclasses.replace(model.fitted_head, bias=-logits.mean(axis=0))
     saved_model(place / "model", model=model.with_head(head))
     export(place / "model", out=place / "bundle", formats=("onnx", "web"))

@@ -14,15 +14,17 @@ from featcache.backbone.timm_import import import_timm
 from featcache.cache import FeatureCache, open_cache
 from featcache.errors import CorruptError, ExistsError, FormatError, InputError, MissingError, WeightsError
 from featcache.extract.build import build_cache
+from featcache.extract.inputs.deployed_images import DeployedImages
 from featcache.heads import Head
 from featcache.images.load import decode
 from featcache.model.directory import load_model, save_model, verify_model
 from featcache.model.folding import folded_copy
-from featcache.model.golden import Golden, as_jpeg, golden_patterns, golden_photos
+from featcache.model.golden import Golden, golden_inputs
 from featcache.model.merging import merge, merged_model
 from featcache.model.reference import load_pixels, logits_of_images
 from featcache.model.surgery import Surgery
 from featcache.model.widths import changed_widths, layer_widths, resize_layers
+from featcache.recipe import Preprocessing
 from featcache.train.fit import train_head
 from featcache.train.options import LinearOptions
 
@@ -103,12 +105,15 @@ def test_golden_photos_carry_the_logits_they_give(folder: Path, head: Head, tmp_
     assert not verify_model(tmp_path / "model")
 
 
+PICTURES = DeployedImages(Preprocessing(160, 160, 160, "bicubic", "center", (0.5,) * 3, (0.5,) * 3))
+
+
 def test_golden_choices(folder: Path, head: Head, tmp_path: Path) -> None:
     merge(head, folder / "cache", out=tmp_path / "none", golden="none")
     assert not (tmp_path / "none" / "golden").exists()
     merge(head, folder / "cache", out=tmp_path / "synthetic", golden="synthetic")
     golden = Golden.load(tmp_path / "synthetic" / "golden")
-    assert golden.images == golden_patterns(160, 160)
+    assert golden.images == load_model(tmp_path / "none").input.synthetic(16)
     with pytest.raises(InputError, match="golden"):
         merge(head, folder / "cache", out=tmp_path / "other", golden="mine")  # type: ignore[arg-type]
 
@@ -117,16 +122,16 @@ def test_golden_photos_need_unchanged_files(folder: Path, tmp_path: Path) -> Non
     shutil.copytree(folder / "photos", tmp_path / "photos")
     build_cache(tmp_path / "photos", tmp_path / "cache", backbone=BACKBONE, weights="random:3", precision="fp32")
     with open_cache(tmp_path / "cache") as cache:
-        kept = golden_photos(cache)
+        kept = golden_inputs(cache, DeployedImages(cache.recipe.image_preprocessing))
         assert len(set(kept)) == len(kept)
         shutil.rmtree(tmp_path / "photos")
         with pytest.raises(MissingError, match=r"must lie in .*photos.* pass --images"):
-            golden_photos(cache)
+            golden_inputs(cache, DeployedImages(cache.recipe.image_preprocessing))
 
 
 def test_pictures_that_are_no_jpeg_become_one(tmp_path: Path, head: Head) -> None:
     Image.new("RGB", (9, 7), (10, 200, 30)).save(tmp_path / "a.png")
-    assert as_jpeg((tmp_path / "a.png").read_bytes()).startswith(b"\xff\xd8\xff")
+    assert PICTURES.golden((tmp_path / "a.png").read_bytes()).startswith(b"\xff\xd8\xff")
 
 
 @pytest.mark.parametrize("kind", ["transparent", "16-bit"])
@@ -139,7 +144,7 @@ def test_golden_photo_of_an_odd_png_has_the_pixels_of_its_row(tmp_path: Path, ki
     else:
         Image.fromarray((ramp * 257).astype(np.uint16)).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
-    seen, golden = decode(data).astype(int), decode(as_jpeg(data)).astype(int)
+    seen, golden = decode(data).astype(int), decode(PICTURES.golden(data)).astype(int)
     assert np.abs(seen - golden).mean() < 3  # what JPEG itself changes
 
 
@@ -235,5 +240,5 @@ def test_surgery_replays_folds_and_widths() -> None:
 
 def test_pixels_of_golden_images_have_the_input_shape(cache: FeatureCache) -> None:
     size = cache.recipe.preprocessing
-    pixels = load_pixels(golden_patterns(size.height, size.width, count=2), size)
+    pixels = load_pixels(DeployedImages(size).synthetic(2), size)
     assert pixels.shape == (2, size.height, size.width, 3) and pixels.dtype == np.uint8

@@ -52,6 +52,7 @@ class TextBackbone(nn.Module):
             network.pooler = None  # type: ignore[assignment]
         if hasattr(config, "use_cache"):
             config.use_cache = False  # of keys and values, for texts that are written on
+        network.loss_type = "ForSequenceClassification"  # type: ignore[assignment]  # without one it remarks when traced
         self.requires_grad_(False)
         self.eval()
         self.weights_sha256 = weights_digest(network)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,27 @@ def _random_network(directory: EncoderDirectory, source: str) -> tuple[nn.Module
         except (ValueError, KeyError, TypeError) as error:
             raise BackboneError(f"{directory.name!r} must be a text encoder: {_first_line(error)}") from error
     return network.float(), source
+
+
+def network_of_config(values: Mapping[str, Any]) -> nn.Module:
+    """Return an encoder of transformers' own class for a configuration's values, its weights to be loaded.
+
+    Raises `BackboneError` for a kind that transformers does not have itself: no code of anybody else is run.
+    """
+    transformers = import_transformers()
+    kind = values.get("model_type")
+    try:
+        with _quiet(transformers), torch.device("cpu"):
+            config = transformers.AutoConfig.for_model(kind, **{k: v for k, v in values.items() if k != "model_type"})
+            network: nn.Module = transformers.AutoModel.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackboneError(
+            f"a text encoder must be of a kind that transformers {transformers.__version__} has, got {kind!r:.60}: "
+            f"{_first_line(error)}"
+        ) from error
+    if getattr(network, "pooler", None) is not None:
+        network.pooler = None  # type: ignore[assignment]
+    return network.float()
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.recipe import InputPreprocessing
+from featcache.recipe import Decoder, InputPreprocessing
+from featcache.system.sources.batches import PreparedBatch, Source, prepared_batches
 
 
 class DeployedInput(ABC):
@@ -39,12 +40,19 @@ class DeployedInput(ABC):
     assets: Mapping[str, bytes] = {}
 
     @abstractmethod
-    def prepare(self, data: bytes) -> npt.NDArray[Any]:
-        """Return an input's bytes as the network takes it, without a batch; `SampleError` for bytes that are none."""
+    def prepare(self, data: bytes, *, decoder: Decoder | None = None) -> npt.NDArray[Any]:
+        """Return an input's bytes as the network takes it, without a batch; `SampleError` for bytes that are none.
+
+        `decoder`: that of a cache's rows, where these are to be compared with, instead of the reference.
+        """
 
     def stack(self, arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
         """Return what `prepare` gave of several inputs as one batch."""
         return np.stack(arrays)
+
+    def batches(self, sources: Sequence[Source], *, failures: dict[int, str]) -> Iterator[PreparedBatch]:
+        """Yield all of `sources` prepared, in batches as they suit the network; as `prepared_batches`."""
+        return prepared_batches(sources, self.prepare, self.stack, failures=failures)
 
     @abstractmethod
     def example(self) -> npt.NDArray[Any]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from featcache.extract.inputs.deployed import DeployedInput
 from featcache.images.load import decode, load_image
-from featcache.recipe import Preprocessing, preprocessing_to_json
+from featcache.recipe import Decoder, Preprocessing, preprocessing_to_json
 
 
 class DeployedImages(DeployedInput):
@@ -21,9 +21,9 @@ class DeployedImages(DeployedInput):
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = self._size = preprocessing
 
-    def prepare(self, data: bytes) -> npt.NDArray[np.uint8]:
+    def prepare(self, data: bytes, *, decoder: Decoder | None = None) -> npt.NDArray[np.uint8]:
         """Return pixels (height, width, 3)."""
-        return load_image(data, self._size, decoder="pillow")
+        return load_image(data, self._size, decoder=decoder or "pillow")
 
     def example(self) -> npt.NDArray[np.uint8]:
         """Return noise."""

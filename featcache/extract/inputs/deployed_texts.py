@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,15 @@ import numpy.typing as npt
 from featcache.backbone.text.tokenizer import TextTokenizer
 from featcache.engines.text.buckets import Buckets
 from featcache.extract.inputs.deployed import DeployedInput
-from featcache.recipe import TextPreprocessing, preprocessing_to_json
+from featcache.recipe import Decoder, TextPreprocessing, preprocessing_to_json
+from featcache.system.sources.batches import PreparedBatch, Source, prepared_batches
 from featcache.system.sources.text_encoding import read_text
 
 TOKENIZER_FILE = "tokenizer.json"
 NO_TOKEN = -1  # behind a text that is shorter than its batch; the network leaves these places out
 _EXAMPLE_TOKENS = 32
+_WINDOW = 1024
+_TOKENS_PER_BATCH = 2048  # for all threads together
 _SENTENCES = (
     "my card has not arrived yet what can I do to get a new one and how long does it take until it comes please help "
     "me I was charged twice for the same payment last week where is the transfer from my other account"
@@ -33,9 +36,9 @@ class DeployedTexts(DeployedInput):
         self.preprocessing = self._settings = preprocessing
         self.assets = {TOKENIZER_FILE: tokenizer}
         self._tokenizer = TextTokenizer(tokenizer, preprocessing)
-        self._buckets = Buckets(preprocessing.max_length)
+        self._buckets = Buckets(preprocessing.max_length, _TOKENS_PER_BATCH)
 
-    def prepare(self, data: bytes) -> npt.NDArray[np.int64]:
+    def prepare(self, data: bytes, *, decoder: Decoder | None = None) -> npt.NDArray[np.int64]:
         """Return the ids (length,) of a text's UTF-8."""
         return self._tokenizer.encode([read_text(data)])[0]
 
@@ -46,6 +49,19 @@ class DeployedTexts(DeployedInput):
         for row, ids in zip(batch, arrays, strict=True):
             row[: len(ids)] = ids
         return batch
+
+    def batches(self, sources: Sequence[Source], *, failures: dict[int, str]) -> Iterator[PreparedBatch]:
+        """Yield texts of about one length together, those of a window the longest first."""
+        lengths: list[int] = []
+
+        def keep(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+            lengths[:] = [len(ids) for ids in arrays]
+            return self.stack(arrays)
+
+        for window in prepared_batches(sources, self.prepare, keep, failures=failures, batch_size=_WINDOW):
+            for batch in self._buckets.plan(np.array(lengths, dtype=np.int64)):
+                ids = window.values[batch.indices, : batch.bucket.length]
+                yield PreparedBatch(window.indices[batch.indices], np.ascontiguousarray(ids))
 
     def example(self) -> npt.NDArray[np.int64]:
         """Return a text of about 32 tokens, or as many as fit."""

@@ -13,20 +13,25 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.backbone.embedded import EMBEDDED_BACKBONE
-from featcache.datasets.listing import Listing, Task
+from featcache.datasets.listing import Listing, Task, printable
+from featcache.datasets.place import WHAT_IMAGES_MAY_BE, images_place
 from featcache.datasets.scan import scan
 from featcache.engines.registry import find_engine
-from featcache.errors import InputError
+from featcache.errors import InputError, MissingError
 from featcache.extract.collection import ComputedRows, StageClock
 from featcache.extract.inputs.deployed import DeployedInput
 from featcache.extract.inputs.interface import Extractor, Input, Loader, columns_of, key_rows
 from featcache.extract.request import Request, file_stamp, first_given
 from featcache.images.load import decode, resize_crop, upright_size
+from featcache.images.read import ImageFile
 from featcache.images.view_spec import ViewSpec
 from featcache.images.views import draw_view
 from featcache.recipe import InputPreprocessing, Preprocessing, Recipe
+from featcache.system.sources.batches import Source
+from featcache.system.sources.opening import split_member
 
 if TYPE_CHECKING:
+    from featcache.backbone.backbone import Backbone
     from featcache.engines import CompiledNetwork, Engine
 
 Columns = Callable[[Extractor, npt.NDArray[np.uint8], int], dict[str, npt.NDArray[Any]]]
@@ -55,21 +60,26 @@ class ImageInput(Input):
         """Return the images of a folder, a CSV file or files of many images."""
         return scan(source, task=task, splits=splits, known_classes=known_classes)
 
-    def open_extractor(self, request: Request, *, adopt: Recipe | None) -> Extractor:
-        """Return the engine and Recipe of a timm backbone; raises as `load_backbone` and `open_engine`."""
+    def load_backbone(self, request: Request, *, outputs: Sequence[str]) -> Backbone:
+        """Return timm's network; raises as `featcache.load_backbone`."""
         from featcache.backbone.load import load_backbone
-        from featcache.engines import open_engine
 
         if request.backbone is None:
             raise InputError("a backbone must be named: --backbone NAME")
-        backbone = load_backbone(
+        return load_backbone(
             request.backbone,
             weights=request.weights,
             model_kwargs=request.model_kwargs,
             mean=request.mean,
             std=request.std,
-            outputs=request.outputs or ("features",),
+            outputs=outputs,
         )
+
+    def open_extractor(self, request: Request, *, adopt: Recipe | None) -> Extractor:
+        """Return the engine and Recipe of a timm backbone; raises as `load_backbone` and `open_engine`."""
+        from featcache.engines import open_engine
+
+        backbone = self.load_backbone(request, outputs=request.outputs or ("features",))
         engine = open_engine(
             backbone,
             engine=request.engine or (adopt.engine if adopt else "auto"),
@@ -124,6 +134,23 @@ class ImageInput(Input):
         """Return the bytes of the pixels of all views, once for recipes that see an image alike."""
         specs = {ViewSpec.of(recipe) for recipe in recipes}
         return sum(len(spec.views) * spec.preprocessing.height * spec.preprocessing.width * 3 for spec in specs)
+
+    def named(
+        self, inputs: str | os.PathLike[str], options: Mapping[str, Any] | None = None
+    ) -> list[tuple[Source, str]]:
+        """Return a reader of an image, or of each in a folder, table, tar, …; `MissingError` for what is not there."""
+        path = os.fspath(inputs)
+        if (member := split_member(path)) is not None and not os.path.isdir(member.container):
+            return [(ImageFile(path), printable(path))]
+        try:
+            place = images_place(path)
+        except MissingError:
+            raise MissingError(f"images must exist; {path!r} does not") from None
+        if place.kind not in ("image", "other"):
+            return super().named(path)  # every image counts here, whichever split it may be in
+        if place.kind == "other" and os.path.splitext(path)[1]:  # one without any, as uploads often are, is looked into
+            raise InputError(f"images must be an image file, {WHAT_IMAGES_MAY_BE}, got {path!r}")
+        return [(ImageFile(place.source if place.is_remote else path), printable(path))]
 
     def deployed(self, preprocessing: InputPreprocessing, read: Callable[[str], bytes]) -> DeployedInput:
         """Return the reference preprocessing, Pillow's."""

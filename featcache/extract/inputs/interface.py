@@ -17,13 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache.cache import column_name
-from featcache.datasets.listing import Listing, Task
+from featcache.datasets.listing import Listing, Task, printable
 from featcache.engines.interface import CompiledNetwork, Engine, Features
 from featcache.errors import InputError
 from featcache.extract.collection import ComputedRows, StageClock
 from featcache.extract.inputs.deployed import DeployedInput
 from featcache.extract.request import Request
+from featcache.images.read import ImageFile
 from featcache.recipe import InputPreprocessing, Recipe
+from featcache.system.sources.batches import Source
 
 _LARGEST_FLOAT16 = 65504.0
 
@@ -102,6 +104,13 @@ class Input(ABC):
     ) -> Listing:
         """Return the listing, of this kind, of what is at `source`, as `featcache.datasets.scan.scan` for images."""
 
+    def load_backbone(self, request: Request, *, outputs: Sequence[str]) -> Any:
+        """Return the frozen module of what is asked for, with these `outputs`, to be merged with a head.
+
+        Raises `InputError` for a kind whose backbones stay where they are.
+        """
+        raise InputError(f"models of the input kind {self.name!r} must stay with their cache: it says no way to merge")
+
     @abstractmethod
     def open_extractor(self, request: Request, *, adopt: Recipe | None) -> Extractor:
         """Return engine and Recipe of what is asked for; `adopt`: whose settings to keep where they are left open."""
@@ -125,6 +134,16 @@ class Input(ABC):
     def prepared_bytes(self, recipes: Sequence[Recipe]) -> int:
         """Return what one input takes as the networks of all `recipes` are given it."""
         return 4096 * len(recipes)
+
+    def named(
+        self, inputs: str | os.PathLike[str], options: Mapping[str, Any] | None = None
+    ) -> list[tuple[Source, str]]:
+        """Return what reads each of `inputs`, a place or whatever else `predict` may be given, and what it is called.
+
+        Raises as `scan`.
+        """
+        listing = self.scan(inputs, splits=False, options=self.chosen(options, self.scan_options))
+        return [(ImageFile(listing.absolute(index)), printable(path)) for index, path in enumerate(listing.paths)]
 
     def deployed(self, preprocessing: InputPreprocessing, read: Callable[[str], bytes]) -> DeployedInput:
         """Return what stands before a deployed network; `read` gives the bytes of the assets that travel with it.

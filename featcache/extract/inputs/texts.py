@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,13 +24,15 @@ from featcache.extract.inputs.interface import Extractor, Input, Loader, columns
 from featcache.extract.request import Request, file_stamp
 from featcache.recipe import InputPreprocessing, Recipe, TextPreprocessing
 from featcache.system.objects import is_url
+from featcache.system.sources.batches import Source
 from featcache.system.sources.opening import is_container
 from featcache.system.sources.parts import open_parts
 from featcache.system.sources.text_columns import TEXT_NAMES
-from featcache.system.sources.text_encoding import read_text
+from featcache.system.sources.text_encoding import decode_utf8, read_text
 from featcache.system.sources.text_table import is_text_table
 
 if TYPE_CHECKING:
+    from featcache.backbone.text.encoder import TextBackbone
     from featcache.backbone.text.tokenizer import TextTokenizer, TokenIds
     from featcache.engines.text.interface import TextEngine
 
@@ -72,10 +75,9 @@ class TextInput(Input):
         columns = self.chosen(options, self.scan_options)
         return scan_texts(source, task=task, splits=splits, known_classes=known_classes, **columns)
 
-    def open_extractor(self, request: Request, *, adopt: Recipe | None) -> Extractor:
-        """Return engine, tokenizer and Recipe of an encoder; raises as `load_text_backbone`, `open_text_engine`."""
+    def load_backbone(self, request: Request, *, outputs: Sequence[str]) -> TextBackbone:
+        """Return the encoder; raises as `load_text_backbone`, and `InputError` for settings of images."""
         from featcache.backbone.text import load_text_backbone
-        from featcache.engines.text import open_text_engine
 
         if request.backbone is None:
             raise InputError(
@@ -88,9 +90,13 @@ class TextInput(Input):
         if request.views not in (None, 1):
             raise InputError(f"texts have one view, got views={request.views!r}: leave it out")
         settings = self.chosen(request.input_options, self.recipe_options)
-        backbone = load_text_backbone(
-            request.backbone, weights=request.weights, outputs=request.outputs or ("features",), **settings
-        )
+        return load_text_backbone(request.backbone, weights=request.weights, outputs=outputs, **settings)
+
+    def open_extractor(self, request: Request, *, adopt: Recipe | None) -> Extractor:
+        """Return engine, tokenizer and Recipe of an encoder; raises as `load_backbone` and `open_text_engine`."""
+        from featcache.engines.text import open_text_engine
+
+        backbone = self.load_backbone(request, outputs=request.outputs or ("features",))
         engine = open_text_engine(
             backbone,
             engine=request.engine or (adopt.engine if adopt else "auto"),
@@ -129,6 +135,23 @@ class TextInput(Input):
     def loader(self, extractors: Sequence[Extractor], *, burst: int) -> Loader:
         """Return a loader that puts texts of about one length together."""
         return TextLoader([cast("TextExtractor", extractor) for extractor in extractors])
+
+    def named(
+        self, inputs: str | os.PathLike[str], options: Mapping[str, Any] | None = None
+    ) -> list[tuple[Source, str]]:
+        """Return the text itself, or each of a table's rows, a folder's files, or a ``.txt`` file's lines."""
+        text = os.fspath(inputs)
+        if os.path.isfile(text) and text.lower().endswith(".txt"):
+            with open(text, "rb") as file:
+                lines = decode_utf8(file.read(), text).splitlines()
+            found = [(line, f"{text}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+            if not found:
+                raise InputError(f"{text!r} must hold a text in some line, it holds none")
+            return [(partial(bytes, line.encode()), name) for line, name in found]
+        is_place = os.path.exists(text) or (is_text_table(text) and " " not in text)
+        if is_place or (is_url(text) and is_text_table(text)):
+            return super().named(text, options)
+        return [(partial(bytes, text.encode(errors="replace")), text)]
 
     def deployed(self, preprocessing: InputPreprocessing, read: Callable[[str], bytes]) -> DeployedInput:
         """Return the tokenizer that travels with a model."""
