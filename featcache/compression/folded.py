@@ -12,14 +12,13 @@ import torch
 
 from featcache.compression.layerwise import Calibrated
 from featcache.graph.write import write_onnx
-from featcache.model.folding import folded_copy
-from featcache.model.merged import MergedModel, wrap_network
-from featcache.model.surgery import Surgery
+from featcache.model.kinds import model_kind
+from featcache.model.merged import MergedModel
 
 
 @dataclass(frozen=True, slots=True)
 class FoldedModel:
-    """`model` in floats, norms folded; `graph`: image → features, of the very same weights.
+    """`model` in floats, norms folded; `graph`: input → features, of the very same weights.
 
     `adjustable`: those initializers of the graph that the model holds as they are, under the same names.
     """
@@ -31,12 +30,7 @@ class FoldedModel:
 
 def fold_model(model: MergedModel) -> FoldedModel:
     """Return a copy of a float `model` with its batch norms folded; the head is the old one."""
-    size = model.preprocessing
-    network, folded = folded_copy(model.backbone.network, height=size.height, width=size.width)
-    plain = MergedModel(
-        wrap_network(network, model.recipe, outputs=model.backbone.outputs), model.fitted_head, recipe=model.recipe,
-        surgery=Surgery({**model.surgery.folded, **folded}, model.surgery.widths), lineage=model.lineage,
-    )  # fmt: skip
+    plain = model_kind(model.recipe.input).folded(model)
     with tempfile.TemporaryDirectory() as folder:
         graph = onnx.load(str(write_onnx(plain, Path(folder) / "float.onnx", outputs=("features",))))
     state = {name: tensor for name, tensor in plain.state_dict().items() if name.startswith("backbone.")}
@@ -55,7 +49,7 @@ def with_integers(folded: FoldedModel, found: Calibrated) -> MergedModel:
     with torch.no_grad():
         for name, values in found.values.items():
             state[name].copy_(torch.from_numpy(values))
-    return MergedModel(
+    return type(model)(
         model.backbone, model.fitted_head, recipe=model.recipe, surgery=model.surgery, quantization=found.quantization,
         lineage=model.lineage,
     )  # fmt: skip

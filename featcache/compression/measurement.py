@@ -8,8 +8,10 @@ import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from torch import nn
 from tqdm import trange
@@ -55,23 +57,27 @@ def integer_share(path: str | Path) -> tuple[int, int]:
     return integer, integer + sum(kind in ("Conv", "FusedConv", "NhwcFusedConv") for kind in kinds)
 
 
-def latencies_ms(paths: Sequence[str | Path]) -> list[float]:
-    """Return the median latency in ms of one image through each ONNX file in ONNX Runtime, on all processors.
+def latencies_ms(paths: Sequence[str | Path], example: npt.NDArray[Any] | None = None) -> list[float]:
+    """Return the median latency in ms of one input through each ONNX file in ONNX Runtime, on all processors.
+
+    `example`: that input, a batch of one; by default an image of noise.
 
     Runs alternate between the files, so that whatever else the machine does falls on all of them alike.
     """
     sessions = [open_session(path, threads=processor_count(), spinning=True) for path in paths]
-    shape = sessions[0].get_inputs()[0].shape
-    image = np.random.default_rng(0).integers(0, 256, size=(1, *shape[1:]), dtype=np.uint8)
+    given = sessions[0].get_inputs()[0]
+    if example is None:
+        example = np.random.default_rng(0).integers(0, 256, size=(1, *given.shape[1:]), dtype=np.uint8)
+    feed = {given.name: example}
     seconds: list[list[float]] = [[] for _ in sessions]
     for session in sessions:
         for _ in range(_WARM_RUNS):
-            session.run(None, {"image": image})
+            session.run(None, feed)
     end = time.perf_counter() + _TIMED_SECONDS * len(sessions)
     for run in trange(_MOST_RUNS, desc="time", unit="run", leave=False, disable=None):
         for session, taken in zip(sessions, seconds, strict=True):
             before = time.perf_counter()
-            session.run(None, {"image": image})
+            session.run(None, feed)
             taken.append(time.perf_counter() - before)
         if run + 1 >= _LEAST_RUNS and time.perf_counter() > end:
             break

@@ -20,7 +20,9 @@ _LEAST_SHARE = 0.5  # of the multiplications; below, most of the network would s
 
 
 def integer_products(graph: onnx.ModelProto, *, limit: int) -> Quantization:
-    """Return the scales of the weights that rows are multiplied with, integers of at most `limit`.
+    """Return the scales of the weights that rows are multiplied with, integers of at most `limit`, and of tables.
+
+    A table is one whose rows are looked up, as those of tokens are: a third or more of a text encoder's bytes.
 
     Raises `InputError` where less than half of the multiplications are such products: a convolutional network.
     """
@@ -41,4 +43,8 @@ def integer_products(graph: onnx.ModelProto, *, limit: int) -> Quantization:
     for node in products:
         weight = torch.from_numpy(numpy_helper.to_array(weights[node.input[1]]).copy())  # (inputs, outputs)
         scales[node.input[1]] = along_axis(channel_scales(weight.T, limit=limit).tolist(), axis=1)
+    for node in graph.graph.node:
+        if node.op_type == "Gather" and node.input[0] in weights and len(weights[node.input[0]].dims) == 2:
+            table = torch.from_numpy(numpy_helper.to_array(weights[node.input[0]]).copy())
+            scales[node.input[0]] = along_axis(channel_scales(table.T).tolist(), axis=1)
     return Quantization((), weights=scales, dynamic=tuple(node.name for node in products))

@@ -32,6 +32,7 @@ from featcache.compression.refitting import (
 from featcache.compression.result import CompressResult
 from featcache.engines import open_engine
 from featcache.errors import InputError
+from featcache.extract.inputs import Extractor
 from featcache.heads import Head
 from featcache.model.directory import save_model
 from featcache.model.golden import Golden
@@ -281,7 +282,7 @@ def _refitted(source: Source, changed: MergedModel, settings: Mapping[str, Any],
         recipe = dataclasses.replace(
             changed.recipe, engine=engine.name, engine_version=engine.version, precision=engine.precision
         )
-        refit = extract_and_refit(source, engine=engine, recipe=recipe)
+        refit = extract_and_refit(source, Extractor(engine, recipe))
     model = MergedModel(changed.backbone, refit.head, recipe=recipe, surgery=changed.surgery, lineage=changed.lineage)
     return _Pruned(model, source.model.fitted_head, refit.features, settings, (*notes, *refit.notes), refit.kept)
 

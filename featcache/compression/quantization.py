@@ -35,8 +35,8 @@ from featcache.compression.result import CompressResult
 from featcache.compression.rounding import FULL_LIMIT, LIMIT, MomentsSum, channel_scales, round_jointly
 from featcache.compression.sensitivity import LayerError, layer_errors
 from featcache.compression.shipping import Shipping, ship
-from featcache.engines import open_engine
 from featcache.errors import InputError, MissingError
+from featcache.extract.inputs import find_input
 from featcache.graph.cost import node_macs
 from featcache.heads import Head, LinearHead
 from featcache.images.batches import first_decoded
@@ -229,7 +229,7 @@ def _in_halves(source: Source, before: Features, shipping: Shipping) -> Compress
         "verb": "quantize", "precision": "fp16", "head_precision": used, "refit_kept": False,
         "accuracy": dataclasses.asdict(comparison),
     }  # fmt: skip
-    final = MergedModel(
+    final = type(halved)(
         halved.backbone, head, recipe=halved.recipe, surgery=halved.surgery, halves=True,
         lineage=[*source.model.lineage, step],
     )  # fmt: skip
@@ -287,12 +287,14 @@ def _finish(
     from featcache.graph.write import write_onnx
 
     integer_graph = write_onnx(compressed, shipping.folder / "features.onnx", outputs=("features",))
-    with open_engine(integer_graph, engine="onnxruntime", precision="int8") as engine:
-        recipe = changed_recipe(
-            compressed, outputs=("features",), engine=engine.name, engine_version=engine.version,
-            precision=engine.precision, decoder="pillow", dct_scaling=False,
-        )  # fmt: skip
-        refit = extract_and_refit(source, engine=engine, recipe=recipe)
+    deployed = compressed.input
+    changes = {"outputs": ("features",), **deployed.recipe_changes}
+    extractor = find_input(compressed.recipe.input).extractor_of_graph(
+        integer_graph, changed_recipe(compressed, **changes), deployed
+    )
+    recipe = extractor.recipe
+    with extractor.engine:
+        refit = extract_and_refit(source, extractor)
     after, head, remarks = refit.features, refit.head, [*notes, *refit.notes]
     quantization = compressed.quantization
     assert quantization is not None
@@ -316,7 +318,7 @@ def _finish(
         "refit_kept": refit.kept,
         "accuracy": dataclasses.asdict(comparison),
     }
-    final = MergedModel(
+    final = type(compressed)(
         compressed.backbone, head, recipe=recipe, surgery=compressed.surgery, quantization=quantization,
         lineage=[*source.model.lineage, step],
     )  # fmt: skip

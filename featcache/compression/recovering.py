@@ -37,6 +37,7 @@ from featcache.compression.refitting import (
 )
 from featcache.engines import open_engine
 from featcache.errors import InputError
+from featcache.extract.inputs import Extractor
 from featcache.heads import Head
 from featcache.model.directory import save_model
 from featcache.model.golden import Golden
@@ -267,7 +268,7 @@ def _refitted(source: Source, backbone: Backbone) -> tuple[MergedModel, Features
         recipe = dataclasses.replace(
             model.recipe, engine=engine.name, engine_version=engine.version, precision=engine.precision
         )
-        refit = extract_and_refit(source, engine=engine, recipe=recipe)
+        refit = extract_and_refit(source, Extractor(engine, recipe))
     final = MergedModel(model.backbone, refit.head, recipe=recipe, surgery=model.surgery, lineage=model.lineage)
     return final, refit.features, refit.notes
 

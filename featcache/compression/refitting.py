@@ -19,14 +19,13 @@ import numpy.typing as npt
 
 from featcache.cache import FeatureCache, open_cache
 from featcache.compression.keeping import reason_to_drop
-from featcache.engines import Engine
 from featcache.errors import InputError, MissingError
-from featcache.extract.build import Extractor, build_cache
+from featcache.extract.build import build_cache
+from featcache.extract.inputs import Extractor, find_input
 from featcache.heads import Head
 from featcache.model.directory import GOLDEN_FOLDER, load_model
 from featcache.model.golden import GOLDEN_FILE, Golden
 from featcache.model.merged import MergedModel, check_same_classes
-from featcache.recipe import Recipe
 from featcache.train.fit import refit_head
 from featcache.train.score import score_logits
 
@@ -82,12 +81,10 @@ def float_features(source: Source) -> Features:
     """Return the features of the model that is to be compressed: cached ones, or its own where it was pruned."""
     if source.model.recipe.model_digest is None:
         return _features(source.cache, source.dataset, source.model.backbone.outputs)
-    from featcache.engines import open_engine
-
-    with open_engine(source.model.backbone, engine=source.model.recipe.engine, cached=False) as engine:
-        recipe = dataclasses.replace(source.model.recipe, views=1)
-        with tempfile.TemporaryDirectory() as folder, _extract(source, engine, recipe, Path(folder)) as cache:
-            return _features(cache, source.dataset, recipe.outputs)
+    recipe = dataclasses.replace(source.model.recipe, views=1)
+    extractor = find_input(recipe.input).extractor_of_module(source.model.backbone, recipe)
+    with extractor.engine, tempfile.TemporaryDirectory() as folder, _extract(source, extractor, Path(folder)) as cache:
+        return _features(cache, source.dataset, recipe.outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +100,21 @@ class Refit:
     notes: tuple[str, ...]
 
 
-def extract_and_refit(source: Source, *, engine: Engine, recipe: Recipe) -> Refit:
+def extract_and_refit(source: Source, extractor: Extractor) -> Refit:
     """Return the compressed backbone's features and a head trained on them with the old one's settings.
 
     Where val says that the new head is worse on these features than the old one, the old one stays. Without a val split
-    nothing can be said and the new one ships. `engine`, `recipe`: of the compressed backbone. Raises `MissingError`
+    nothing can be said and the new one ships. `extractor`: of the compressed backbone. Raises `MissingError`
     where images of the data set are gone, `InputError` for a head that scales its outputs apart.
     """
-    settings = dict(source.model.fitted_head.settings)
+    settings, recipe = dict(source.model.fitted_head.settings), extractor.recipe
     if len(recipe.outputs) < len(source.model.backbone.outputs) and settings.pop("block_scales", None) is not None:
         raise InputError("a head with block_scales must keep its outputs apart, which an integer graph does not")
     if settings.get("outputs") is not None:
         settings["outputs"] = list(recipe.outputs)
     recipe = dataclasses.replace(recipe, views=source.cache.recipe.views if settings.get("views") else 1)
-    with tempfile.TemporaryDirectory() as folder, _extract(source, engine, recipe, Path(folder)) as cache:
+    extractor = dataclasses.replace(extractor, recipe=recipe)
+    with tempfile.TemporaryDirectory() as folder, _extract(source, extractor, Path(folder)) as cache:
         fit = refit_head(cache, settings, dataset=source.dataset)
         features = _features(cache, source.dataset, recipe.outputs)
     old = source.model.fitted_head
@@ -131,8 +129,8 @@ def extract_and_refit(source: Source, *, engine: Engine, recipe: Recipe) -> Refi
     return Refit(features, kept, False, (*fit.notes, f"the refitted head is not kept, the old one is: {reason}"))
 
 
-def _extract(source: Source, engine: Engine, recipe: Recipe, folder: Path) -> FeatureCache:
-    """Return a new cache in `folder` with the rows that `engine` computes from the images of the data set."""
+def _extract(source: Source, extractor: Extractor, folder: Path) -> FeatureCache:
+    """Return a new cache in `folder` with the rows that `extractor` computes from the inputs of the data set."""
     samples = source.cache.samples(source.dataset)
     samples.require_images()
     report = build_cache(
@@ -140,7 +138,7 @@ def _extract(source: Source, engine: Engine, recipe: Recipe, folder: Path) -> Fe
         folder / "cache",
         dataset=source.dataset,
         split_seed=samples.split_seed,
-        extractor=Extractor(engine, recipe),
+        extractor=extractor,
     )
     gone = report.failed - len(samples.failures) - len(samples.listing.failures)
     if gone > 0:

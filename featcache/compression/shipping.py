@@ -21,7 +21,7 @@ from featcache.graph.write import write_onnx
 from featcache.model.directory import save_model
 from featcache.model.golden import Golden
 from featcache.model.merged import MergedModel
-from featcache.model.reference import load_pixels, logits_of_images
+from featcache.model.reference import logits_of_images
 from featcache.system.processor import processor_has_int8, processor_name
 
 _SHOWN = {"int8": "INT8", "int8-dynamic": "INT8", "fp16": "fp16"}
@@ -57,7 +57,7 @@ def ship(
     """
     folder = shipping.folder
     graphs = [write_onnx(source.model, folder / "before.onnx"), write_onnx(final, folder / "after.onnx")]
-    times = latencies_ms(graphs)
+    times = latencies_ms(graphs, source.model.input.example())
     integer, convolutions = integer_share(str(graphs[1]))
     macs = sum(node_macs(onnx.load(str(graphs[0]))).values())
     path = save_model(final, shipping.out, golden=_golden(source.golden, final, folder), overwrite=shipping.overwrite)
@@ -109,9 +109,10 @@ def _golden(golden: Golden | None, model: MergedModel, folder: Path) -> Golden |
     if golden is None:
         return None
     if model.quantization is None:
-        return Golden(golden.kind, "torch fp32", golden.images, logits_of_images(model, golden.images))
+        return dataclasses.replace(golden, computed_by="torch fp32", logits=logits_of_images(model, golden.images))
     graph = write_onnx(model, folder / "reference.onnx", dynamic=False)
     session = open_session(graph, optimise=False)
-    pixels = load_pixels(golden.images, model.preprocessing)
-    logits = np.concatenate([session.run(["logits"], {"image": image[None]})[0] for image in pixels])
-    return Golden(golden.kind, "the stored scales in float32", golden.images, logits)
+    deployed = model.input
+    batches = [deployed.stack([deployed.prepare(data)]) for data in golden.images]
+    logits = np.concatenate([session.run(["logits"], {deployed.tensor: batch})[0] for batch in batches])
+    return dataclasses.replace(golden, computed_by="the stored scales in float32", logits=logits)

@@ -9,7 +9,8 @@ import torch
 
 from featcache.errors import InputError
 from featcache.heads import Head, LinearHead
-from featcache.model.merged import MergedModel, changed_recipe, wrap_network
+from featcache.model.kinds import model_kind
+from featcache.model.merged import MergedModel, changed_recipe
 
 _LEAST_AXES = 2  # biases and norms have one: they take few bytes and are what sums start from
 
@@ -31,8 +32,9 @@ def in_halves(model: MergedModel, *, head: bool = True) -> MergedModel:
                 )
             parameter.copy_(halved.float())
     recipe = changed_recipe(rounded)
-    return MergedModel(
-        wrap_network(rounded.backbone.network, recipe, outputs=model.backbone.outputs),
+    kind = model_kind(recipe.input)
+    return kind.merged(
+        kind.wrap(rounded.backbone.network, recipe, outputs=model.backbone.outputs, assets=model.assets),
         _half_head(model.fitted_head) if head else model.fitted_head, recipe=recipe, surgery=model.surgery, halves=True,
         lineage=model.lineage,
     )  # fmt: skip

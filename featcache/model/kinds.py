@@ -13,7 +13,9 @@ from featcache.backbone.backbone import Backbone
 from featcache.backbone.networks import check_kwargs, create_network
 from featcache.errors import CorruptError, InputError
 from featcache.heads import Head
+from featcache.model.folding import folded_copy
 from featcache.model.merged import MergedModel, wrap_network
+from featcache.model.surgery import Surgery
 from featcache.recipe import Recipe, TextPreprocessing
 
 
@@ -38,6 +40,10 @@ class ModelKind(ABC):
     @abstractmethod
     def wrap(self, network: nn.Module, recipe: Recipe, *, outputs: tuple[str, ...], assets: Mapping[str, bytes]) -> Any:
         """Return `network`, whatever was done to it, as the backbone of which `recipe` tells the rest."""
+
+    def folded(self, model: MergedModel) -> MergedModel:
+        """Return a copy of a float `model` whose norms are folded into the layers before, as far as it has such."""
+        return model.copy()
 
     asset_names: tuple[str, ...] = ()
 
@@ -73,6 +79,14 @@ class ImageModels(ModelKind):
     def wrap(self, network: nn.Module, recipe: Recipe, *, outputs: tuple[str, ...], assets: Mapping[str, bytes]) -> Any:
         """Return a `Backbone`."""
         return wrap_network(network, recipe, outputs=outputs)
+
+    def folded(self, model: MergedModel) -> MergedModel:
+        """Return the model with its batch norms folded into convolutions."""
+        size = model.preprocessing
+        network, folded = folded_copy(model.backbone.network, height=size.height, width=size.width)
+        surgery = Surgery({**model.surgery.folded, **folded}, model.surgery.widths)
+        backbone = wrap_network(network, model.recipe, outputs=model.backbone.outputs)
+        return MergedModel(backbone, model.fitted_head, recipe=model.recipe, surgery=surgery, lineage=model.lineage)
 
 
 class TextModels(ModelKind):

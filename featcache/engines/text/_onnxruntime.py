@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,6 +51,34 @@ def open_backbone(backbone: TextBackbone, *, precision: str) -> OnnxRuntimeTextE
     if precision not in ("auto", "fp32"):
         raise refuse_precision(precision, engine="onnxruntime", why="it computes a float encoder in fp32 only")
     return OnnxRuntimeTextEngine(backbone)
+
+
+class PaddedGraphEngine(TextEngine):
+    """An ONNX file whose one input is ids with `padding` behind shorter texts, such as `write_onnx` writes."""
+
+    name = "onnxruntime"
+
+    def __init__(self, path: Path, *, max_length: int, padding: int) -> None:
+        self.version = str(onnxruntime.__version__).partition(".")[0]
+        self.precision = "int8"
+        self.workers = processor_count()
+        self.buckets = Buckets(max_length)
+        self.pad_id = padding
+        self._session = open_session(path, threads=1)
+        (self._input,) = (value.name for value in self._session.get_inputs())
+        self.columns = tuple((value.name, tuple(value.shape[1:])) for value in self._session.get_outputs())
+
+    def _infer(self, ids: TokenIds, mask: TokenIds) -> tuple[Features, ...]:
+        results = self._session.run(None, {self._input: ids})
+        return tuple(np.asarray(result, dtype=np.float32) for result in results)
+
+    def _release(self) -> None:
+        del self._session
+
+
+def open_padded_graph(path: Path, *, max_length: int, padding: int) -> PaddedGraphEngine:
+    """Return the ONNX file at `path` opened, for texts of up to `max_length` tokens."""
+    return PaddedGraphEngine(path, max_length=max_length, padding=padding)
 
 
 def export_encoder(backbone: TextBackbone) -> bytes:

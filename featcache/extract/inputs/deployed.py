@@ -30,6 +30,8 @@ class DeployedInput(ABC):
         The kind's part of the Recipe.
     assets : mapping
         Name → bytes of the files that it needs beside the network.
+    recipe_changes : mapping
+        What its rows' Recipe says otherwise than that of a cache, which may read inputs more quickly.
     """
 
     tensor: ClassVar[str]
@@ -38,6 +40,7 @@ class DeployedInput(ABC):
     suffix: ClassVar[str]
     preprocessing: InputPreprocessing
     assets: Mapping[str, bytes] = {}
+    recipe_changes: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def prepare(self, data: bytes, *, decoder: Decoder | None = None) -> npt.NDArray[Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ class DeployedImages(DeployedInput):
     """RGB pixels (n, height, width, 3) uint8; normalisation is inside the network."""
 
     tensor, noun, pipeline, suffix = "image", "image", "image-classification", ".jpg"
+
+    recipe_changes: ClassVar[Mapping[str, Any]] = {"decoder": "pillow", "dct_scaling": False}
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = self._size = preprocessing

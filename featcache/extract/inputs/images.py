@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -20,7 +21,7 @@ from featcache.engines.registry import find_engine
 from featcache.errors import InputError, MissingError
 from featcache.extract.collection import ComputedRows, StageClock
 from featcache.extract.inputs.deployed import DeployedInput
-from featcache.extract.inputs.interface import Extractor, Input, Loader, columns_of, key_rows
+from featcache.extract.inputs.interface import Extractor, Input, Loader, columns_of, computed_by, key_rows
 from featcache.extract.request import Request, file_stamp, first_given
 from featcache.images.load import decode, resize_crop, upright_size
 from featcache.images.read import ImageFile
@@ -110,6 +111,19 @@ class ImageInput(Input):
             reference = partial(reference_rows, backbone)
             require_dct_scaling(engine, reference, recipe.image_preprocessing, decoder=recipe.decoder)
         return Extractor(engine, recipe)
+
+    def extractor_of_module(self, backbone: Any, recipe: Recipe) -> Extractor:
+        """Return the module in the engine that the recipe names, not kept; the recipe stays as it is."""
+        from featcache.engines import open_engine
+
+        return Extractor(open_engine(backbone, engine=recipe.engine, cached=False), recipe)
+
+    def extractor_of_graph(self, path: Path, recipe: Recipe, deployed: DeployedInput) -> Extractor:
+        """Return the file in ONNX Runtime."""
+        from featcache.engines import open_engine
+
+        engine = open_engine(path, engine="onnxruntime", precision="int8")
+        return Extractor(engine, computed_by(recipe, engine))
 
     def open_kept(self, recipe: Recipe) -> CompiledNetwork | None:
         """Return the engine as it was compiled before: that imports neither torch nor timm."""

@@ -10,7 +10,8 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -115,6 +116,20 @@ class Input(ABC):
     def open_extractor(self, request: Request, *, adopt: Recipe | None) -> Extractor:
         """Return engine and Recipe of what is asked for; `adopt`: whose settings to keep where they are left open."""
 
+    def extractor_of_module(self, backbone: Any, recipe: Recipe) -> Extractor:
+        """Return what computes the rows of a backbone, changed or not, that is here as a module; `recipe`: its own.
+
+        Raises `InputError` as `load_backbone`.
+        """
+        raise InputError(f"models of the input kind {self.name!r} must stay with their cache: it says no way to merge")
+
+    def extractor_of_graph(self, path: Path, recipe: Recipe, deployed: DeployedInput) -> Extractor:
+        """Return what computes the rows of an ONNX file with integers in it, by ONNX Runtime.
+
+        `recipe`: the backbone's; that of the extractor says who computes. Raises `InputError` as `load_backbone`.
+        """
+        raise InputError(f"models of the input kind {self.name!r} must stay with their cache: it says no way to merge")
+
     def open_kept(self, recipe: Recipe) -> CompiledNetwork | None:
         """Return the engine of `recipe` where its compiled network is kept, without the backbone's weights."""
         return None
@@ -207,6 +222,11 @@ class ArrayLoader(Loader):
         rows = ComputedRows(number, key_rows(keys), columns_of(extractor, values))
         self._arrays[number], self._keys[number] = [], []
         return rows
+
+
+def computed_by(recipe: Recipe, engine: CompiledNetwork) -> Recipe:
+    """Return `recipe` of rows that `engine` computes."""
+    return replace(recipe, engine=engine.name, engine_version=engine.version, precision=engine.precision)
 
 
 def key_rows(digests: Sequence[bytes]) -> npt.NDArray[np.uint8]:

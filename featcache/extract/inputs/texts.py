@@ -20,7 +20,7 @@ from featcache.engines.text.buckets import Buckets
 from featcache.errors import FormatError, InputError, MissingError, SampleError, StorageError
 from featcache.extract.collection import ComputedRows, StageClock
 from featcache.extract.inputs.deployed import DeployedInput
-from featcache.extract.inputs.interface import Extractor, Input, Loader, columns_of, key_rows
+from featcache.extract.inputs.interface import Extractor, Input, Loader, columns_of, computed_by, key_rows
 from featcache.extract.request import Request, file_stamp
 from featcache.recipe import InputPreprocessing, Recipe, TextPreprocessing
 from featcache.system.objects import is_url
@@ -121,6 +121,23 @@ class TextInput(Input):
             weights=backbone.weights_label,
         )
         return TextExtractor(engine, recipe, backbone.tokenizer)
+
+    def extractor_of_module(self, backbone: Any, recipe: Recipe) -> Extractor:
+        """Return the encoder in the engine that the recipe names."""
+        from featcache.engines.text import open_text_engine
+
+        return TextExtractor(open_text_engine(backbone, engine=recipe.engine), recipe, backbone.tokenizer)
+
+    def extractor_of_graph(self, path: Path, recipe: Recipe, deployed: DeployedInput) -> Extractor:
+        """Return the file, of one input of ids with -1 behind, in ONNX Runtime."""
+        from featcache.backbone.text.tokenizer import TextTokenizer
+        from featcache.engines.text._onnxruntime import open_padded_graph
+        from featcache.extract.inputs.deployed_texts import NO_TOKEN, TOKENIZER_FILE
+
+        preprocessing = cast("TextPreprocessing", recipe.preprocessing)
+        engine = open_padded_graph(path, max_length=preprocessing.max_length, padding=NO_TOKEN)
+        tokenizer = TextTokenizer(deployed.assets[TOKENIZER_FILE], preprocessing)
+        return TextExtractor(engine, computed_by(recipe, engine), tokenizer)
 
     def environment(self, request: Request, recipe: Recipe) -> dict[str, Any]:
         """Return the versions of what computes, and the stamps of the files of an encoder's directory."""

@@ -22,6 +22,7 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 BLOCK_ROWS = 2048  # rows per product when reading from memory: large enough for GEMM, small enough for the buffers
+_LEAST_SPREAD = 2.0**-24  # the smallest number of float16 above 0
 CHUNK_ROWS = 256  # rows of features per elementwise step: they stay in a core's second-level cache
 CHUNK_NUMBERS = 1 << 18  # of an elementwise step: with fewer, threads wait for each other longer than they compute
 _THREADS = min(processor_count(), 8)
@@ -141,7 +142,8 @@ def spread_of(
     # A constant column leaves only rounding noise: of float32 arithmetic on values of the column's size.
     size = np.maximum(np.abs(mean) / scale, np.abs(first))
     noise = (np.finfo(np.float32).eps * size) ** 2 * 4 + 1e-14 * second
-    constant = variance <= np.maximum(noise, np.finfo(np.float32).tiny)
+    # A spread that rows of float16 can hardly write is noise of theirs: its weight would be millions.
+    constant = variance <= np.maximum(noise, (_LEAST_SPREAD / scale) ** 2)
     return constant, np.sqrt(np.where(constant, 1.0, variance))
 
 
