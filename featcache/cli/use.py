@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from featcache.cli.application import app
-from featcache.cli.options import ActorsOption, GpusOption, Json, Place, RayOption
+from featcache.cli.options import ActorsOption, GpusOption, Json, LabelColumn, Place, RayOption, TextColumn
 from featcache.cli.output import put, put_json, say
 from featcache.cli.text import show
 from featcache.errors import InputError
@@ -21,19 +21,20 @@ def predict(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a model.")],
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGES...", help="Images, or as for build; - for names on standard input, one a line."),
+        typer.Argument(metavar="IMAGES...", help="Images, texts, or as for build; - for standard input, one a line."),
     ],
     top: Annotated[int, typer.Option(help="How many classes to list.")] = 5,
     format: Annotated[str | None, typer.Option("--format", help="Which device file; default: the first.")] = None,
     cache: Annotated[
         Place | None, typer.Option(metavar="PATH", help="Look features up here by digest before computing them.")
     ] = None,
+    text_column: TextColumn = None,
     ray: RayOption = None,
     actors: ActorsOption = None,
     gpus_per_actor: GpusOption = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Classify images; one line each: path, label, probability."""
+    """Classify images or texts; one line each: path or text, label, probability."""
     from featcache.runtime import predict as predict_images
 
     predictions = predict_images(
@@ -45,6 +46,7 @@ def predict(
         ray=ray,
         actors=actors,
         gpus_per_actor=gpus_per_actor,
+        input_options={"text_column": text_column},
     )
     if cache is not None:
         hits = sum(prediction.cached for prediction in predictions)
@@ -60,7 +62,7 @@ def predict(
             put(str(prediction.path), "unknown" if prediction.unknown else str(prediction.label), listed)
     if all(prediction.reason is not None for prediction in predictions):
         raise InputError(
-            f"at least one image must be readable, none of {len(predictions)} is: {predictions[0].path}: "
+            f"at least one input must be readable, none of {len(predictions)} is: {predictions[0].path}: "
             f"{predictions[0].reason}"
         )
 
@@ -82,6 +84,8 @@ def evaluate(
     images: Annotated[str, typer.Argument(metavar="IMAGES", help="As for build, labelled; of a split tree, test.")],
     format: Annotated[str | None, typer.Option("--format", help="Which device file; default: the first.")] = None,
     split: Annotated[str | None, typer.Option(help="train, val or test, where the images have splits.")] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
     ray: RayOption = None,
     actors: ActorsOption = None,
     gpus_per_actor: GpusOption = 0.0,
@@ -91,7 +95,14 @@ def evaluate(
     from featcache.runtime import evaluate as evaluate_images
 
     result = evaluate_images(
-        bundle, images, format=format, split=split, ray=ray, actors=actors, gpus_per_actor=gpus_per_actor
+        bundle,
+        images,
+        format=format,
+        split=split,
+        ray=ray,
+        actors=actors,
+        gpus_per_actor=gpus_per_actor,
+        input_options={"text_column": text_column, "label_column": label_column},
     )
     for note in result.notes:
         say(f"note: {note}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -10,7 +9,7 @@ from featcache.extract.inputs.interface import Extractor
 from featcache.extract.inputs.registry import IMAGE, find_input
 from featcache.extract.request import Request
 from featcache.recipe import Recipe
-from featcache.system.json import canonical_json
+from featcache.system.json import canonical_json, parse_json
 
 
 class OpenExtractor(Protocol):
@@ -45,5 +44,5 @@ def reopen_extractor(stored: Mapping[str, Any], recipe: Recipe) -> Extractor:
 def resolved_under(request: Request, recipe: Recipe) -> dict[str, Any]:
     """Return `request` and what else its Recipe depends on: package versions, the weights file's stat."""
     environment = find_input(recipe.input).environment(request, recipe)
-    memo: dict[str, Any] = json.loads(canonical_json({"request": request.to_json(), "environment": environment}))
+    memo: dict[str, Any] = parse_json(canonical_json({"request": request.to_json(), "environment": environment}))
     return memo

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -17,10 +16,19 @@ from featcache.model.folding import folded_copy
 from featcache.model.merged import MergedModel, wrap_network
 from featcache.model.surgery import Surgery
 from featcache.recipe import Recipe, TextPreprocessing
+from featcache.system.json import parse_json
 
 
 class ModelKind(ABC):
-    """The MODELs of one input kind."""
+    """The MODELs of one input kind.
+
+    `asset_names`: files that one holds beside its weights. `can_be_pruned`: whether channels, attention heads and the
+    like can be cut out. `integers`: the precision of `featcache.quantize` that makes most of it.
+    """
+
+    asset_names: tuple[str, ...] = ()
+    can_be_pruned = True
+    integers: Literal["int8", "int8-dynamic"] = "int8"
 
     @abstractmethod
     def merged(self, backbone: nn.Module, head: Head, *, recipe: Recipe, **settings: Any) -> MergedModel:
@@ -45,8 +53,6 @@ class ModelKind(ABC):
         """Return a copy of a float `model` whose norms are folded into the layers before, as far as it has such."""
         return model.copy()
 
-    asset_names: tuple[str, ...] = ()
-
 
 class ImageModels(ModelKind):
     """timm's networks."""
@@ -63,7 +69,7 @@ class ImageModels(ModelKind):
         """Return timm's network by name, as `load_backbone` makes it.
 
         Only timm's own names and arguments of the network itself are taken, none that would fetch a network from a hub
-        or open a checkpoint.
+        or open a checkpoint: `CorruptError` for others.
         """
         name = architecture["timm"]
         if ":" in name:
@@ -93,6 +99,8 @@ class TextModels(ModelKind):
     """Encoders of transformers' own classes."""
 
     asset_names = ("tokenizer.json",)
+    can_be_pruned = False
+    integers = "int8-dynamic"
 
     def merged(self, backbone: nn.Module, head: Head, *, recipe: Recipe, **settings: Any) -> MergedModel:
         """Return a `MergedTextModel`."""
@@ -103,7 +111,7 @@ class TextModels(ModelKind):
     def architecture(self, model: MergedModel) -> dict[str, Any]:
         """Return the values of transformers' configuration."""
         config: Any = model.backbone.network.config
-        return {"transformers": json.loads(config.to_json_string(use_diff=False))}
+        return {"transformers": parse_json(config.to_json_string(use_diff=False))}
 
     def build_network(self, architecture: Mapping[str, Any]) -> nn.Module:
         """Return the network that transformers builds of the configuration: no code but its own."""

@@ -30,13 +30,11 @@ class MergedTextModel(MergedModel):
         return cast("TextBackbone", self.backbone)
 
     def halves_apart(self, image: torch.Tensor) -> npt.NDArray[np.float32]:
-        """Return `features`, each text alone and unpadded."""
-        rows = []
-        for ids in image:
-            present = ids[ids != NO_TOKEN][None]
-            outputs = self.backbone(present, torch.ones_like(present))
-            rows.append(np.concatenate([output.flatten(1).numpy() for output in outputs], axis=1))
-        return np.concatenate(rows)
+        """Return `features`, as the encoder gives them of ids and a mask that are made of lengths."""
+        lengths = (image != NO_TOKEN).sum(dim=1)
+        mask = (torch.arange(image.shape[1])[None] < lengths[:, None]).long()
+        outputs = self.backbone(image.clamp(min=0) * mask + self._encoder.pad_id * (1 - mask), mask)
+        return np.concatenate([output.flatten(1).numpy() for output in outputs], axis=1)
 
     def example(self, count: int) -> torch.Tensor:
         """Return texts of seven tokens, every other one of three: no length in them may become a constant."""

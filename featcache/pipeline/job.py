@@ -158,6 +158,7 @@ def run(
     from featcache.bundle.title import report_title
     from featcache.compression import prune, quantize
     from featcache.compression.searching import reason_not_to_search
+    from featcache.model.kinds import model_kind
     from featcache.model.merging import merge
     from featcache.pipeline.compressing import compress
     from featcache.pipeline.page import read_report, write_report
@@ -177,7 +178,7 @@ def run(
     listing = kind.scan(images, task=task, splits=splits, options=input_options)  # type: ignore[arg-type]
     check_trainable(listing)
     steps = _Steps(say)
-    steps.begin("build", "features: one pass over the images")
+    steps.begin("build", f"features: one pass over the {kind.noun}s")
     built = build_cache(
         listing, cache, backbone=backbone, weights=weights, model_kwargs=model_kwargs, mean=mean, std=std, store=store,
         dataset="images", input_options=input_options, say=lambda note: say(f"note: {note}"),
@@ -198,6 +199,12 @@ def run(
     models = {name: place / "models" / name for name in VARIANTS}
     merged = merge(place / "head", cache, out=models["float"], overwrite=True)
 
+    models_are = model_kind(listing.input)
+    if prune_amount > 0 and not models_are.can_be_pruned:
+        notes.append(f"nothing was pruned: models of {kind.noun}s are not")
+    if budget_minutes is not None and not models_are.can_be_pruned:
+        notes.append(f"nothing was searched, only quantized once: models of {kind.noun}s are not pruned")
+        budget_minutes = None
     if budget_minutes is not None:
         with open_cache(cache) as opened:
             hindrance = reason_not_to_search(opened, dataset="images", task=trained.task, max_drop=max_drop)
@@ -227,7 +234,7 @@ def run(
             notes.append(f"the float model ships: {error}")
             shipped = "float"
     else:
-        if prune_amount > 0:
+        if prune_amount > 0 and models_are.can_be_pruned:
             steps.begin("prune", f"prune: {prune_amount:.0%} of the multiplications, then the head refitted")
             pruned = prune(
                 models["float"], cache=cache, out=models["pruned"], method="channel", amount=prune_amount,
@@ -238,8 +245,10 @@ def run(
             else:
                 lost = _lost("pruning", pruned.val_drop, max_drop)
                 notes.append(f"{lost}: the INT8 model is made of the unpruned one")
-        steps.begin("quantize", "quantize: INT8 scales from training images, then the head refitted")
-        quantized = quantize(models[source], cache=cache, out=models["int8"], overwrite=True)
+        steps.begin("quantize", f"quantize: INT8 from training {kind.noun}s, then the head refitted")
+        quantized = quantize(
+            models[source], cache=cache, out=models["int8"], precision=models_are.integers, overwrite=True
+        )
         notes += quantized.notes
         if quantized.val_drop is not None and not _keeps(quantized.val_drop, max_drop):
             notes.append(f"{_lost('quantization', quantized.val_drop, max_drop)}: the bundle holds the {source} model")

@@ -152,7 +152,10 @@ class ImageInput(Input):
     def named(
         self, inputs: str | os.PathLike[str], options: Mapping[str, Any] | None = None
     ) -> list[tuple[Source, str]]:
-        """Return a reader of an image, or of each in a folder, table, tar, …; `MissingError` for what is not there."""
+        """Return a reader of an image, or of each in a folder, table, tar, ….
+
+        Raises `MissingError` for what is not there, `InputError` for a file of another kind.
+        """
         path = os.fspath(inputs)
         if (member := split_member(path)) is not None and not os.path.isdir(member.container):
             return [(ImageFile(path), printable(path))]

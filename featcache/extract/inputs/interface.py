@@ -139,7 +139,10 @@ class Input(ABC):
         return {}
 
     def decode(self, data: bytes, recipe: Recipe) -> npt.NDArray[Any]:
-        """Return what an engine of one shape takes of an input's bytes; `SampleError` for bytes that are none."""
+        """Return what an engine of one shape takes of an input's bytes.
+
+        Raises `SampleError` for bytes that are none, `NotImplementedError` in a kind that has a `loader` of its own.
+        """
         raise NotImplementedError("a kind must have either decode or a loader of its own")
 
     def loader(self, extractors: Sequence[Extractor], *, burst: int) -> Loader:

@@ -156,7 +156,10 @@ class TextInput(Input):
     def named(
         self, inputs: str | os.PathLike[str], options: Mapping[str, Any] | None = None
     ) -> list[tuple[Source, str]]:
-        """Return the text itself, or each of a table's rows, a folder's files, or a ``.txt`` file's lines."""
+        """Return the text itself, or each of a table's rows, a folder's files, or a ``.txt`` file's lines.
+
+        Raises `InputError` for a file without a line, and as `scan_texts`.
+        """
         text = os.fspath(inputs)
         if os.path.isfile(text) and text.lower().endswith(".txt"):
             with open(text, "rb") as file:

@@ -93,7 +93,7 @@ def read_text_table(
 def parse_text_table(
     data: bytes, source: str, *, text_column: str | None = None, label_column: str | None = None
 ) -> TextTable:
-    """Return the rows of the table `data`, whose kind the name `source` says; as `read_text_table`."""
+    """Return the rows of the table `data`, whose kind its name `source` says; `InputError` as `read_text_table`."""
     if not is_text_table(source):
         raise InputError(f"a table of texts must be one of {', '.join(TEXT_TABLE_EXTENSIONS)}, got {source!r}")
 
