@@ -59,6 +59,13 @@ def banking77() -> Path:
     return place
 
 
+def texts_of(listing: Any) -> list[str]:
+    """Return the texts that a build reads."""
+    from featcache.system.sources.opening import read_input
+
+    return [read_input(listing.absolute(index))[0].decode() for index in range(len(listing))]
+
+
 def median_and_quartiles(values: Sequence[float]) -> dict[str, float | list[float]]:
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": middle, "quartiles": [low, high]}
@@ -181,7 +188,7 @@ def accuracy(ours: Ours, peer: Peer) -> dict[str, Any]:
     width = ours.backbone.num_features
     report: dict[str, Any] = {"n_train": len(train), "n_test": len(test), "n_classes": len(listing.classes)}
     for side, program, logits in (("ours", ours, our_logits), ("peer", peer, sklearn_logits)):
-        features = np.asarray(program.rows(listing.texts), dtype=np.float32)
+        features = np.asarray(program.rows(texts_of(listing)), dtype=np.float32)
 
         def score(C: float, rows: Any, on: Any, logits: Any = logits, features: Any = features) -> float:
             return float((logits(features, rows, C)[on].argmax(axis=1) == labels[on]).mean())
@@ -215,11 +222,12 @@ def main() -> int:
     import_transformers()
     encoder = args.encoder or packaged_encoder()
     listing = scan_texts(banking77() / "train.csv")
-    chosen = np.random.default_rng(0).permutation(len(listing))[: args.texts]
+    texts = texts_of(listing)
+    chosen = np.random.default_rng(0).permutation(len(texts))[: args.texts]
     ours, peer = Ours(encoder, args.engine, args.precision), Peer(encoder, args.threads)
     report: dict[str, Any] = {}
     if args.pairs:
-        report["speed"] = speed(ours, peer, [listing.texts[i] for i in chosen], args.pairs)
+        report["speed"] = speed(ours, peer, [texts[i] for i in chosen], args.pairs)
         entry = report["speed"]
         print(
             f"{entry['texts']} texts of {entry['tokens_per_text']:.1f} tokens, {entry['engine']} {entry['precision']}"

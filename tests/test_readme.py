@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from text_encoders import SENTENCES, write_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,8 +34,12 @@ def test_commands_run_word_for_word(photos: Path, tmp_path: Path) -> None:
     assert console_lines(README_ZH) == console_lines(README), "one run is the test of both pages"
     listed = [arguments for program, *arguments in console_lines(README) if program == "featcache"]
     assert [arguments[0] for arguments in listed] == [
-        "build", "train", "merge", "prune", "quantize", "export", "predict", "evaluate",
+        "build", "train", "merge", "prune", "quantize", "export", "predict", "evaluate", "run", "predict",
     ]  # fmt: skip
+    rows = [(f"{text} {end}", "card" if "card" in text else "time") for text in SENTENCES for end in ("now", "today")]
+    table = "".join(f"{text},{label}\n" for text, label in [("text", "label"), *rows])
+    (tmp_path / "questions.csv").write_text(table, encoding="utf-8")
+    write_encoder(tmp_path / "all-MiniLM-L6-v2")
     for arguments in listed:
         done = subprocess.run([*MAIN, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (arguments, done.stderr[-1500:])

@@ -193,7 +193,8 @@ def test_half_precision_halves_the_weights(folder: Path, model: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("verb", "settings"), [("prune", {"method": "channel", "amount": 0.3}), ("quantize", {"precision": "int8"}), ("recover", {})]
+    ("verb", "settings"),
+    [("prune", {"method": "channel", "amount": 0.3}), ("quantize", {"precision": "int8"}), ("recover", {})],
 )
 def test_what_needs_images_says_so(
     folder: Path, model: Path, tmp_path: Path, verb: str, settings: dict[str, object]
