@@ -52,7 +52,7 @@ def make(out: Path, kind: str) -> None:
     from featcache.cache.manifest import CACHE_VERSION
     from featcache.extract.build import Extractor, build_cache
     from featcache.extract.opening import resolved_under
-from featcache.extract.request import Request
+    from featcache.extract.request import Request
     from featcache.store import StoreSettings
 
     place = out / f"{kind}-v{CACHE_VERSION}"
