@@ -8,17 +8,13 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from object_storage import new_bucket
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from scale.storage_proxy import StorageProxy
+from object_storage import SLOW_DOWN, StorageProxy
 
 from featcache.errors import CorruptError, ExistsError, FormatError, InputError, MissingError, StorageError
 from featcache.store import Column, FeatureStore, StoreReader, StoreSettings, _object_log, create_store, open_store
@@ -74,22 +70,13 @@ def append_scores(store: FeatureStore, keys: npt.NDArray[np.uint8]) -> None:
         writer.commit()
 
 
-@pytest.fixture
-def proxied(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[StorageProxy, ObjectPath]]:
-    """A proxy before the storage, and a new bucket that is reached through it."""
-    with StorageProxy(s3_endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield proxy, new_bucket(proxy.url)
-
-
 # --- the log ---
 
 
 def test_opening_reads_no_keys_and_as_little_after_many_commits_as_after_two(
-    proxied: tuple[StorageProxy, ObjectPath], monkeypatch: pytest.MonkeyPatch
+    s3_proxy: StorageProxy, bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A listing, an entry and its checkpoint; and a commit is one request for each chunk and two small ones."""
-    proxy, bucket = proxied
     monkeypatch.setattr(_object_log, "CHECKPOINT_EVERY", 8)
     store = create_store(bucket / "store", kind="zarr", columns=SCORE)
     append_scores(store, make_keys(2))
@@ -97,13 +84,13 @@ def test_opening_reads_no_keys_and_as_little_after_many_commits_as_after_two(
     snapshot = log.newest()
     for _ in range(16):
         snapshot = log.publish(snapshot, Change({}, ()))
-    proxy.reset()
+    s3_proxy.reset()
     with open_store(bucket / "store") as again, again.reader() as reader:
         assert len(reader) == 2
-    assert proxy.counts == {"LIST": 1, "GET": 3}
-    proxy.reset()
+    assert s3_proxy.counts == {"LIST": 1, "GET": 3}
+    s3_proxy.reset()
     append_scores(store, make_keys(3, seed=1))
-    assert proxy.counts["PUT"] == 5  # keys, checksums, scores, zarr.json, log entry
+    assert s3_proxy.counts["PUT"] == 5  # keys, checksums, scores, zarr.json, log entry
     assert log.newest().number == 16 + 2
 
 
@@ -205,10 +192,9 @@ def test_readers_see_whole_commits_while_others_write(store: ObjectStore) -> Non
 # --- what fails ---
 
 
-def test_refused_and_lost_answers_lose_and_double_nothing(proxied: tuple[StorageProxy, ObjectPath]) -> None:
+def test_refused_and_lost_answers_lose_and_double_nothing(s3_proxy: StorageProxy, bucket: ObjectPath) -> None:
     """Every fifth request is answered with 503 instead, every seventh is done and its answer lost."""
-    proxy, bucket = proxied
-    proxy.fate = lambda method, path, number: "refuse" if number % 5 == 4 else "lose" if number % 7 == 6 else "pass"
+    s3_proxy.fate = lambda method, path, number: SLOW_DOWN if number % 5 == 4 else "lose" if number % 7 == 6 else "pass"
     keys = make_keys(200)
     store = create_store(bucket / "store", kind="zarr", columns=SCORE, settings=SMALL)
     with store.writer() as writer, store.writer() as other:
@@ -216,16 +202,15 @@ def test_refused_and_lost_answers_lose_and_double_nothing(proxied: tuple[Storage
             for one in (writer, other):
                 one.append(keys[first : first + 50], {"score": keys[first : first + 50, 0]})
                 one.commit()
-    proxy.fate = lambda *_: "pass"
+    s3_proxy.undisturbed()
     with open_store(bucket / "store") as again, again.reader() as reader:
         assert np.array_equal(reader.keys(), keys)
         assert again.verify().ok
 
 
-def test_storage_that_honours_no_conditions_is_refused(proxied: tuple[StorageProxy, ObjectPath]) -> None:
+def test_storage_that_honours_no_conditions_is_refused(s3_proxy: StorageProxy, bucket: ObjectPath) -> None:
     """It would let two writers have the same commit."""
-    proxy, bucket = proxied
-    proxy.dropped_headers = {"if-none-match"}
+    s3_proxy.dropped_headers = {"if-none-match"}
     with pytest.raises(StorageError, match="conditional writes"):
         create_store(bucket / "store", kind="zarr", columns=SCORE)
 
