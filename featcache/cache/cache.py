@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.manifest import UNCHECKED_VERSION, check_manifest, content_of, read_manifest
+from featcache.cache.manifest import UNCHECKED_VERSION, check_manifest, clear_contents, content_of, read_manifest
 from featcache.cache.object_sample_lists import ObjectSampleLists
 from featcache.cache.sample_lists import LocalSampleLists
 from featcache.datasets.listing import printable
@@ -359,7 +359,8 @@ class FeatureCache:
     def verify(self, *, repair: bool = False) -> CacheVerification:
         """Check every stored byte; with `repair`, drop exactly the damaged rows (the next build restores them).
 
-        A damaged list of samples is dropped too: building its data set again restores it, and reuses every row.
+        A damaged list of samples is dropped too: building its data set again restores it, and reuses every row. On
+        object storage a repair also clears what killed creations and writers left, once it is a day old.
         """
         report = self.store.verify(repair=repair)
         problems = list(report.problems)
@@ -380,6 +381,8 @@ class FeatureCache:
                 missing = int((reader.find(samples.digests[samples.decoded]) < 0).sum())
                 if missing:
                     problems.append(f"data set {samples.dataset!r}: {missing} samples have no row: build it again")
+        if repair and isinstance(self.path, ObjectPath):
+            clear_contents(self.path)
         return CacheVerification(not problems, rows, tuple(problems))
 
     # --- writing (used by builds) ---

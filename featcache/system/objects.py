@@ -34,6 +34,7 @@ _OTHER_REGION = (
     "redirect without LOCATION",
 )
 _DENIED = re.compile(r"<Code>AccessDenied</Code>|status code: 40[13]")
+_WITHOUT_REASON = re.compile(r"status code: 400")
 _LONGEST_REASON = 200
 _LARGEST_PUT = 64 << 20  # in one request; larger objects are put in parts
 _MOST_REMOVED = 1000  # in one request, where the storage takes several
@@ -194,8 +195,13 @@ class ObjectPath:
 
     def status(self) -> ObjectStatus:
         """Return what the storage says of the object."""
-        with self._errors():
-            return _status(_obstore().head(self._store, self._key))
+        try:
+            with self._errors():
+                return _status(_obstore().head(self._store, self._key))
+        except StorageError as error:
+            if _WITHOUT_REASON.search(str(error.__cause__)):  # answers to HEAD have no body; a listing's has the reason
+                next(self.walk(), None)
+            raise
 
     def exists(self) -> bool:
         """Return whether there is an object of just this name."""
