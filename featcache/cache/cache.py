@@ -251,20 +251,28 @@ class FeatureCache:
         return features, labels
 
     def gather(
-        self, rows: npt.NDArray[np.int64], *, output: str | Sequence[str] | None = None, views: Sequence[int] = (0,)
+        self,
+        rows: npt.NDArray[np.int64],
+        *,
+        output: str | Sequence[str] | None = None,
+        views: Sequence[int] = (0,),
+        reader: StoreReader | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Return the features (len(views) · n, d) float32 of store rows (n,), outputs side by side, view after view."""
+        """Return the features (len(views) · n, d) float32 of store rows (n,), outputs side by side, view after view.
+
+        `reader`: an open one of this cache, for who gathers often; None: what is committed now.
+        """
         outputs = self.outputs(output)
         self.check_views(views)
         by_name = {column.name: column for column in self.columns}
         widths = [math.prod(by_name[name].shape) for name in outputs]
         features = np.empty((len(views) * len(rows), sum(widths)), dtype=np.float32)
-        with self.reader() as reader:
+        with self.reader() if reader is None else contextlib.nullcontext(reader) as snapshot:
             for position, view in enumerate(views):
                 block = features[position * len(rows) : (position + 1) * len(rows)]
                 left = 0
                 for name, width in zip(outputs, widths, strict=True):
-                    values = reader.gather(column_name(name, view), rows)
+                    values = snapshot.gather(column_name(name, view), rows)
                     block[:, left : left + width] = values.reshape(len(rows), width)
                     left += width
         return features

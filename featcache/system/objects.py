@@ -245,6 +245,24 @@ class ObjectPath:
                 _obstore().put(self._store, self._key, data, mode="create", use_multipart=False)
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
             raise ExistsError(f"{str(self)!r} must not exist yet, it does") from error
+        except StorageError as error:
+            if "<Code>NotImplemented</Code>" in str(error.__cause__):
+                raise self._without_conditions() from error
+            raise
+
+    def require_conditions(self) -> None:
+        """Raise `StorageError` where `create` cannot be relied on: where it puts this object, which is there, again."""
+        try:
+            self.create(self.read_bytes())
+        except ExistsError:
+            return
+        raise self._without_conditions()
+
+    def _without_conditions(self) -> StorageError:
+        return StorageError(
+            f"{str(self)!r} must lie in a storage that honours conditional writes (If-None-Match: *), this one does "
+            "not: use one that does, such as S3, GCS, Azure, R2 or MinIO"
+        )
 
     def claim(self, data: bytes) -> None:
         """As `create`, for `data` that nobody else puts: found there where an answer was lost, it is this one's."""
