@@ -109,6 +109,7 @@ def kind_of(place: Path | ObjectPath) -> Kind:
     if isinstance(place, ObjectPath):
         if is_cache(place):
             return "cache"
+        place.children()  # a bucket that is not there is named
         raise MissingError(f"PATH must be a cache where it is a URL, {str(place)!r} is none: check it")
     if (place / "model.json").is_file():
         return "model"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 # the checkout, if featcache is not installed; a cluster's workers find what they get under its own name
-sys.path[:0] = [str(HERE.parent), str(HERE / "scale")]
+sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE / "scale")]
 
 from featcache.system.processor import processor_name  # noqa: E402
 
@@ -29,6 +29,7 @@ SECTIONS = {
     "images": "scale.images",  # photos behind a slow storage beside the same on the disk
     "ray": "ray_cluster",  # Ray's path beside the plain engine, and one actor to sixteen
     "listing": "scale.listing",  # what a sample takes in memory
+    "building": "scale.building",  # what an image more takes of a whole build
     "train": "scale.train",  # paths on rows in parts, in reads and bytes
 }
 

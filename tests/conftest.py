@@ -14,7 +14,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
-from object_storage import bucket, s3_before, s3_endpoint, s3_faults  # noqa: F401 - fixtures of every test
+from object_storage import bucket, s3_before, s3_endpoint, s3_proxy  # noqa: F401 - fixtures of every test
 from PIL import Image
 
 import featcache  # noqa: F401 - before ONNX Runtime and OpenVINO: their telemetry is off when tests import them

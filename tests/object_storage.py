@@ -1,17 +1,23 @@
-"""A storage that speaks S3 for the tests: moto's server in this process, and the environment that leads to it."""
+"""A storage that speaks S3 for the tests: moto's server in this process, a proxy before it, and the environment."""
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
+import shutil
+import socket
+import subprocess
+import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+from scale.storage_proxy import SLOW_DOWN, Answer, Fate, StorageProxy
 
 from featcache.system.objects import ObjectPath
 
@@ -21,73 +27,35 @@ CREDENTIALS = {
     "AWS_REGION": "us-east-1",
     "AWS_ALLOW_HTTP": "true",
 }
-Answer = tuple[str, list[tuple[str, str]], bytes]
-
-
-class Faults:
-    """What stands before the server: it counts requests, waits, and answers some of them itself.
-
-    `requests`: (method, path with query) of each. `busy_every`: each so many-th is answered 503, 0: none. `delay`:
-    seconds before each answer. `answer`: asked with the WSGI environment of each request, which it answers where it
-    returns something (status, headers, body). `reset` puts all that back.
-    """
-
-    def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
-        self._application, self._lock = application, threading.Lock()
-        self.reset()
-
-    def reset(self) -> None:
-        """Count from nothing and disturb nothing."""
-        self.requests: list[tuple[str, str]] = []
-        self.busy_every = 0
-        self.delay = 0.0
-        self.answer: Callable[[dict[str, Any]], Answer | None] = lambda environ: None
-
-    def read(self, suffix: str) -> list[str]:
-        """Return the paths of the objects whose bytes were asked for and that end with `suffix`."""
-        paths = [path.partition("?")[0] for method, path in self.requests if method == "GET"]
-        return [path for path in paths if path.endswith(suffix)]
-
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        query = environ.get("QUERY_STRING", "")
-        with self._lock:
-            self.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"] + (f"?{query}" if query else "")))
-            busy = bool(self.busy_every) and len(self.requests) % self.busy_every == 0
-        if self.delay:
-            time.sleep(self.delay)
-        answer = self.answer(environ)
-        if busy:
-            answer = ("503 Slow Down", [], b"<Error><Code>SlowDown</Code></Error>")
-        if answer is None:
-            return self._application(environ, start_response)
-        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        status, headers, body = answer
-        start_response(status, [*headers, ("Content-Length", str(len(body)))])
-        return [body]
+DENIED = Answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+OTHER_REGION = Answer(400, b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-1</Region></Error>")
+__all__ = [
+    "CREDENTIALS", "DENIED", "OTHER_REGION", "SLOW_DOWN", "Answer", "Fate", "StorageProxy", "bucket", "make_public",
+    "new_bucket", "s3_before", "s3_endpoint", "s3_proxy", "s3_server",
+]  # fmt: skip
 
 
 @contextmanager
-def s3_server() -> Iterator[tuple[str, Faults]]:
-    """Start a server that speaks S3; give its address and what stands before it."""
+def s3_server() -> Iterator[StorageProxy]:
+    """Start a server that speaks S3; give the proxy before it."""
     server_module = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'featcache[test]'")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    faults = Faults(server._server.app)
-    server._server.app = faults
-    yield f"http://{host}:{port}", faults
+    with StorageProxy(f"http://{host}:{port}") as proxy:
+        yield proxy
     server.stop()
 
 
 @pytest.fixture(scope="session")
-def s3_before() -> Iterator[tuple[str, Faults]]:
-    """Return the address of a server that speaks S3, one for all tests of this process, and what stands before it."""
+def s3_before() -> Iterator[StorageProxy]:
+    """Return the proxy before a server that speaks S3, one for all tests of this process."""
     pytest.importorskip("obstore", reason="obstore is not installed: pip install 'featcache[objects]'")
-    with s3_server() as (address, faults):
+    with s3_server() as proxy:
         before = dict(os.environ)
-        os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=address)
-        yield address, faults
+        os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=proxy.url)
+        yield proxy
         for name in (*CREDENTIALS, "AWS_ENDPOINT_URL"):
             os.environ.pop(name, None)
             if name in before:
@@ -95,17 +63,17 @@ def s3_before() -> Iterator[tuple[str, Faults]]:
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint(s3_before: tuple[str, Faults]) -> str:
+def s3_endpoint(s3_before: StorageProxy) -> str:
     """Return the address of the server."""
-    return s3_before[0]
+    return s3_before.url
 
 
 @pytest.fixture
-def s3_faults(s3_before: tuple[str, Faults]) -> Iterator[Faults]:
-    """Return what stands before the server, to count and to disturb; undisturbed again after the test."""
-    s3_before[1].reset()
-    yield s3_before[1]
-    s3_before[1].reset()
+def s3_proxy(s3_before: StorageProxy) -> Iterator[StorageProxy]:
+    """Return the proxy before the server, to count and to disturb; undisturbed again after the test."""
+    s3_before.undisturbed()
+    yield s3_before
+    s3_before.undisturbed()
 
 
 @pytest.fixture
@@ -133,3 +101,35 @@ def make_public(endpoint: str, place: ObjectPath) -> str:
     headers = {"x-amz-acl": "public-read", "Authorization": signed}
     urllib.request.urlopen(urllib.request.Request(f"{url}?acl", method="PUT", headers=headers), timeout=30).close()
     return url
+
+
+@contextmanager
+def other_server(program: str, folder: Path) -> Iterator[str]:
+    """Start another server that speaks S3 over `folder`; give its address. Skips where it is not installed."""
+    command = shutil.which(program, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if command is None:
+        pytest.skip(f"{program} is not installed: pip install {program}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    arguments = {
+        "localbucket": [str(folder), "--port", port],
+        "nanio": ["serve", "--data-dir", str(folder), "--host", "127.0.0.1", "--port", port],
+    }[program]
+    keys = {
+        "NANIO_ACCESS_KEY": CREDENTIALS["AWS_ACCESS_KEY_ID"],
+        "NANIO_SECRET_KEY": CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+    }
+    server = subprocess.Popen(
+        [command, *arguments], env=os.environ | keys, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", int(port))) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.manifest import UNCHECKED_VERSION, check_manifest, content_of, read_manifest
+from featcache.cache.manifest import UNCHECKED_VERSION, check_manifest, clear_contents, content_of, read_manifest
 from featcache.cache.object_sample_lists import ObjectSampleLists
 from featcache.cache.sample_lists import LocalSampleLists
 from featcache.datasets.listing import printable
@@ -251,20 +251,28 @@ class FeatureCache:
         return features, labels
 
     def gather(
-        self, rows: npt.NDArray[np.int64], *, output: str | Sequence[str] | None = None, views: Sequence[int] = (0,)
+        self,
+        rows: npt.NDArray[np.int64],
+        *,
+        output: str | Sequence[str] | None = None,
+        views: Sequence[int] = (0,),
+        reader: StoreReader | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Return the features (len(views) · n, d) float32 of store rows (n,), outputs side by side, view after view."""
+        """Return the features (len(views) · n, d) float32 of store rows (n,), outputs side by side, view after view.
+
+        `reader`: an open one of this cache, for who gathers often; None: what is committed now.
+        """
         outputs = self.outputs(output)
         self.check_views(views)
         by_name = {column.name: column for column in self.columns}
         widths = [math.prod(by_name[name].shape) for name in outputs]
         features = np.empty((len(views) * len(rows), sum(widths)), dtype=np.float32)
-        with self.reader() as reader:
+        with self.reader() if reader is None else contextlib.nullcontext(reader) as snapshot:
             for position, view in enumerate(views):
                 block = features[position * len(rows) : (position + 1) * len(rows)]
                 left = 0
                 for name, width in zip(outputs, widths, strict=True):
-                    values = reader.gather(column_name(name, view), rows)
+                    values = snapshot.gather(column_name(name, view), rows)
                     block[:, left : left + width] = values.reshape(len(rows), width)
                     left += width
         return features
@@ -359,7 +367,8 @@ class FeatureCache:
     def verify(self, *, repair: bool = False) -> CacheVerification:
         """Check every stored byte; with `repair`, drop exactly the damaged rows (the next build restores them).
 
-        A damaged list of samples is dropped too: building its data set again restores it, and reuses every row.
+        A damaged list of samples is dropped too: building its data set again restores it, and reuses every row. On
+        object storage a repair also clears what killed creations and writers left, once it is a day old.
         """
         report = self.store.verify(repair=repair)
         problems = list(report.problems)
@@ -380,6 +389,8 @@ class FeatureCache:
                 missing = int((reader.find(samples.digests[samples.decoded]) < 0).sum())
                 if missing:
                     problems.append(f"data set {samples.dataset!r}: {missing} samples have no row: build it again")
+        if repair and isinstance(self.path, ObjectPath):
+            clear_contents(self.path)
         return CacheVerification(not problems, rows, tuple(problems))
 
     # --- writing (used by builds) ---

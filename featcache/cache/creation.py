@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from featcache.cache.cache import FeatureCache, open_cache, recipe_columns
-from featcache.cache.manifest import CONTENT, is_cache, make_manifest, may_be_cache, write_manifest
+from featcache.cache.manifest import (
+    CONTENT,
+    clear_contents,
+    is_cache,
+    make_manifest,
+    may_be_cache,
+    named_contents,
+    write_manifest,
+)
 from featcache.errors import ExistsError, StorageError
 from featcache.recipe import Recipe
 from featcache.store import DEFAULT_SETTINGS, Column, StoreSettings, check_kind_at, create_store
@@ -106,14 +114,21 @@ def _new_objects(
     name = f"{CONTENT}{uuid.uuid4().hex}"
     content = path / name
     manifest = make_manifest(recipe, store=store, request=request, content=name)
+    replaced = named_contents(path) if taken else set()
     try:
         with create_store(content / "store", kind=store, columns=columns, settings=settings) as made:
             yield FeatureCache(path, manifest=manifest, store=made)
+        if not (content / "store" / "layout.json").exists():
+            raise StorageError(
+                f"{str(content)!r} must be there until it is whole, it was removed meanwhile: begin again"
+            )
         write_manifest(path, manifest, overwrite=overwrite)
     except BaseException:
         with contextlib.suppress(StorageError):  # what is left is cleared by a later repair
             remove_objects([one for one, _ in content.walk()])
         raise
-    for old in path.children()[0] if overwrite else ():
-        if old.startswith(CONTENT) and old != name:
+    if overwrite:
+        # of several that begin it anew the last is named; none removes what another has just made
+        for old in replaced - named_contents(path):
             remove_objects([one for one, _ in (path / old).walk()])
+        clear_contents(path)

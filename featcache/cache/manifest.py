@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,14 @@ from featcache.errors import CorruptError, FormatError, MissingError
 from featcache.recipe import Recipe
 from featcache.system.files import write_atomically
 from featcache.system.json import DocumentKind, read_document, with_checksum
-from featcache.system.objects import ObjectPath
+from featcache.system.objects import ObjectPath, remove_objects
 
 CACHE_VERSION = 2
 UNCHECKED_VERSION = 1  # as version 2, without checksums and copy: still read
 _FORMAT = "featcache-cache"
 _MAIN, _COPY = "manifest.json", "manifest-copy.json"
 CONTENT = "content-"  # begins the name of what a cache on object storage holds
+KEPT_SECONDS = 86_400.0  # content that no manifest names and that nobody put anything into for so long is of no use
 _MEND = (
     "featcache verify --repair restores it from its copy; where that is lost too, 'featcache build IMAGES --cache "
     "CACHE --overwrite' begins anew"
@@ -105,6 +108,33 @@ def write_manifest(place: Path | ObjectPath, manifest: Mapping[str, Any], *, ove
         write_atomically(place / _MAIN, text)
         return
     (place / _COPY).write_bytes(text)  # after it: the first manifest of several is the one
+
+
+def named_contents(path: ObjectPath) -> set[str]:
+    """Return the names of the content that the manifest at `path` or its copy names; a damaged one names none."""
+    names = set()
+    for file in (path / _MAIN, path / _COPY):
+        with contextlib.suppress(MissingError, CorruptError, FormatError):
+            names.add(str(read_document(file, _DOCUMENT).get("content")))
+    return {name for name in names if name.startswith(CONTENT)}
+
+
+def clear_contents(path: ObjectPath, *, kept_seconds: float = KEPT_SECONDS) -> int:
+    """Remove content at `path` that no manifest names and into which nothing was put for `kept_seconds`.
+
+    Creations that were killed left it; one that goes on puts something sooner. Returns how many objects it were.
+    """
+    before = time.time_ns() - round(kept_seconds * 1e9)
+    removed = 0
+    for name in path.children()[0]:
+        if not name.startswith(CONTENT):
+            continue
+        objects = list((path / name).walk())
+        # asked now, not before: what was just finished is named
+        if all(status.modified_ns < before for _, status in objects) and name not in named_contents(path):
+            remove_objects([one for one, _ in objects])
+            removed += len(objects)
+    return removed
 
 
 def check_manifest(path: Path | ObjectPath, *, repair: bool = False) -> list[str]:

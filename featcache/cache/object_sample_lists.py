@@ -77,13 +77,15 @@ class ObjectSampleLists(SampleLists):
                 "token": uuid.uuid4().hex,
             }
         )
+        path = self._head(samples.dataset, 1 if before is None else before + 1)
         try:
-            self._head(samples.dataset, 1 if before is None else before + 1).claim(json.dumps(head).encode())
+            path.claim(json.dumps(head).encode())
         except ExistsError as error:
             raise LockedError(
                 f"the data set {samples.dataset!r} must be replaced by one build at a time, another has replaced it "
                 "meanwhile: build again (its rows are kept)"
             ) from error
+        path.require_conditions()
 
     def check(self, *, repair: bool = False) -> Iterator[tuple[str, Samples | None, str | None]]:
         for name in self._heads.children()[0]:

@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from featcache.datasets.container_listing import ContainedImage, listing_of_contained, unreadable
 from featcache.datasets.container_splits import container_splits
-from featcache.datasets.labels import labels_of
 from featcache.datasets.listing import Listing, Task, counted
 from featcache.datasets.splits import NO_SPLIT
-from featcache.datasets.table import TableRow
 from featcache.datasets.tar_scan import LABEL_FIELDS
 from featcache.errors import AccessError, FormatError, InputError, MissingError, ReadError
 from featcache.system.json import parse_json
@@ -52,17 +49,18 @@ def scan_columns(
     if codes is None:
         codes = container_splits(names) if splits else {}
     failures: list[tuple[str, str]] = []
-    found: list[tuple[str, FileStat, list[str], int]] = []
+    found: list[ContainedImage] = []
     notes: list[str] = []
     for name in names:
         try:
             rows = _rows_of(f"{root}/{name}", name)
         except (FormatError, MissingError, AccessError, ReadError) as error:
-            failures.append((name, "does not exist" if isinstance(error, MissingError) else str(error)))
+            failures.append((name, unreadable(error)))
             continue
         code = codes.get(name, NO_SPLIT)
         found += [
-            (path, stat, label, code) for path, stat, label in zip(rows.paths, rows.stats, rows.labels, strict=True)
+            ContainedImage(path, stat, labels, code)
+            for path, stat, labels in zip(rows.paths, rows.stats, rows.labels, strict=True)
         ]
         if rows.other_labels and not notes:
             others = ", ".join(map(repr, rows.other_labels))
@@ -72,24 +70,7 @@ def scan_columns(
         raise InputError(
             f"IMAGES must hold at least one image; none of {counted(len(names), 'file')} can be read, {name!r}: {why}"
         )
-    found.sort(key=lambda one: one[0])
-    values = [label for _, _, label, _ in found]
-    rows_of_labels = [TableRow(i, path, ";".join(label), "") for i, (path, _, label, _) in enumerate(found, start=1)]
-    labels = labels_of(rows_of_labels, values, task)
-    return Listing(
-        root=root,
-        task=labels.task,
-        classes=labels.classes,
-        paths=[path for path, *_ in found],
-        stats=np.array([stat for _, stat, *_ in found], dtype=np.int64).reshape(-1, 4),
-        labels=labels.labels,
-        targets=labels.targets,
-        given_splits=np.array([code for *_, code in found], dtype=np.uint8),
-        ignored=0,
-        failures=tuple(failures),
-        scanned_ns=scanned_ns,
-        notes=(*notes, *labels.notes),
-    )
+    return listing_of_contained(root, found, scanned_ns, task=task, ignored=0, failures=failures, notes=notes)
 
 
 def _rows_of(path: str, name: str) -> _Rows:

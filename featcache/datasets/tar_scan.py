@@ -7,14 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
-
+from featcache.datasets.container_listing import ContainedImage, listing_of_contained, unreadable
 from featcache.datasets.container_splits import container_splits
 from featcache.datasets.folder import scan_folder
-from featcache.datasets.labels import labels_of
 from featcache.datasets.listing import Listing, Task
 from featcache.datasets.splits import NO_SPLIT, SPLITS
-from featcache.datasets.table import TableRow
 from featcache.datasets.walk import FolderFiles, is_litter, sort_file
 from featcache.errors import AccessError, FeatcacheError, FormatError, InputError, MissingError, ReadError
 from featcache.system.json import parse_json
@@ -83,28 +80,14 @@ def scan_tars(
 def _labelled(
     root: str, names: Sequence[str], tars: Sequence[_Tar], codes: dict[str, int], scanned_ns: int, task: Task | None
 ) -> Listing:
-    found = sorted(
-        (f"{name}/{member}", stat, tar.labels.get(_key(member), []), codes.get(name, NO_SPLIT))
+    images = [
+        ContainedImage(f"{name}/{member}", stat, tar.labels.get(_key(member), []), codes.get(name, NO_SPLIT))
         for name, tar in zip(names, tars, strict=True)
         for member, stat in _main_images(tar).items()
-    )
-    values = [value for _, _, value, _ in found]
-    rows = [TableRow(i, path, ";".join(value), "") for i, (path, _, value, _) in enumerate(found, start=1)]
-    labels = labels_of(rows, values, task)
-    return Listing(
-        root=root,
-        task=labels.task,
-        classes=labels.classes,
-        paths=[path for path, *_ in found],
-        stats=np.array([stat for _, stat, *_ in found], dtype=np.int64).reshape(-1, 4),
-        labels=labels.labels,
-        targets=labels.targets,
-        given_splits=np.array([code for *_, code in found], dtype=np.uint8),
-        ignored=sum(tar.ignored + len(tar.images) for tar in tars) - len(found),
-        failures=tuple(failure for tar in tars for failure in tar.failures),
-        scanned_ns=scanned_ns,
-        notes=labels.notes,
-    )
+    ]
+    ignored = sum(tar.ignored + len(tar.images) for tar in tars) - len(images)
+    failures = [failure for tar in tars for failure in tar.failures]
+    return listing_of_contained(root, images, scanned_ns, task=task, ignored=ignored, failures=failures)
 
 
 def _main_images(tar: _Tar) -> dict[str, FileStat]:
@@ -127,7 +110,7 @@ def _list_tar(root: str, name: str) -> _Tar:
             index = _walked(name, file)
             keep_index(file, index)
     except (FormatError, MissingError, AccessError, ReadError) as error:
-        tar.failures.append((name, "does not exist" if isinstance(error, MissingError) else str(error)))
+        tar.failures.append((name, unreadable(error)))
         return tar
     images = set(index.values["images"])
     tar.images = {member.name: member_stat(file, member) for member in index.members if member.name in images}

@@ -34,6 +34,7 @@ class ObjectDirectory:
         self._keys: KeyTable | None = None
         self._own_keys: dict[str, Keys] = {}  # of segments that were put here, and that no table holds yet
         self._lock = threading.Lock()
+        self._conditions_hold = False
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -56,6 +57,16 @@ class ObjectDirectory:
     def remember_keys(self, segment: Segment, keys: Keys) -> None:
         """Keep the keys of a segment that was put here: they need not be fetched."""
         self._own_keys[segment.name] = keys
+
+    def require_conditions(self) -> None:
+        """Raise `StorageError` where the storage puts an object that is there: two writers could have one commit.
+
+        Tried once by each process that writes, on what would not be changed: a store may have been copied here.
+        """
+        with self._lock:
+            if not self._conditions_hold:
+                (self.path / "layout.json").require_conditions()
+                self._conditions_hold = True
 
     def let_go(self) -> None:
         """Forget keys and chunks; who holds them keeps them."""

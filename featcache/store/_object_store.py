@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 
-from featcache.errors import ExistsError, StorageError
+from featcache.errors import ExistsError
 from featcache.store._object_directory import ObjectDirectory
 from featcache.store._object_log import CommitLog
 from featcache.store._object_reader import ObjectReader
@@ -45,15 +45,10 @@ class ObjectStore(FeatureStore):
             raise ExistsError(
                 f"{str(path)!r} must be empty to become a store, it is not: name another place"
             ) from error
-        try:
-            layout.create(text)
-        except ExistsError:
-            CommitLog(path / "log").begin()
-            return cls(path, settings)
-        raise StorageError(
-            f"{str(path)!r} must lie in a storage that honours conditional writes (If-None-Match: *), this one put an "
-            "object twice: use one that does, such as S3, GCS, Azure, R2 or MinIO"
-        )
+        made = cls(path, settings)
+        made._directory.require_conditions()
+        CommitLog(path / "log").begin()
+        return made
 
     @property
     def columns(self) -> tuple[Column, ...]:

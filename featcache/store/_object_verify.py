@@ -36,6 +36,7 @@ def repair_objects(directory: ObjectDirectory, *, kept_seconds: float = KEPT_SEC
         replaced = {segment.name: new for segment, report, new in checked if report.problems}
         try:
             if replaced:
+                directory.require_conditions()
                 directory.log.publish(snapshot, Change(replaced, ()))
         except ExistsError:
             continue  # somebody committed meanwhile

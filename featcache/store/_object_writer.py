@@ -97,6 +97,8 @@ class ObjectWriter(StoreWriter):
         gone = np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *self._dropped_keys])
         rewritten: dict[str, Segment | None] = {}
         attempt = 0
+        if self._staged or len(gone):
+            self._directory.require_conditions()
         while self._staged or len(gone):
             replaced = self._replacements(gone, rewritten)
             if not self._staged and not replaced:

@@ -34,6 +34,7 @@ _OTHER_REGION = (
     "redirect without LOCATION",
 )
 _DENIED = re.compile(r"<Code>AccessDenied</Code>|status code: 40[13]")
+_WITHOUT_REASON = re.compile(r"status code: 400")
 _LONGEST_REASON = 200
 _LARGEST_PUT = 64 << 20  # in one request; larger objects are put in parts
 _MOST_REMOVED = 1000  # in one request, where the storage takes several
@@ -194,8 +195,13 @@ class ObjectPath:
 
     def status(self) -> ObjectStatus:
         """Return what the storage says of the object."""
-        with self._errors():
-            return _status(_obstore().head(self._store, self._key))
+        try:
+            with self._errors():
+                return _status(_obstore().head(self._store, self._key))
+        except StorageError as error:
+            if _WITHOUT_REASON.search(str(error.__cause__)):  # answers to HEAD have no body; a listing's has the reason
+                next(self.walk(), None)
+            raise
 
     def exists(self) -> bool:
         """Return whether there is an object of just this name."""
@@ -239,6 +245,24 @@ class ObjectPath:
                 _obstore().put(self._store, self._key, data, mode="create", use_multipart=False)
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
             raise ExistsError(f"{str(self)!r} must not exist yet, it does") from error
+        except StorageError as error:
+            if "<Code>NotImplemented</Code>" in str(error.__cause__):
+                raise self._without_conditions() from error
+            raise
+
+    def require_conditions(self) -> None:
+        """Raise `StorageError` where `create` cannot be relied on: where it puts this object, which is there, again."""
+        try:
+            self.create(self.read_bytes())
+        except ExistsError:
+            return
+        raise self._without_conditions()
+
+    def _without_conditions(self) -> StorageError:
+        return StorageError(
+            f"{str(self)!r} must lie in a storage that honours conditional writes (If-None-Match: *), this one does "
+            "not: use one that does, such as S3, GCS, Azure, R2 or MinIO"
+        )
 
     def claim(self, data: bytes) -> None:
         """As `create`, for `data` that nobody else puts: found there where an answer was lost, it is this one's."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from featcache.system.read_ahead import ReadAhead
 if TYPE_CHECKING:
     from featcache.cache import FeatureCache
     from featcache.datasets.samples import Samples
+    from featcache.store import StoreReader
 
 WITHOUT_CLUSTER = "use a linear head without mixup, or leave out the cluster (--ray)"
 BLOCK_BYTES = 1 << 26  # of a block's float32 rows: far more than a product needs to be fast, far less than memory
@@ -47,14 +50,12 @@ class RowsOfCache:
             self.cache, self.columns, self.rows[chosen], self.views[chosen], self.indices[chosen], self.samples
         )
 
-    def read(self) -> Floats:
-        """Return the features (n, d) float32; `InputError` where one is NaN or infinite."""
-        if not len(self.rows):
-            return self.cache.gather(self.rows, output=list(self.columns))
+    def read(self, reader: StoreReader) -> Floats:
+        """Return the features (n, d) float32, by an open reader; `InputError` where one is NaN or infinite."""
         starts = np.flatnonzero(np.diff(self.views.astype(np.int64), prepend=-1))  # of runs of rows in one view
-        runs = zip(starts, [*starts[1:], len(self.rows)], strict=True)
         parts = [
-            self.cache.gather(self.rows[a:b], output=list(self.columns), views=[int(self.views[a])]) for a, b in runs
+            self.cache.gather(self.rows[a:b], output=list(self.columns), views=[int(self.views[a])], reader=reader)
+            for a, b in pairwise([*starts, len(self.rows)])
         ]
         features = parts[0] if len(parts) == 1 else np.concatenate(parts)
         check_finite(features, self.indices, self.samples)
@@ -96,17 +97,24 @@ class StreamedFeatures:
             first += len(block)
 
     def _blocks(self) -> Iterator[Floats]:
-        """Yield the rows of all parts, block by block; from a storage, the next is on its way while one is in use."""
-        blocks = [
-            part[start : start + self._block_rows]
-            for part in self._parts
-            for start in range(0, len(part.rows), self._block_rows)
-        ]
-        if not any(isinstance(part.cache.path, ObjectPath) for part in self._parts):
-            yield from (block.read() for block in blocks)
-            return
-        with ReadAhead(lambda i: blocks[i].read(), len(blocks), size=lambda rows: rows.nbytes, most=1) as reads:
-            yield from (reads.take(i) for i in range(len(blocks)))
+        """Yield the rows of all parts, block by block; from a storage, the next is on its way while one is in use.
+
+        A pass has one snapshot of each cache: a storage is asked once what is in it.
+        """
+        with ExitStack() as opened:
+            readers = {cache: opened.enter_context(cache.reader()) for cache in {part.cache for part in self._parts}}
+            blocks = [
+                (part[start : start + self._block_rows], readers[part.cache])
+                for part in self._parts
+                for start in range(0, len(part.rows), self._block_rows)
+            ]
+            if not any(isinstance(cache.path, ObjectPath) for cache in readers):
+                yield from (block.read(reader) for block, reader in blocks)
+                return
+            with ReadAhead(
+                lambda i: blocks[i][0].read(blocks[i][1]), len(blocks), size=lambda rows: rows.nbytes, most=1
+            ) as reads:
+                yield from (reads.take(i) for i in range(len(blocks)))
 
     def __getitem__(self, chosen: Any) -> StreamedFeatures:
         """Return the rows that a mask (n,) or a slice chooses."""

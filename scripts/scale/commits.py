@@ -2,7 +2,8 @@
 
 Both hold a group of Zarr arrays (keys, checksums, features) for each commit, so that neither has an array whose shape
 two writers want to change; Icechunk's session is rebased where another writer was first. Neither is asked to look for
-keys that are there already; featcache does so anyway.
+keys that are there already; featcache does so anyway. Then small commits by more and more writers at once: how many a
+second the log takes, which is one after another.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from scale.storage import BUCKET, counted_storage
 from scale.storage_proxy import StorageProxy
 
 COMMITS, WIDTH = 16, 256
+CROWDS, COMMITS_EACH, FEW_ROWS = (1, 4, 16), 8, 64
 
 
 def section(arguments: Namespace) -> dict[str, Any]:
@@ -35,7 +37,36 @@ def section(arguments: Namespace) -> dict[str, Any]:
         for writers in (1, 2):
             with counted_storage(latency=arguments.latency_ms / 1e3) as proxy:
                 figures[f"{name}_{writers}_writers"] = _timed(proxy, writer, keys, values, parts, writers)
+    figures["small_commits"] = [_crowded(writers, arguments.latency_ms / 1e3) for writers in CROWDS]
     return figures
+
+
+def _crowded(writers: int, latency: float) -> dict[str, Any]:
+    """Return how many commits of few rows a second so many writers get done, each in a thread with a store opened."""
+    count = writers * COMMITS_EACH
+    keys = np.random.default_rng(1).integers(0, 256, (count * FEW_ROWS, 32), dtype=np.uint8)
+    parts = np.array_split(keys, count)
+    with counted_storage(latency=latency) as proxy:
+        begin, append, rows = _write_puts(proxy)
+        begin()
+        zeros = np.zeros((FEW_ROWS, WIDTH), np.float16)
+        threads = [
+            threading.Thread(target=append, args=([(part, zeros) for part in parts[first::writers]],))
+            for first in range(writers)
+        ]
+        proxy.reset()
+        started = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seconds = time.perf_counter() - started
+        counts = dict(proxy.counts)
+        assert rows() == len(keys)
+    return {
+        "writers": writers, "commits": count, "commits_per_second": round(count / seconds, 2),
+        "requests_per_commit": round(sum(counts.values()) / count, 1),
+    }  # fmt: skip
 
 
 def _timed(proxy: StorageProxy, writer: Any, keys: Any, values: Any, parts: Any, writers: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time `build` on images in a storage that answers late against the same images on the disk, in pairs.
 
-    scripts/scale/images.py [--count 400] [--delay 0.02] [--pairs 3] [--server web|moto] [--json OUT]
+    scripts/scale/images.py [--count 4000] [--delay 0.02] [--pairs 3] [--server web|moto] [--json OUT]
 
 The storage is a small server of its own process that waits `--delay` seconds before each answer: ``web`` serves a
 listing file and the photos, and costs little processor time; ``moto`` speaks S3, and takes about as much of the
@@ -78,9 +78,9 @@ def serve_s3(folder: str, delay: float, port: Any) -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
     from object_storage import s3_server
 
-    with s3_server() as (address, faults):
-        faults.delay = delay
-        port.value = int(address.rpartition(":")[2])
+    with s3_server() as proxy:
+        proxy.latency = delay
+        port.value = int(proxy.url.rpartition(":")[2])
         time.sleep(3600)
 
 
@@ -143,12 +143,12 @@ def measure(kind: str, *, count: int, delay: float, pairs: int) -> dict[str, Any
 
 def section(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the figures for `scripts/bench_scale.py`."""
-    return measure("web", count=arguments.rows or 400, delay=arguments.latency_ms / 1e3, pairs=3)
+    return measure("web", count=arguments.rows or 4000, delay=arguments.latency_ms / 1e3, pairs=3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--count", type=int, default=4000)
     parser.add_argument("--delay", type=float, default=0.02)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--server", choices=("web", "moto"), default="web")

@@ -30,8 +30,9 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "scripts" / "scale")]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(HERE)]
 
 import featcache  # noqa: E402
 from featcache.engines import Engine, Features, Images  # noqa: E402
@@ -87,7 +88,8 @@ def machines(processors: int, gpus: int = 0) -> Iterator[str]:
     """Yield the address of a Ray cluster of one raylet that says it has so many processors and GPUs."""
     from ray.cluster_utils import Cluster
 
-    os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:3], os.environ.get("PYTHONPATH", "")])
+    folders = [ROOT, ROOT / "scripts", HERE]  # where workers find this file, and what it imports
+    os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
     # Ray's workers step back behind every other process (15), which beside other work would be what is measured
     alike = {"worker_niceness": 0}
     head = {"num_cpus": processors, "num_gpus": gpus, "object_store_memory": 1 << 30, "_system_config": alike}
@@ -155,25 +157,23 @@ def measure_scale(counts: tuple[int, ...], *, each: int, folder: Path) -> list[d
     """Return the cost of an image with so many actors, each of which has `each` images."""
     photos = small_photos(max(counts) * each, folder / "all")
     results = []
-    with machines(2 * max(counts)) as address:
-        for actors in counts:
-            some = folder / f"photos-{actors}"
-            some.mkdir()
-            for file in sorted(photos.iterdir())[: actors * each]:
-                os.link(file, some / file.name)
-            log = folder / f"log-{actors}"
-            log.mkdir()
-            report = build_cache(
-                some, folder / f"cache-{actors}", extractor=sleeping_extractor(log, actors), ray=address, actors=actors
-            )
-            times = [list(map(float, line.split())) for file in log.iterdir() for line in file.read_text().splitlines()]
-            seconds = max(end for _, end in times) - min(start for start, _ in times)
-            batches = [len(file.read_text().splitlines()) for file in log.iterdir()]
-            results.append(
-                {"actors": actors, "images": report.extracted, "seconds": seconds, "actors_used": len(batches),
-                 "milliseconds_per_image": 1000 * seconds * actors / report.extracted}
-            )  # fmt: skip
-            print(f"  {results[-1]}", file=sys.stderr, flush=True)
+    for actors in counts:
+        some = folder / f"photos-{actors}"
+        some.mkdir()
+        for file in sorted(photos.iterdir())[: actors * each]:
+            os.link(file, some / file.name)
+        log = folder / f"log-{actors}"
+        log.mkdir()
+        extractor = sleeping_extractor(log, actors)
+        with machines(2 * actors) as address:  # two threads each: one decodes while the other waits for the device
+            report = build_cache(some, folder / f"cache-{actors}", extractor=extractor, ray=address, actors=actors)
+        times = [list(map(float, line.split())) for file in log.iterdir() for line in file.read_text().splitlines()]
+        seconds = max(end for _, end in times) - min(start for start, _ in times)
+        results.append(
+            {"actors": actors, "images": report.extracted, "seconds": seconds, "actors_used": len(list(log.iterdir())),
+             "milliseconds_per_image": 1000 * seconds * actors / report.extracted}
+        )  # fmt: skip
+        print(f"  {results[-1]}", file=sys.stderr, flush=True)
     return results
 
 

@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -17,20 +19,22 @@ import pytest
 from conftest import write_photo
 from fake import build, fake_extractor
 from memory_cache import blobs, make_samples
-from object_storage import CREDENTIALS
+from object_storage import CREDENTIALS, DENIED, OTHER_REGION, Answer, StorageProxy
 from train_caches import write_cache
 from typer.testing import CliRunner
 
 import featcache
-from featcache.cache import object_sample_lists, open_cache
+from featcache.cache import creation, manifest, object_sample_lists, open_cache
 from featcache.cache.conversion import convert
+from featcache.cache.creation import create_cache, new_cache
 from featcache.cache.torch_dataset import CachedFeatures
 from featcache.cli.verbs import app
 from featcache.datasets.samples import Samples
-from featcache.errors import ExistsError, LockedError
+from featcache.errors import ExistsError, LockedError, StorageError
 from featcache.extract.build import build_caches
 from featcache.extract.settings import ExtractSettings, default_settings
-from featcache.system.objects import ObjectPath
+from featcache.store import Column, create_store
+from featcache.system.objects import ObjectPath, remove_objects
 from featcache.verification import verify
 
 pytestmark = pytest.mark.objects
@@ -173,6 +177,72 @@ def test_killed_build_goes_on_where_it_was(photos: Path, bucket: ObjectPath, tmp
     assert digest_of(there) == digest_of(tmp_path / "alone")
 
 
+# --- content that no manifest names ---
+
+
+def contents(bucket: ObjectPath) -> list[str]:
+    return (bucket / "cache").children()[0]
+
+
+@pytest.mark.parametrize("clear", ["repair", "overwrite"])
+def test_content_of_a_killed_creation_goes_once_it_is_a_day_old(
+    clear: str, photos: Path, bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before: it may be another builder's, who is about to name it."""
+    there = str(bucket / "cache")
+    build(photos, there)
+    create_store(bucket / "cache/content-killed/store", kind="zarr", columns=[Column("score", (), "float32")])
+
+    def run_clear() -> None:
+        if clear == "repair":
+            assert verify(there, repair=True).ok
+        else:
+            build(photos, there, overwrite=True)
+
+    run_clear()
+    assert len(contents(bucket)) == 2
+    assert "content-killed" in contents(bucket)
+    two_days_later = time.time_ns() + 2 * 86_400 * 10**9
+    monkeypatch.setattr(manifest.time, "time_ns", lambda: two_days_later)
+    run_clear()
+    monkeypatch.undo()
+    assert len(contents(bucket)) == 1
+    assert "content-killed" not in contents(bucket)
+    with open_cache(there) as cache, cache.reader() as reader:
+        assert len(reader) == 24
+
+
+def test_who_begins_anew_removes_nothing_that_another_has_just_begun(
+    bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second creation ends between the first one's manifest and its clearing: the cache is the second's, whole."""
+    place, recipe = bucket / "cache", fake_extractor().recipe
+    made = partial(create_cache, place, recipe, shapes={"features": (3,)}, store="zarr", overwrite=True)
+    made(request={"number": 0}).close()
+    put = creation.write_manifest
+
+    def put_and_be_overtaken(*values: object, **settings: object) -> None:
+        put(*values, **settings)  # type: ignore[arg-type]
+        monkeypatch.undo()
+        made(request={"number": 2}).close()
+
+    monkeypatch.setattr(creation, "write_manifest", put_and_be_overtaken)
+    made(request={"number": 1}).close()
+    with open_cache(place) as cache:
+        assert cache.request == {"number": 2}
+        assert verify(place).ok
+
+
+def test_creation_whose_content_was_cleared_meanwhile_is_refused(bucket: ObjectPath) -> None:
+    """It names nothing that is not there; what was there before stays."""
+    place, recipe = bucket / "cache", fake_extractor().recipe
+    settings = {"columns": [Column("features", (3,), "float32")], "store": "zarr", "request": {}}
+    with pytest.raises(StorageError, match="removed meanwhile"), new_cache(place, recipe, **settings) as cache:  # type: ignore[arg-type]
+        remove_objects([path for path, _ in place.walk()])
+        assert cache.fingerprint == recipe.fingerprint
+    assert not list(place.walk())
+
+
 # --- lists of samples ---
 
 
@@ -288,6 +358,40 @@ def test_commands_take_urls(photos: Path, bucket: ObjectPath, tmp_path: Path) ->
     assert "the bucket" in refused("build", photos, "--cache", "s3://tests-that-is-not-there/cache")
     assert "featcache build" in refused("info", f"{bucket}/nothing")
     assert "is none" in refused("verify", f"{bucket}/nothing")
+
+
+NO_BUCKET = Answer(404, b"<Error><Code>NoSuchBucket</Code></Error>")
+
+
+@pytest.mark.parametrize(
+    ("answer", "what_to_do"),
+    [
+        pytest.param(DENIED, "set those of the storage in the environment", id="no rights"),
+        pytest.param(OTHER_REGION, "set AWS_REGION", id="another region"),
+        pytest.param(NO_BUCKET, "check its name", id="no bucket"),
+    ],
+)
+def test_a_storage_that_refuses_says_what_to_do_in_one_line(
+    answer: Answer, what_to_do: str, photos: Path, bucket: ObjectPath, s3_proxy: StorageProxy
+) -> None:
+    """Whoever makes a cache, opens it or extends it; also where only writing is refused."""
+    there = f"{bucket}/cache"
+    s3_proxy.fate = lambda *_: answer
+    assert what_to_do in refused("build", photos, "--cache", there)
+    s3_proxy.fate = lambda method, *_: answer if method == "PUT" else "pass"
+    assert what_to_do in refused("build", photos, "--cache", there)
+    s3_proxy.undisturbed()
+    build(photos, there)
+    write_photo(photos / "dog/new.jpg", seed=555)
+    s3_proxy.fate = lambda *_: answer
+    for command in (("info", there), ("train", there), ("verify", there), ("build", photos, "--cache", there)):
+        assert what_to_do in refused(*command)
+    s3_proxy.fate = lambda method, *_: answer if method == "PUT" else "pass"
+    with pytest.raises(featcache.FeatcacheError, match=what_to_do) as raised:
+        build(photos, there)
+    assert "\n" not in str(raised.value)
+    s3_proxy.undisturbed()
+    assert build(photos, there).rows == 25
 
 
 def test_commits_are_seldomer_there() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fake import build
 from many_places import SPLITS, save_to_disk, upload, write_parquet, write_photos, write_shards, write_tar
-from object_storage import Answer, Faults, make_public, new_bucket
+from object_storage import DENIED, OTHER_REGION, SLOW_DOWN, Answer, Fate, StorageProxy, make_public, new_bucket
 
 from featcache.cache import open_cache
 from featcache.datasets.scan import scan
@@ -93,22 +93,22 @@ def test_local_forms_make_the_same_cache(forms: Forms, wanted: object, name: str
 
 @pytest.mark.parametrize("name", REMOTE)
 def test_remote_forms_make_the_same_cache_and_no_image_is_read_again(
-    forms: Forms, wanted: object, name: str, tmp_path: Path, s3_faults: Faults
+    forms: Forms, wanted: object, name: str, tmp_path: Path, s3_proxy: StorageProxy
 ) -> None:
     """Requests are counted at the server: in the second build none is for an image's bytes."""
     place = forms.remote[name]
     report = build(place, tmp_path / "cache")  # type: ignore[arg-type]
     assert (report.extracted, report.failures) == (12, ())
     assert content(tmp_path / "cache") == wanted
-    s3_faults.reset()
+    s3_proxy.reset()
     again = build(place, tmp_path / "cache")  # type: ignore[arg-type]
-    assert (again.extracted, again.reused, s3_faults.read(".jpg"), s3_faults.read(".tar")) == (0, 12, [], [])
+    assert (again.extracted, again.reused, s3_proxy.read(".jpg"), s3_proxy.read(".tar")) == (0, 12, [], [])
     if name == "prefix":
-        assert len(s3_faults.requests) == 1
+        assert len(s3_proxy.requests) == 1
 
 
 def test_an_object_that_is_replaced_is_read_again_and_one_written_anew_is_not(
-    tmp_path: Path, bucket: ObjectPath, s3_faults: Faults
+    tmp_path: Path, bucket: ObjectPath, s3_proxy: StorageProxy
 ) -> None:
     """The ETag decides, not the time."""
     photos = write_photos(tmp_path / "photos")
@@ -116,55 +116,56 @@ def test_an_object_that_is_replaced_is_read_again_and_one_written_anew_is_not(
     build(f"{bucket}/photos", tmp_path / "cache")  # type: ignore[arg-type]
     first, second = list(photos)[:2]
     (bucket / "photos" / first).write_bytes(photos[first])
-    s3_faults.reset()
+    s3_proxy.reset()
     assert build(f"{bucket}/photos", tmp_path / "cache").extracted == 0  # type: ignore[arg-type]
-    assert s3_faults.read(".jpg") == []
+    assert s3_proxy.read(".jpg") == []
     (bucket / "photos" / second).write_bytes(photos[first])
     build(f"{bucket}/photos", tmp_path / "cache")  # type: ignore[arg-type]
-    assert len(s3_faults.read(".jpg")) == 1
+    assert len(s3_proxy.read(".jpg")) == 1
     with open_cache(tmp_path / "cache") as opened:
         assert len(np.unique(opened.samples().digests, axis=0)) == 11
 
 
-def test_a_busy_storage_loses_no_image(forms: Forms, wanted: object, tmp_path: Path, s3_faults: Faults) -> None:
+def test_a_busy_storage_loses_no_image(forms: Forms, wanted: object, tmp_path: Path, s3_proxy: StorageProxy) -> None:
     """Every third request is refused with 503, the others come late."""
-    s3_faults.busy_every, s3_faults.delay = 3, 0.01
+    s3_proxy.fate = lambda method, path, number: SLOW_DOWN if number % 3 == 2 else "pass"
+    s3_proxy.latency = 0.01
     report = build(forms.remote["prefix"], tmp_path / "cache")  # type: ignore[arg-type]
     assert (report.extracted, report.failed) == (12, 0)
     assert content(tmp_path / "cache") == wanted
-    assert len(s3_faults.requests) > 18
+    assert len(s3_proxy.requests) > 18
 
 
 def test_an_image_that_vanishes_after_the_listing_is_one_failure(
-    tmp_path: Path, bucket: ObjectPath, s3_faults: Faults
+    tmp_path: Path, bucket: ObjectPath, s3_proxy: StorageProxy
 ) -> None:
     """As is one that the storage denies; the others have their rows."""
     photos = write_photos(tmp_path / "photos")
     upload(tmp_path / "photos", bucket / "photos")
     gone, denied = list(photos)[3], list(photos)[7]
 
-    def answer(environ: dict[str, str]) -> Answer | None:
-        if environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].endswith(gone):
-            return "404 Not Found", [], b"<Error><Code>NoSuchKey</Code></Error>"
-        if environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].endswith(denied):
-            return "403 Forbidden", [], b"<Error><Code>AccessDenied</Code></Error>"
-        return None
+    def fate(method: str, path: str, number: int) -> Fate:
+        if method == "GET" and path.endswith(gone):
+            return Answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        if method == "GET" and path.endswith(denied):
+            return DENIED
+        return "pass"
 
-    s3_faults.answer = answer
+    s3_proxy.fate = fate
     report = build(f"{bucket}/photos", tmp_path / "cache")  # type: ignore[arg-type]
     assert (report.extracted, report.failed) == (10, 2)
     assert [path for path, _ in report.failures] == [gone, denied]
     assert "no such object" in report.failures[0][1]
     assert "denies" in report.failures[1][1]
-    s3_faults.reset()
+    s3_proxy.undisturbed()
     assert build(f"{bucket}/photos", tmp_path / "cache").extracted == 2  # type: ignore[arg-type]
 
 
-def test_slow_answers_are_waited_for_together(tmp_path: Path, bucket: ObjectPath, s3_faults: Faults) -> None:
+def test_slow_answers_are_waited_for_together(tmp_path: Path, bucket: ObjectPath, s3_proxy: StorageProxy) -> None:
     """24 images of 0.3 s each would take two workers 3.6 s one after another."""
     write_photos(tmp_path / "photos", each=4)
     upload(tmp_path / "photos", bucket)
-    s3_faults.delay = 0.3
+    s3_proxy.latency = 0.3
     report = build(str(bucket), tmp_path / "cache", workers=2)  # type: ignore[arg-type]
     assert report.extracted == 24
     assert report.extract_seconds < 2.4
@@ -180,34 +181,32 @@ def few_tries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_storage_that_is_gone_ends_the_build_and_the_next_goes_on(
-    tmp_path: Path, bucket: ObjectPath, s3_faults: Faults, few_tries: None
+    tmp_path: Path, bucket: ObjectPath, s3_proxy: StorageProxy, few_tries: None
 ) -> None:
     """One line, not a million recorded failures."""
     write_photos(tmp_path / "photos")
     upload(tmp_path / "photos", bucket)
     listed = scan(str(bucket))
-    s3_faults.answer = lambda environ: ("503 Slow Down", [], b"<Error><Code>SlowDown</Code></Error>")
+    s3_proxy.fate = lambda *_: SLOW_DOWN
     with pytest.raises(StorageError, match="must answer, got: SlowDown"):
         build(listed, tmp_path / "cache")  # type: ignore[arg-type]
-    s3_faults.reset()
+    s3_proxy.undisturbed()
     report = build(str(bucket), tmp_path / "cache")  # type: ignore[arg-type]
     assert (report.extracted, report.failed) == (12, 0)
 
 
 def test_refusals_of_a_storage_are_one_line(
-    tmp_path: Path, bucket: ObjectPath, s3_faults: Faults, few_tries: None
+    tmp_path: Path, bucket: ObjectPath, s3_proxy: StorageProxy, few_tries: None
 ) -> None:
     """A bucket that is not there, no rights, another region, nothing below a prefix."""
     with pytest.raises(MissingError, match="bucket 's3://tests-nowhere' must exist"):
         scan("s3://tests-nowhere/photos")
     with pytest.raises(InputError, match="at least one image"):
         scan(f"{bucket}/nothing")
-    s3_faults.answer = lambda environ: ("403 Forbidden", [], b"<Error><Code>AccessDenied</Code></Error>")
+    s3_proxy.fate = lambda *_: DENIED
     with pytest.raises(StorageError, match="must be open to these credentials"):
         scan(str(bucket))
-    s3_faults.answer = lambda environ: (
-        "400 Bad Request", [], b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-1</Region></Error>"
-    )  # fmt: skip
+    s3_proxy.fate = lambda *_: OTHER_REGION
     with pytest.raises(StorageError, match="set AWS_REGION"):
         scan(str(bucket))
 
@@ -250,7 +249,7 @@ def test_a_listing_that_grows_and_shrinks_is_read_as_it_is(tmp_path: Path, bucke
     assert (report.images, report.extracted, report.failed) == (12, 1, 0)
 
 
-def test_a_cache_of_a_prefix_names_it_and_needs_it(forms: Forms, tmp_path: Path, s3_faults: Faults) -> None:
+def test_a_cache_of_a_prefix_names_it_and_needs_it(forms: Forms, tmp_path: Path, s3_proxy: StorageProxy) -> None:
     """Images that were moved to another place are found there by `--images`."""
     build(forms.remote["prefix"], tmp_path / "cache")  # type: ignore[arg-type]
     with open_cache(tmp_path / "cache") as opened:

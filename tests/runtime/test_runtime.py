@@ -15,7 +15,6 @@ import torch
 from conftest import write_photo
 from export_models import saved_model, small_model
 from many_places import upload, write_parquet, write_photos, write_shards
-from object_storage import Faults
 from typer.testing import CliRunner
 
 from featcache.bundle.exporting import export
@@ -256,7 +255,7 @@ def test_a_regression_is_evaluated_by_its_mean_absolute_error(tmp_path: Path) ->
 
 @pytest.mark.objects
 def test_predict_and_evaluate_say_the_same_wherever_the_images_lie(
-    bundle: Path, tmp_path: Path, bucket: ObjectPath, s3_faults: Faults
+    bundle: Path, tmp_path: Path, bucket: ObjectPath
 ) -> None:
     """A folder, its prefix, shards and Parquet files, there and here, one object and one member."""
     written = write_photos(tmp_path / "photos")

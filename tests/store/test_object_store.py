@@ -15,10 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from object_storage import new_bucket
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from scale.storage_proxy import StorageProxy
+from object_storage import SLOW_DOWN, Answer, StorageProxy, new_bucket, other_server
 
 from featcache.errors import CorruptError, ExistsError, FormatError, InputError, MissingError, StorageError
 from featcache.store import Column, FeatureStore, StoreReader, StoreSettings, _object_log, create_store, open_store
@@ -26,6 +23,7 @@ from featcache.store._object_directory import ObjectDirectory
 from featcache.store._object_log import Change, CommitLog, Segment
 from featcache.store._object_store import ObjectStore
 from featcache.store._object_verify import clear_objects
+from featcache.system import objects
 from featcache.system.objects import ObjectPath
 from featcache.testing.store import COLUMNS, StoreContract, append, assert_holds, make_keys, make_values
 
@@ -33,6 +31,7 @@ pytestmark = pytest.mark.objects
 SMALL = StoreSettings(block_rows=64, key_block_rows=128, segment_bytes=6000)
 LARGER = StoreSettings(block_rows=1024, key_block_rows=2048, segment_bytes=60_000)
 SCORE = (Column("score", (), "float32"),)
+NOT_IMPLEMENTED = Answer(501, b"<Error><Code>NotImplemented</Code></Error>")
 
 
 class TestObjectStore(StoreContract):
@@ -49,6 +48,30 @@ class TestObjectStore(StoreContract):
 
     def reopen(self, store: FeatureStore, place: Path) -> FeatureStore:
         return open_store(self.bucket / place.parent.name, settings=LARGER)
+
+
+class TestObjectStoreOfAnotherServer(TestObjectStore):
+    """In S3 as another program has it, which knows nothing of moto; where it is installed."""
+
+    @pytest.fixture
+    def bucket(
+        self, s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[ObjectPath]:
+        with other_server("localbucket", tmp_path_factory.mktemp("localbucket")) as address:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+            yield new_bucket(address)
+
+
+def test_server_without_conditions_is_refused(
+    s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not know them, where it is installed."""
+    with other_server("nanio", tmp_path) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        (tmp_path / "tests-without").mkdir()
+        with pytest.raises(StorageError, match="conditional writes"):
+            create_store("s3://tests-without/store", kind="zarr", columns=SCORE)
+    objects._opened.cache_clear()
 
 
 @pytest.fixture
@@ -74,22 +97,13 @@ def append_scores(store: FeatureStore, keys: npt.NDArray[np.uint8]) -> None:
         writer.commit()
 
 
-@pytest.fixture
-def proxied(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[StorageProxy, ObjectPath]]:
-    """A proxy before the storage, and a new bucket that is reached through it."""
-    with StorageProxy(s3_endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield proxy, new_bucket(proxy.url)
-
-
 # --- the log ---
 
 
 def test_opening_reads_no_keys_and_as_little_after_many_commits_as_after_two(
-    proxied: tuple[StorageProxy, ObjectPath], monkeypatch: pytest.MonkeyPatch
+    s3_proxy: StorageProxy, bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A listing, an entry and its checkpoint; and a commit is one request for each chunk and two small ones."""
-    proxy, bucket = proxied
     monkeypatch.setattr(_object_log, "CHECKPOINT_EVERY", 8)
     store = create_store(bucket / "store", kind="zarr", columns=SCORE)
     append_scores(store, make_keys(2))
@@ -97,13 +111,13 @@ def test_opening_reads_no_keys_and_as_little_after_many_commits_as_after_two(
     snapshot = log.newest()
     for _ in range(16):
         snapshot = log.publish(snapshot, Change({}, ()))
-    proxy.reset()
+    s3_proxy.reset()
     with open_store(bucket / "store") as again, again.reader() as reader:
         assert len(reader) == 2
-    assert proxy.counts == {"LIST": 1, "GET": 3}
-    proxy.reset()
+    assert s3_proxy.counts == {"LIST": 1, "GET": 3}
+    s3_proxy.reset()
     append_scores(store, make_keys(3, seed=1))
-    assert proxy.counts["PUT"] == 5  # keys, checksums, scores, zarr.json, log entry
+    assert s3_proxy.counts["PUT"] == 5  # keys, checksums, scores, zarr.json, log entry
     assert log.newest().number == 16 + 2
 
 
@@ -205,10 +219,9 @@ def test_readers_see_whole_commits_while_others_write(store: ObjectStore) -> Non
 # --- what fails ---
 
 
-def test_refused_and_lost_answers_lose_and_double_nothing(proxied: tuple[StorageProxy, ObjectPath]) -> None:
+def test_refused_and_lost_answers_lose_and_double_nothing(s3_proxy: StorageProxy, bucket: ObjectPath) -> None:
     """Every fifth request is answered with 503 instead, every seventh is done and its answer lost."""
-    proxy, bucket = proxied
-    proxy.fate = lambda method, path, number: "refuse" if number % 5 == 4 else "lose" if number % 7 == 6 else "pass"
+    s3_proxy.fate = lambda method, path, number: SLOW_DOWN if number % 5 == 4 else "lose" if number % 7 == 6 else "pass"
     keys = make_keys(200)
     store = create_store(bucket / "store", kind="zarr", columns=SCORE, settings=SMALL)
     with store.writer() as writer, store.writer() as other:
@@ -216,18 +229,44 @@ def test_refused_and_lost_answers_lose_and_double_nothing(proxied: tuple[Storage
             for one in (writer, other):
                 one.append(keys[first : first + 50], {"score": keys[first : first + 50, 0]})
                 one.commit()
-    proxy.fate = lambda *_: "pass"
+    s3_proxy.undisturbed()
     with open_store(bucket / "store") as again, again.reader() as reader:
         assert np.array_equal(reader.keys(), keys)
         assert again.verify().ok
 
 
-def test_storage_that_honours_no_conditions_is_refused(proxied: tuple[StorageProxy, ObjectPath]) -> None:
-    """It would let two writers have the same commit."""
-    proxy, bucket = proxied
-    proxy.dropped_headers = {"if-none-match"}
+@pytest.mark.parametrize("harm", ["ignored", "not implemented"])
+def test_storage_that_honours_no_conditions_is_refused_and_harms_nothing(
+    harm: str, s3_proxy: StorageProxy, bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would let two writers have the same commit: whoever makes a store, or extends one that was copied there."""
+    monkeypatch.setitem(objects.RETRIES, "max_retries", 1)
+    objects._opened.cache_clear()
+    place = bucket / "store"
+    store = create_store(place, kind="zarr", columns=SCORE, settings=SMALL)
+    keys = make_keys(80)
+    append_scores(store, keys[:40])
+    before = {str(path): path.read_bytes() for path, _ in place.walk()}
+    if harm == "ignored":
+        s3_proxy.dropped_headers = {"if-none-match"}
+    else:
+        s3_proxy.fate = lambda method, *_: NOT_IMPLEMENTED if method == "PUT" else "pass"
     with pytest.raises(StorageError, match="conditional writes"):
-        create_store(bucket / "store", kind="zarr", columns=SCORE)
+        create_store(bucket / "other", kind="zarr", columns=SCORE)
+    with open_store(place) as again:
+        with pytest.raises(StorageError, match="conditional writes" if harm == "ignored" else "NotImplemented"):
+            append_scores(again, keys)
+        with pytest.raises(StorageError), again.writer() as writer:
+            writer.drop(keys[:1])
+            writer.commit()
+    s3_proxy.undisturbed()
+    after = {str(path): path.read_bytes() for path, _ in place.walk()}
+    assert {name: after[name] for name in before} == before
+    with open_store(place).reader() as reader:
+        assert np.array_equal(reader.keys(), keys[:40])
+    append_scores(store, keys)
+    assert len(store.reader()) == 80
+    objects._opened.cache_clear()
 
 
 def test_killed_writer_leaves_nothing_that_is_read_and_repair_clears_it(store: ObjectStore) -> None:

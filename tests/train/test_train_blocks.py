@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from memory_cache import MemoryCache, blobs
-from train_caches import noisy_students, refuse
+from object_storage import StorageProxy
+from train_caches import noisy_students, refuse, write_cache
 
+from featcache.cache import open_cache
+from featcache.cache.conversion import convert
 from featcache.system.objects import ObjectPath
 from featcache.train.blocks import RowsOfCache, StreamedFeatures
 from featcache.train.fit import train_head
@@ -133,3 +137,19 @@ def test_blocks_from_a_storage_are_read_one_ahead():
     taken = [block for _, block in blocks]
     assert read == list(range(0, 1000, 100))
     assert np.array_equal(np.concatenate(taken), cache.arrays["features"][100:])
+
+
+@pytest.mark.objects
+def test_a_pass_asks_a_storage_once_what_is_in_it(tmp_path: Path, bucket: ObjectPath, s3_proxy: StorageProxy) -> None:
+    """However many blocks it reads, and of however many parts."""
+    base = blobs(n=400, d=4)
+    convert(write_cache(tmp_path / "cache", base), out=bucket / "cache", store="zarr")
+    with open_cache(bucket / "cache") as cache:
+        rows = cache.select().rows
+        one = RowsOfCache(cache, ("features",), rows, np.zeros(len(rows), int), np.arange(len(rows)), cache.samples)
+        features = StreamedFeatures([one, one], num_features=4, block_rows=64)
+        for number in (1, 2):
+            s3_proxy.reset()
+            taken = np.concatenate([block for _, block in features])
+            assert s3_proxy.counts["LIST"] == 1, f"pass {number}"
+        assert np.array_equal(taken, np.tile(cache.gather(rows), (2, 1)))
