@@ -1,4 +1,4 @@
-"""The web: ``web/``, a static page that classifies a dropped photo or the camera with onnxruntime-web shipped inside.
+"""The web: ``web/``, a static page that classifies a photo, the camera or a text with onnxruntime-web shipped inside.
 
 It is the same ONNX file. Decoding is the browser's, resizing the page's own, and both are run here in a headless
 Chromium: on the pixels that every format gets, and from the bytes of the image files.
@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +21,22 @@ from featcache.formats.web.browser import Browser, find_chromium
 from featcache.system.files import write_atomically
 
 _PAGE = Path(__file__).parent / "assets"
-_PAGE_FILES = ("index.html", "app.js", "classifier.js", "file.js", "resize.js", "local.js", "style.css")
+_SHARED = ("answer.js", "classifier.js", "local.js", "style.css")
+_OWN = {  # by input kind: what its page has beside that, and where it lies here
+    "image": ("images", ("index.html", "app.js", "input.js", "file.js", "resize.js")),
+    "text": ("texts", ("index.html", "app.js", "input.js")),
+}
+_TOKENIZER = _PAGE / "tokenizer"
 _LICENSE = "ort-license.txt"
 _MODULE = "driver/classify.js"
 _WARM_UP = 5
 
 
 class WebTarget(Target):
-    """Serve the folder anywhere; it reads nothing outside itself, which its content security policy also forbids."""
+    """Serve the folder anywhere; it reads nothing outside itself, which its content security policy also forbids.
+
+    Of texts the tokenizer runs in the page, too.
+    """
 
     name = "web"
     needs = "featcache targets install web; to run it here: Chromium (Debian: apt-get install chromium)"
@@ -56,21 +65,22 @@ class WebTarget(Target):
     def convert(self, onnx_path: Path, folder: Path, *, facts: ModelFacts) -> Converted:
         """Write the page, the runtime, the model and its description."""
         self.require()
-        contents = {name: (_PAGE / name).read_bytes() for name in _PAGE_FILES}
+        contents = _page(facts.input.preprocessing.input)
+        contents |= facts.input.assets
         contents["model.onnx"] = onnx_path.read_bytes()
         described = {
             "name": facts.name,
             "labels": list(facts.classes),
             "task": facts.task,
             "unknown": None if facts.unknown is None else dict(facts.unknown),
-            "preprocessing": facts.preprocessing.to_json(),
+            "preprocessing": facts.input.preprocessing.to_json(),
         }
         contents["model.json"] = json.dumps(described, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         for path in self.environment.kept():
             contents[f"ort/{path.name}"] = path.read_bytes()
         contents[f"ort/{_LICENSE}"] = (_PAGE / _LICENSE).read_bytes()
-        (folder / "ort").mkdir()
         for name, data in contents.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             write_atomically(folder / name, data)
         numbers = numbers_of(facts, integers=None, halves=HALVES)
         return Converted(tuple(folder / name for name in contents), classifier_tensors(facts), numbers)
@@ -92,6 +102,17 @@ class WebTarget(Target):
         return runner
 
 
+def _page(kind: str) -> dict[str, bytes]:
+    """Return the page's own files for an input kind, by name; `NotImplementedError` where there is none."""
+    if kind not in _OWN:
+        raise NotImplementedError(f"it has pages for {sorted(_OWN)!r}, this model is of {kind!r}")
+    folder, names = _OWN[kind]
+    files = {name: _PAGE / name for name in _SHARED} | {name: _PAGE / folder / name for name in names}
+    if kind == "text":
+        files |= {f"tokenizer/{path.name}": path for path in sorted(_TOKENIZER.glob("*.js"))}
+    return {name: path.read_bytes() for name, path in files.items()}
+
+
 class _WebRunner(Runner):
     threads = 1
 
@@ -105,7 +126,7 @@ class _WebRunner(Runner):
         browser = re.search(r"Chrom\w*/(\d+)", loaded["agent"])
         self.described = f"{version} in Chromium {browser[1] if browser else '(version unknown)'}"
 
-    def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return the logits."""
         data = np.ascontiguousarray(images).tobytes()
         return self._logits(self._browser.call(_MODULE, "run", payload=data, count=len(images))[1], len(images))
@@ -117,7 +138,7 @@ class _WebRunner(Runner):
         answer = self._browser.call(_MODULE, "runFiles", payload=b"".join(encoded), sizes=sizes)[1]
         return self._logits(answer, len(encoded))
 
-    def time(self, image: npt.NDArray[np.uint8], *, seconds: float, least: int) -> list[float]:
+    def time(self, image: npt.NDArray[Any], *, seconds: float, least: int) -> list[float]:
         """Return milliseconds of single runs, measured in the page."""
         values = {"seconds": seconds, "least": least, "warmUp": _WARM_UP}
         answer = self._browser.call(_MODULE, "time", payload=np.ascontiguousarray(image).tobytes(), **values)[1]

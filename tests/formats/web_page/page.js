@@ -1,6 +1,6 @@
 // What a person does on the page of a bundle's web/ folder, and what they then see.
 
-import { decode } from "../web/classifier.js";
+import { decode } from "../web/input.js";
 import { resizeCrop } from "../web/resize.js";
 
 let frame = null;

@@ -13,14 +13,14 @@ export async function run({ count }, pixels) {
   return { payload: await classifier.logits(pixels, count) };
 }
 
-// Encoded images, one after another, through the page's own decoding and resizing.
+// Files of images or texts, one after another, through the page's own way from bytes to the network's input.
 export async function runFiles({ sizes }, bytes) {
   const rows = [];
   let start = 0;
   for (const size of sizes) {
     const file = new Blob([bytes.subarray(start, start + size)]);
     start += size;
-    const pixels = await classifier.pixels(file).catch(() => null); // the browser cannot decode it
+    const pixels = await classifier.input.prepare(file).catch(() => null); // the page cannot read it
     const classes = classifier.description.labels.length;
     rows.push(...(pixels === null ? new Array(classes).fill(NaN) : await classifier.logits(pixels)));
   }

@@ -2,8 +2,7 @@
 // Nothing is fetched from anywhere but this folder.
 
 import * as ort from "./ort/ort.wasm.bundle.min.mjs";
-import { refusal } from "./file.js";
-import { resizeCrop } from "./resize.js";
+import { Input } from "./input.js";
 
 const HERE = new URL("./", import.meta.url);
 
@@ -12,28 +11,11 @@ ort.env.wasm.numThreads = globalThis.crossOriginIsolated ? Math.min(4, navigator
 ort.env.wasm.wasmPaths = { wasm: new URL("ort/ort-wasm-simd-threaded.wasm", HERE).href };
 ort.env.logLevel = "error";
 
-// Return {data, width, height}: RGBA bytes of an image file (a Blob) turned upright, or of a video frame, over white.
-export async function decode(source) {
-  const reason = source instanceof Blob ? refusal(new Uint8Array(await source.arrayBuffer())) : null;
-  if (reason !== null) throw new Error(reason);
-  const options = { imageOrientation: "from-image", colorSpaceConversion: "none" };
-  const bitmap = await createImageBitmap(source, options);
-  const { width, height } = bitmap;
-  const canvas = document.createElement("canvas");
-  canvas.width = width;
-  canvas.height = height;
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.fillStyle = "white";
-  context.fillRect(0, 0, width, height);
-  context.drawImage(bitmap, 0, 0);
-  bitmap.close();
-  return { data: context.getImageData(0, 0, width, height).data, width, height };
-}
-
 export class Classifier {
-  constructor(session, description) {
+  constructor(session, description, input) {
     this.session = session;
     this.description = description;
+    this.input = input;
   }
 
   // Return the classifier, loaded; `folder`: where model.json and model.onnx are.
@@ -44,31 +26,22 @@ export class Classifier {
     }
     const [description, model] = [await answers[0].json(), await answers[1].arrayBuffer()];
     const session = await ort.InferenceSession.create(new Uint8Array(model), { executionProviders: ["wasm"] });
-    return new Classifier(session, description);
+    return new Classifier(session, description, await Input.load(description, folder));
   }
 
-  // Return the network's input (height, width, 3) bytes of an image file or a video frame.
-  async pixels(source) {
-    const { data, width, height } = await decode(source);
-    return resizeCrop(data, width, height, 4, this.description.preprocessing);
-  }
-
-  // Return the logits (count * classes) of `count` inputs of the network, one after another.
-  async logits(pixels, count = 1) {
-    const { height, width } = this.description.preprocessing;
-    const bytes = new Uint8Array(pixels.buffer, pixels.byteOffset, pixels.byteLength);
-    const image = new ort.Tensor("uint8", bytes, [count, height, width, 3]);
-    const results = await this.session.run({ image }, ["logits"]);
+  // Return the logits (count * classes) of `count` inputs of the network, one after another, as bytes.
+  async logits(bytes, count = 1) {
+    const results = await this.session.run(this.input.feeds(ort, bytes, count), ["logits"]);
     const logits = Float32Array.from(results.logits.data);
     results.logits.dispose();
     return logits;
   }
 
-  // Return {label, unknown, entries: [{label, value}], milliseconds} of an image file or a video frame, likeliest first.
+  // Return {label, unknown, entries: [{label, value}], milliseconds} of what `Input.prepare` takes, likeliest first.
   async classify(source) {
-    const pixels = await this.pixels(source);
+    const bytes = await this.input.prepare(source);
     const start = performance.now();
-    const logits = await this.logits(pixels);
+    const logits = await this.logits(bytes);
     return { ...this.describe(logits), milliseconds: performance.now() - start };
   }
 

@@ -1,12 +1,10 @@
 // The page: drop, choose or film something, and see what the classifier calls it. Images never leave this page.
 
+import { show } from "./answer.js";
 import { Classifier } from "./classifier.js";
 
-const SHOWN = 5;
 const find = (name) => document.getElementById(name);
-const [drop, file, camera, photo, video, status, result] = [
-  "drop", "file", "camera", "photo", "video", "status", "result",
-].map(find);
+const [drop, file, camera, photo, video, status] = ["drop", "file", "camera", "photo", "video", "status"].map(find);
 
 let classifier = null;
 let stream = null;
@@ -17,25 +15,9 @@ function say(state, text) {
   status.textContent = text;
 }
 
-function show({ label, unknown, entries, milliseconds }) {
-  const task = classifier.description.task;
-  result.replaceChildren(
-    ...entries.slice(0, SHOWN).map(({ label: name, value }) => {
-      const row = document.createElement("li");
-      const bar = document.createElement("meter");
-      const text = document.createElement("span");
-      const number = document.createElement("b");
-      text.textContent = name;
-      number.textContent = task === "regression" ? value.toPrecision(4) : `${(100 * value).toFixed(1)} %`;
-      bar.value = task === "regression" ? 0 : value;
-      bar.hidden = task === "regression";
-      row.append(text, number, bar);
-      return row;
-    }),
-  );
-  document.body.dataset.label = unknown ? "" : (label ?? "");
-  find("label").textContent = unknown ? "none of the known classes" : (label ?? "");
-  say("done", `${milliseconds.toFixed(0)} ms in this browser`);
+function answer(found) {
+  show(found, classifier.description.task);
+  say("done", `${found.milliseconds.toFixed(0)} ms in this browser`);
 }
 
 async function classifyFile(blob) {
@@ -47,7 +29,7 @@ async function classifyFile(blob) {
     photo.src = URL.createObjectURL(blob);
     photo.hidden = false;
     const found = await classifier.classify(blob);
-    if (question === last) show(found);
+    if (question === last) answer(found);
   } catch (error) {
     if (question === last) say("failed", `This file is no image that the browser can read (${error.message}).`);
   }
@@ -76,7 +58,7 @@ async function startCamera() {
   camera.textContent = "Stop the camera";
   while (stream !== null && question === last) {
     const found = await classifier.classify(video);
-    if (stream !== null && question === last) show(found);
+    if (stream !== null && question === last) answer(found);
     await new Promise((done) => setTimeout(done, 100));
   }
 }
