@@ -1,7 +1,8 @@
 // What a person does on the page of a bundle's web/ folder, and what they then see.
 
-import { decode } from "../web/input.js";
-import { resizeCrop } from "../web/resize.js";
+// A page of texts has no pixels.
+const { decode } = await import("../web/input.js");
+const { resizeCrop } = await import("../web/resize.js").catch(() => ({}));
 
 let frame = null;
 
@@ -46,6 +47,15 @@ export async function drop({ file }, bytes) {
   const event = new view.DragEvent("drop", { dataTransfer: dropped, bubbles: true, cancelable: true });
   frame.contentDocument.getElementById("drop").dispatchEvent(event);
   await until(() => ["done", "failed"].includes(seen().state), "answer");
+  return seen();
+}
+
+export async function write({ text }) {
+  const page = frame.contentDocument;
+  page.body.dataset.state = "";
+  page.getElementById("text").value = text;
+  page.getElementById("text").dispatchEvent(new frame.contentWindow.Event("input", { bubbles: true }));
+  await until(() => ["ready", "done", "failed"].includes(seen().state), "answer");
   return seen();
 }
 
