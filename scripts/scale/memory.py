@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import bench_memory
 from scale.storage import BUCKET, counted_storage
@@ -28,9 +29,12 @@ def section(arguments: Namespace) -> dict[str, Any]:
     """Return the peaks with few small images and with three times as many, and what lies between them for each."""
     from featcache.cache import object_sample_lists
 
-    object_sample_lists.MOST_ENTRIES = ENTRIES
     few = arguments.rows or FEW
-    with tempfile.TemporaryDirectory(prefix="bench_build_") as name, counted_storage():
+    with (
+        patch.object(object_sample_lists, "MOST_ENTRIES", ENTRIES),
+        tempfile.TemporaryDirectory(prefix="bench_build_") as name,
+        counted_storage(),
+    ):
         _peaks(_images(Path(name), 1000), "warm")
         peaks = [_peaks(_images(Path(name), count), f"{count}") for count in (few, 3 * few)]
     build, train = (round((there - here) / (2 * few)) for here, there in zip(*peaks, strict=True))
