@@ -29,7 +29,7 @@ SECTIONS = {
     "images": "scale.images",  # photos behind a slow storage beside the same on the disk
     "ray": "ray_cluster",  # Ray's path beside the plain engine, and one actor to sixteen
     "listing": "scale.listing",  # what a sample takes in memory
-    "building": "scale.building",  # what an image more takes of a whole build
+    "memory": "scale.memory",  # what an image more takes of a build and of a fit
     "train": "scale.train",  # paths on rows in parts, in reads and bytes
 }
 

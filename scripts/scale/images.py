@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time `build` on images in a storage that answers late against the same images on the disk, in pairs.
 
-    scripts/scale/images.py [--count 4000] [--delay 0.02] [--pairs 3] [--server web|moto] [--json OUT]
+    scripts/scale/images.py [--count 2000] [--delay 0.02] [--pairs 7] [--server web|moto] [--json OUT]
 
 The storage is a small server of its own process that waits `--delay` seconds before each answer: ``web`` serves a
 listing file and the photos, and costs little processor time; ``moto`` speaks S3, and takes about as much of the
@@ -133,24 +133,26 @@ def measure(kind: str, *, count: int, delay: float, pairs: int) -> dict[str, Any
                     assert report.extracted == count, report
                     rates[name].append(count / report.extract_seconds)
     ratios = [there / here for here, there in zip(rates["disk"], rates["storage"], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     here, workers = statistics.median(rates["disk"]), os.cpu_count() or 1
     unhidden = 1 / (1 / here + delay / workers)
     return {
         "server": kind, "count": count, "delay": delay, "disk": here, "storage": statistics.median(rates["storage"]),
-        "ratio": statistics.median(ratios), "ratios": ratios, "unhidden": unhidden, "unhidden_ratio": unhidden / here,
+        "ratio": middle, "quartiles": [low, high], "ratios": ratios, "unhidden": unhidden,
+        "unhidden_ratio": unhidden / here,
     }  # fmt: skip
 
 
 def section(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the figures for `scripts/bench_scale.py`."""
-    return measure("web", count=arguments.rows or 4000, delay=arguments.latency_ms / 1e3, pairs=3)
+    return measure("web", count=arguments.rows or 2000, delay=arguments.latency_ms / 1e3, pairs=7)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=4000)
+    parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--delay", type=float, default=0.02)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--server", choices=("web", "moto"), default="web")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()

@@ -115,8 +115,10 @@ def section(arguments: Namespace) -> dict[str, Any]:
             result = featcache.train_head(place, memory_bytes=64 << 20)
         figures |= {
             "train_seconds": round(time.perf_counter() - started, 1), "train_memory_mb": memory.megabytes,
-            "train_requests": dict(proxy.counts), "train_bytes": proxy.bytes_received, "passes": result.passes,
-            "val_accuracy": result.val_accuracy,
+            "train_requests": dict(proxy.counts), "train_bytes": proxy.bytes_received,
+            "train_reads_of_the_rows": round(proxy.bytes_received / (rows * 2 * WIDTH), 1),
+            "looks": len(result.path), "passes_of_the_looks": sum(point.passes for point in result.path),
+            "passes_of_the_last_fit": result.passes, "val_accuracy": result.val_accuracy,
         }  # fmt: skip
     figures["peak_resident_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
     return figures

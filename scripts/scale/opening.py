@@ -1,7 +1,7 @@
 """How long it takes to open a store of ten million rows: the log of its 611 commits of 16,384 rows, put one by one.
 
-Opening reads the log and nothing else, so only the first segment is there with its rows, as wide as a MobileNetV2's; the
-other commits name segments of its size that are not, and the bytes of a row are those of the first.
+Opening reads the log and nothing else, so only the first segment is there with its rows, as wide as a MobileNetV2's;
+the other commits name segments of its size that are not, and the bytes of a row are those of the first.
 """
 
 from __future__ import annotations

@@ -95,6 +95,7 @@ def compare(*, rows: int, features: int, classes: int, parts: int, penalties: in
             "rounds": asked,
             "traffic_mb": round(moved / 1e6, 3),
             "traffic_kb_per_round_and_part": round(moved / 1e3 / asked / parts, 2),
+            "seconds": round(t1 - t0, 2),
             "seconds_over_in_memory": round((t1 - t0) / (t2 - t1), 2),
         }
     figures["reads_of_each_row"] = (sum(source.reads for source in sources) - reads_by_comparison) / rows
