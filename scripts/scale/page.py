@@ -92,8 +92,8 @@ def page(measured: dict[str, Any]) -> str:
         *_paragraph(
             f"On {m.processors} processors ({m.processor}) with other work beside, which makes seconds longer; ratios",
             "are medians and quartiles of neighbours in turns. The storage is moto's S3 server on the same machine",
-            f"behind a proxy that counts and, where it says so, takes {m.latency:.0f} ms longer for each request: counts",
-            "and bytes are what S3 would be asked for, seconds are not S3's.",
+            f"behind a proxy that counts and, where it says so, takes {m.latency:.0f} ms longer for each request:",
+            "counts and bytes are what S3 would be asked for, seconds are not S3's.",
         ),
         "",
         "| what | figure |",
@@ -121,7 +121,8 @@ def page(measured: dict[str, Any]) -> str:
         *_paragraph(
             f"With GPUs (`--gpus-per-actor`), where images are decoded apart, a share is {SHARE_PIXELS} images (64 MiB",
             f"of 224 x 224 pixels) and a commit: the log's {m.log_rate:.1f} commits a second then hold",
-            f"**{apart:,.0f} images a second in all**. Decode where the network runs (no `--gpus-per-actor`), or build several caches.",
+            f"**{apart:,.0f} images a second in all**. Decode where the network runs (no `--gpus-per-actor`), or",
+            "build several caches.",
         ),
         "",
     ]
