@@ -82,18 +82,18 @@ def page(measured: dict[str, Any]) -> str:
             f"Made by `{REMAKE}` from `scripts/scale/measured.json`, which `scripts/bench_scale.py` wrote. **Computed,",
             "not run**: each figure is a constant of the first table, or one that its row names, times a count. For a",
             f"MobileNetV2's rows of {m.features:,} float16 and {MACHINES} machines of {m.processors} processors each,",
-            f"as the one that measured. Assumed: {IMAGE_BYTES // 1000} kB an image; {MEMORY / 1e9:.0f} GB of memory",
-            f"and {TEMPORARY / 1e12:.0f} TB for temporary files a machine. Requests are counted; their prices are the",
+            f"as the one that measured. Assumed: {IMAGE_BYTES // 1000} kB an image; {MEMORY / 1e9:.0f} GB memory and",
+            f"{TEMPORARY / 1e12:.0f} TB for temporary files a machine. Requests are counted; their prices are the",
             "storage's.",
         ),
         "",
         "## Measured",
         "",
         *_paragraph(
-            f"On {m.processors} processors ({m.processor}), other work beside it. The storage is moto's S3 server on",
-            "the same machine behind a proxy that counts and, where it says so, takes",
-            f"{m.latency:.0f} ms longer for each request: counts and bytes are what S3 would be asked for, seconds are",
-            "not S3's.",
+            f"On {m.processors} processors ({m.processor}) with other work beside, which makes seconds longer; ratios",
+            "are medians and quartiles of neighbours in turns. The storage is moto's S3 server on the same machine",
+            f"behind a proxy that counts and, where it says so, takes {m.latency:.0f} ms longer for each request:",
+            "counts and bytes are what S3 would be asked for, seconds are not S3's.",
         ),
         "",
         "| what | figure |",
@@ -120,8 +120,9 @@ def page(measured: dict[str, Any]) -> str:
         "",
         *_paragraph(
             f"With GPUs (`--gpus-per-actor`), where images are decoded apart, a share is {SHARE_PIXELS} images (64 MiB",
-            f"of pixels) and a commit: the log's {m.log_rate:.1f} commits a second then hold **{apart:,.0f} images a",
-            "second in all**. Decode where the network runs (no `--gpus-per-actor`), or build several caches.",
+            f"of 224 x 224 pixels) and a commit: the log's {m.log_rate:.1f} commits a second then hold",
+            f"**{apart:,.0f} images a second in all**. Decode where the network runs (no `--gpus-per-actor`), or",
+            "build several caches.",
         ),
         "",
     ]
@@ -140,14 +141,14 @@ def _measured(m: Constants) -> list[tuple[str, str]]:
             f"{m.most_actors['of_one_actor']:.2f}",
         ),
         (
-            f"images a second of `featcache_nano` from a web server that takes {m.images['delay'] * 1e3:.0f} ms, over "
-            "those from the disk, in turns",
+            f"images a second of `featcache_nano` from a web server that takes {m.images['delay'] * 1e3:.0f} ms, and "
+            "computes on the same processors, over those from the disk, in turns",
             f"{m.images['ratio']:.2f} ({slow_low:.2f} to {slow_high:.2f})",
         ),
         (f"requests that write in a commit of {m.commit_rows:,} rows of {m.features:,}", f"{m.commit_puts}"),
         ("bytes a row, of which its values", f"{m.row_bytes:,.0f}, {m.value_bytes:,}"),
         (
-            f"seconds to open {m.opening['rows']:,} rows of {m.opening['commits']} commits at 0, {m.latency:.0f} ms",
+            f"seconds to open {m.opening['rows']:,} rows of {m.opening['commits']} commits, without delay and {at}",
             f"{m.opening['open_seconds_at_0_ms']:.2f}, {m.opening['open_seconds_at_20_ms']:.2f}",
         ),
         (f"commits a second of {m.crowd['writers']} writers at once, {at}", f"{m.log_rate:.1f}"),
@@ -191,7 +192,7 @@ def _building(m: Constants) -> list[Row]:
             f"{LISTED_AT_ONCE:,} names an answer",
         ),
         (
-            "PUT of rows",
+            "PUT of rows and commits",
             lambda n: f"{commits(n) * m.commit_puts:,}",
             f"{m.commit_puts} a commit of {m.commit_rows:,} rows",
         ),
@@ -211,6 +212,11 @@ def _building(m: Constants) -> list[Row]:
             "memory of the process that builds, GB",
             lambda n: _figure(n * m.build_bytes / 1e9),
             f"{m.build_bytes} bytes an image",
+        ),
+        (
+            "the same in a cluster, for a cache that has so many rows, beside it, GB",
+            lambda n: _figure(2 * KEY_BYTES * n / 1e9),
+            f"the keys and a sorted copy, {KEY_BYTES} bytes each, by construction",
         ),
         (
             "memory of each writer's index, GB",
