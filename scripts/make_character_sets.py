@@ -89,22 +89,18 @@ def traits(character: str, sets: Sequence[set[str]]) -> tuple[bool, ...]:
     return (character > "\uffff", *(character in each for each in sets))
 
 
-def older(unknown: set[str]) -> str:
+def older() -> str:
     """Return the constant that says which older characters stand for newer ones."""
     groups = defaultdict(set)
     for c, stand in older_ones().items():
         groups[stand].add(c)
-    for c in unknown:
-        groups["\uffff" if c <= "\uffff" else "\U0010ffff"].add(c)
-    groups["\u0250"].add("\u0295")  # no small letter any more
     lines = []
     for stand in sorted(groups):
         lines.append(f'  ["\\u{{{ord(stand):x}}}", {inside(groups[stand])}],')
     return "\n".join(
         [
             "",
-            "// What is to regular expressions of the library, which know Unicode 16, as an older one is to a browser:",
-            "// what some browsers do not know yet, and what they know and the library does not.",
+            "// Characters of Unicode 15 and 16, which some browsers do not know, behind an older one of their kind.",
             "export const OLDER = [",
             *lines,
             "];",
@@ -144,7 +140,15 @@ def main() -> None:
     pieces = pre_tokenizers.Digits(False).pre_tokenize_str("a".join(CHARACTERS))
     numbers = {c for piece, _ in pieces if "a" not in piece for c in piece if unicodedata.category(c) == "Cn"}
     print(constant("NEWER_NUMBERS", numbers, "Numbers that some browsers do not know."))
-    print(older(matched(r"\p{Cn}") & set(node["assigned"])))
+    unknown = matched(r"\p{Cn}") & set(node["assigned"])
+    print(
+        constant(
+            "UNKNOWN",
+            unknown,
+            "What is unassigned to regular expressions of the library, and to newer browsers is not.",
+        )
+    )
+    print(older())
 
 
 if __name__ == "__main__":

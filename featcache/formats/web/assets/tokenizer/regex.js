@@ -1,7 +1,7 @@
 // Regular expressions of Oniguruma, which tokenizer.json is written in, as JavaScript's. What the two do not share, or
 // what nobody writes there, is refused.
 
-import { OLDER } from "./characters.js";
+import { OLDER, UNKNOWN } from "./characters.js";
 import { spansOf } from "./text.js";
 
 // Return the function from a text to its spans that a pattern of tokenizer.json stands for.
@@ -15,10 +15,18 @@ export function patternOf(pattern) {
 }
 
 // A text that is to the regular expressions here what the given one is to the library's, with the same places.
-const NEWER = new RegExp(`[${OLDER.map(([, newer]) => newer).join("")}]`, "gu");
+export const asKnown = (text) => text.replace(NEWER, asOlder);
+
+const NEWER = new RegExp(`[\\u0295${UNKNOWN}${OLDER.map(([, newer]) => newer).join("")}]`, "gu");
+const IS_UNKNOWN = new RegExp(`[${UNKNOWN}]`, "u");
+const IS_UNASSIGNED = /\p{Cn}/u;
 const GROUPS = OLDER.map(([older, newer]) => ({ older, newer: new RegExp(`[${newer}]`, "u") }));
-const olderOne = (character) => GROUPS.find(({ newer }) => newer.test(character)).older;
-export const asKnown = (text) => text.replace(NEWER, olderOne);
+
+function asOlder(character) {
+  if (character === "\u0295") return "\u0250"; // a small letter until Unicode 17
+  if (IS_UNKNOWN.test(character)) return character.length === 1 ? "\uffff" : "\u{10ffff}";
+  return IS_UNASSIGNED.test(character) ? GROUPS.find(({ newer }) => newer.test(character)).older : character;
+}
 
 export const regexSpans = (regex) => (text) => spansOf(asKnown(text), regex);
 
@@ -36,17 +44,17 @@ const LINE_END = "(?=\\n|$)";
 const CONTROLS = { t: "\t", n: "\n", v: "\v", f: "\f", r: "\r", a: "\x07", e: "\x1b" };
 const SETS = { s: "\\p{White_Space}", d: "\\p{Nd}", h: "0-9a-fA-F", w: WORD };
 const CODES = { x: /^(?:\{([0-9a-fA-F]{1,6})\}|([0-9a-fA-F]{2}))/, u: /^([0-9a-fA-F]{4})/ };
-const POSIX = {
-  alnum: `${ALPHABETIC}\\p{Nd}`,
-  alpha: ALPHABETIC,
-  digit: "\\p{Nd}",
-  space: "\\p{White_Space}",
-  word: WORD,
-};
+const POSIX = new Map([
+  ["alnum", `${ALPHABETIC}\\p{Nd}`],
+  ["alpha", ALPHABETIC],
+  ["digit", "\\p{Nd}"],
+  ["space", "\\p{White_Space}"],
+  ["word", WORD],
+]);
 const LOOKS = ["?:", "?=", "?!", "?<=", "?<!"];
 
-// Where case does not matter: what else is a small letter's capital, sets that know no case, and the one mark that is
-// an iota's.
+// Where case does not matter: what else is a capital of a small letter, sets that know no case, and the one mark that
+// is an iota in another case.
 const OTHER_CASES = { k: "\\u{212a}", s: "\\u{17f}" };
 const CASELESS = /^(\\p\{(gc=[LNPSZ]|White_Space|Nd)\}|0-9a-fA-F|.*\\p\{Pc\}.*)$/;
 const YPOGEGRAMMENI = "\\u{345}";
@@ -194,7 +202,7 @@ class Translation {
     const match = this.takeMatch(/^\{(\^?)(\w+)\}/);
     if (match === null) this.refuse("\\p without a name");
     const [, inner, name] = match;
-    const posix = POSIX[name.toLowerCase()];
+    const posix = POSIX.get(name.toLowerCase());
     const set = posix ?? [`\\p{gc=${name}}`, `\\p{sc=${name}}`].find(isSet);
     if (set === undefined) this.refuse(`\\p{${name}}`);
     return { set, negated: outer !== (inner === "^") };
@@ -217,7 +225,7 @@ class Translation {
   member(anyCase) {
     const posix = this.takeMatch(/^\[:(\^?)(\w+):\]/);
     if (posix !== null) {
-      const set = posix[2] === "punct" ? "\\p{P}\\p{S}" : POSIX[posix[2]];
+      const set = posix[2] === "punct" ? "\\p{P}\\p{S}" : POSIX.get(posix[2]);
       if (set === undefined) this.refuse(posix[0]);
       return `[${posix[1]}${set}]`;
     }

@@ -42,7 +42,7 @@ export class Unigram {
     best[0] = { score: 0, from: 0, id: -1 };
     const offer = (from, to, id, score) => {
       const sum = score + best[from].score;
-      if (best[to] === undefined || sum > best[to].score) best[to] = { score: sum, from, id };
+      if (best[to] === undefined || sum > best[to].score) best[to] = { score: sum, from, id: id ?? this.unknownId() };
     };
     for (let from = 0; from < text.length;) {
       const single = from + (text.codePointAt(from) > 0xffff ? 2 : 1);
@@ -51,7 +51,7 @@ export class Unigram {
         offer(from, to, id, this.scores[id]);
         isKnown ||= to === single;
       }
-      if (!isKnown) offer(from, single, this.unknownId(), this.unknownScore);
+      if (!isKnown) offer(from, single, null, this.unknownScore);
       from = single;
     }
     const pieces = [];
