@@ -263,6 +263,7 @@ def test_removed_raylet_costs_its_shares_in_work(
     assert_same(tmp_path / "cache", report, plain)
 
 
+@pytest.mark.long
 def test_errors_of_workers_are_the_same_as_here(machines: Any, folder: Path, tmp_path: Path) -> None:
     """What a worker refuses is refused here, in its words; what was committed before stays."""
     with pytest.raises(InputError, match=r"must fit into float16"):

@@ -24,9 +24,10 @@ import numpy.typing as npt
 from featcache.cache import open_cache
 from featcache.engines import CompiledNetwork
 from featcache.errors import FeatcacheError, InputError, RecipeMismatchError
-from featcache.extract.collection import STAGES, Collection, ComputedRows, Extraction
+from featcache.extract.collection import Collection, Extraction
+from featcache.extract.computed import STAGES, ComputedRows
 from featcache.extract.extraction import NewLoader, Target, default_workers, extract
-from featcache.extract.inputs.images import ImageLoader, image_columns
+from featcache.extract.inputs.image_loader import ImageLoader, image_columns
 from featcache.extract.inputs.interface import Extractor
 from featcache.extract.inputs.registry import find_input
 from featcache.extract.ledger import ExtractionLedger, Known

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from featcache.extract.computed import STAGES, ComputedRows, StageClock
 from featcache.extract.ledger import ExtractionLedger
 from featcache.extract.settings import ExtractSettings
 from featcache.store import StoreWriter
 from featcache.system.interrupts import deferred_interrupts
-
-STAGES = ("read", "decode", "resize", "network", "write", "wait")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,32 +44,6 @@ class Extraction:
     extract_seconds: float
     seconds_by_stage: dict[str, float]
     extracted_by_target: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ComputedRows:
-    """Rows on their way to the writer of target `number`."""
-
-    number: int
-    keys: npt.NDArray[np.uint8]
-    columns: Mapping[str, npt.NDArray[Any]]
-
-
-class StageClock:
-    """Seconds by stage, of one thread."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-        self._mark = time.perf_counter()
-
-    def start(self) -> None:
-        self._mark = time.perf_counter()
-
-    def stop(self, stage: str) -> None:
-        """Count the time since the last call to `stage`."""
-        now = time.perf_counter()
-        self.seconds[stage] += now - self._mark
-        self._mark = now
 
 
 class Collection:

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from featcache.engines.interface import CompiledNetwork
 from featcache.errors import InputError, SampleError
-from featcache.extract.collection import Collection, Extraction, StageClock
+from featcache.extract.collection import Collection, Extraction
+from featcache.extract.computed import StageClock
 from featcache.extract.inputs.interface import Extractor, Loader
 from featcache.extract.inputs.registry import find_input
 from featcache.extract.ledger import ExtractionLedger, Known

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from featcache.cache import open_cache
 from featcache.errors import InputError
 from featcache.extract.inputs.interface import Input
 from featcache.extract.inputs.registry import IMAGE, find_input
@@ -229,6 +228,8 @@ def input_kind(path: str | os.PathLike[str], *, cache: str | os.PathLike[str] | 
     if is_model(path):
         return find_input(model_input(path))
     if cache is not None:
+        from featcache.cache import open_cache
+
         with open_cache(cache) as opened:
             return find_input(opened.recipe.input)
     return find_input(IMAGE)

@@ -304,6 +304,7 @@ def test_unpack_refuses_links_and_changed_bundles(bundle: Path, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 @pytest.mark.shared
 @pytest.mark.slow
 def test_real_photos_get_torchs_classes_from_every_format(

@@ -20,6 +20,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return merged(photos, folder, "test_efficientnet")
 
 
+@pytest.mark.long
 def test_what_was_chosen_and_tried_is_one_json_object(place: Path, tmp_path: Path) -> None:
     command = ["compress", str(place / "model"), "--cache", str(place / "cache"), "--out", str(tmp_path / "small")]
     done = CliRunner().invoke(app, [*command, "--max-drop", "0.5", "--max-minutes", "0.01", "--json"])

@@ -212,12 +212,14 @@ def test_narrowed_networks_are_built_again_and_nearer_than_unsolved_ones(photos:
     assert narrowing.feature_error < 0.5  # of the features' variance; random weights, two dozen images
 
 
+@pytest.mark.long
 def test_parameters_can_be_what_is_counted(photos: Path, tmp_path: Path) -> None:
     place = made(photos, "mobilenetv3_small_050")
     result = prune(place / "model", cache=place / "cache", out=tmp_path / "p", amount=0.2, target="parameters")
     assert result.parameters / load_model(place / "model").parameter_count() == pytest.approx(0.8, abs=0.02)
 
 
+@pytest.mark.long
 def test_latency_can_be_what_is_measured(photos: Path) -> None:
     """What is promised of a latency is that widths were chosen by it: a clock says something else each time."""
     place = made(photos, "test_resnet")

@@ -10,7 +10,7 @@ from commands import refusal, result
 from conftest import write_photo
 from fake import SIZE, FakeEngine, fake_recipe
 
-import featcache.extract.inputs.images
+import featcache.extract.inputs.image_loader
 from featcache.cache import open_cache
 from featcache.errors import FormatError, InputError, RecipeMismatchError
 from featcache.extract.build import Extractor, build_cache, build_caches, cache_directory
@@ -43,13 +43,13 @@ def test_each_image_is_decoded_once_for_all(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, other_look: bool, store: str
 ) -> None:
     decoded = []
-    decode = featcache.extract.inputs.images.decode
+    decode = featcache.extract.inputs.image_loader.decode
 
     def counting(data: bytes, **settings: object) -> object:
         decoded.append(hash(data))
         return decode(data, **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("featcache.extract.inputs.images.decode", counting)
+    monkeypatch.setattr("featcache.extract.inputs.image_loader.decode", counting)
     both = extractors(other_look=other_look)
     reports = build_caches(photos, tmp_path / "all", backbone=NAMES, extractors=both, store=store)
     assert len(decoded) == len(set(decoded)) == 24

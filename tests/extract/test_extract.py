@@ -18,7 +18,7 @@ import pytest
 from conftest import write_photo
 from fake import PREPROCESSING, FakeEngine, fake_extractor, fake_recipe
 
-import featcache.extract.inputs.images
+import featcache.extract.inputs.image_loader
 from featcache.backbone.load import load_backbone
 from featcache.cache import open_cache
 from featcache.engines import Engine, Features, Images, open_engine
@@ -148,8 +148,8 @@ def test_targets_share_reading_and_decoding(paths: list[Path], monkeypatch: pyte
         decoded.append(data)
         return decode(data, **kwargs)
 
-    decode = featcache.extract.inputs.images.decode
-    monkeypatch.setattr(featcache.extract.inputs.images, "decode", count)
+    decode = featcache.extract.inputs.image_loader.decode
+    monkeypatch.setattr(featcache.extract.inputs.image_loader, "decode", count)
     small = Preprocessing(16, 16, 20, "bicubic", "center", (0.5,) * 3, (0.5,) * 3)
     recipes = [fake_recipe(), fake_recipe(preprocessing=small), fake_recipe(dtype="float32", views=2)]
     targets = [Target(Extractor(FakeEngine(), recipe), Notes()) for recipe in recipes]  # type: ignore[arg-type]

@@ -147,7 +147,7 @@ def test_the_page_of_a_bundle_refuses_what_a_row_fails_on(tmp_path: Path) -> Non
     }  # fmt: skip
     for name, (data, _) in files.items():
         (tmp_path / name).write_bytes(data)
-    page = Path(featcache.formats.web.__file__).parent / "assets" / "file.js"
+    page = Path(featcache.formats.web.__file__).parent / "assets" / "images" / "file.js"
     (tmp_path / "file.mjs").write_bytes(page.read_bytes())
     (tmp_path / "ask.mjs").write_text(
         "import { refusal } from './file.mjs'; import { readFileSync } from 'fs';\n"

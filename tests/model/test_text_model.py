@@ -212,6 +212,7 @@ def test_format_that_holds_images_alone_says_so(folder: Path, model: Path, tmp_p
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.long
 def test_one_command_makes_all_of_a_table(folder: Path, tmp_path: Path) -> None:
     report = featcache.run(folder / "cards.csv", out=tmp_path / "job", backbone=str(folder / "tiny"), head=HEAD)
     assert [row["model"] for row in report.table] == ["float", "int8"]

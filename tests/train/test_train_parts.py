@@ -133,6 +133,7 @@ def test_actors_without_a_cluster_are_refused():
     refuse(blobs(), "need a cluster to be in", actors=2)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_actors_answer_as_memory_does_and_one_that_is_killed_reads_again(tmp_path):
     """A cluster of this machine: a head by `train_head`, then solver rounds with an actor killed between them."""

@@ -17,11 +17,10 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.cache import column_name
 from featcache.datasets.listing import Listing, Task, printable
 from featcache.engines.interface import CompiledNetwork, Engine, Features
 from featcache.errors import InputError
-from featcache.extract.collection import ComputedRows, StageClock
+from featcache.extract.computed import ComputedRows, StageClock
 from featcache.extract.inputs.deployed import DeployedInput
 from featcache.extract.request import Request
 from featcache.images.read import ImageFile
@@ -242,6 +241,8 @@ def columns_of(extractor: Extractor, values: Sequence[Features]) -> dict[str, np
 
     Raises `InputError` for a feature that is not finite, or beyond float16.
     """
+    from featcache.cache.cache import column_name
+
     recipe = extractor.recipe
     columns = {}
     for (name, shape), outputs in zip(extractor.engine.columns, values, strict=True):

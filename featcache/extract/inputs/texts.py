@@ -18,7 +18,7 @@ from featcache.datasets.walk import has_image_extension
 from featcache.engines.registry import find_engine
 from featcache.engines.text.buckets import Buckets
 from featcache.errors import FormatError, InputError, MissingError, SampleError, StorageError
-from featcache.extract.collection import ComputedRows, StageClock
+from featcache.extract.computed import ComputedRows, StageClock
 from featcache.extract.inputs.deployed import DeployedInput
 from featcache.extract.inputs.interface import Extractor, Input, Loader, columns_of, computed_by, key_rows
 from featcache.extract.request import Request, file_stamp

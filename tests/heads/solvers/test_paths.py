@@ -129,6 +129,7 @@ def test_distillation_is_the_stated_objective_and_minimal(temperature):
         assert other > solution.objective * (1 - solution.gap)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("penalties", [{"l2": 0.05}, {"l1": 0.03}, {"group_l1": 0.05}], ids=str)
 def test_streamed_rows_give_the_same_answer(penalties):
     features, labels = draw(n=300, d=20, k=5)
@@ -180,6 +181,7 @@ def test_every_penalty_of_a_path_meets_its_conditions_with_exact_zeros(case):
     assert 0.0 < path[20].nonzero_fraction < path[-1].nonzero_fraction < 1.0
 
 
+@pytest.mark.long
 def test_a_softmax_path_ends_at_the_limit_of_float32_not_before():
     """Asked for more than float32 holds, no fit stalls: a proximal step too small for objectives goes by gradients."""
     features, labels = draw(n=300, d=120, k=3, informative=0.2)
@@ -215,6 +217,7 @@ def _first_solver(prepared):
     return choices(prepared, Penalty(l2=0.01), 1e-6)[0].solver
 
 
+@pytest.mark.long
 def test_weak_penalties_converge_where_two_levels_begin():
     generator = np.random.default_rng(1)
     labels = np.arange(1200) % 900
