@@ -299,6 +299,44 @@ def test_marks_of_the_first_word_stand_where_the_library_puts_them() -> None:
     same_ids(made, texts, [{"max_length": 400}])
 
 
+def test_models_of_the_first_versions_do_not_say_their_type() -> None:
+    """A model without a type is read as what its other fields say."""
+    untyped = []
+    for name in ("cased_wordpiece", "gpt2", "unigram", "words"):
+        tokenizer = json.loads(_trained(name))
+        del tokenizer["model"]["type"]
+        untyped.append(json.dumps(tokenizer).encode())
+    same_ids(untyped, texts_in_many_scripts(40, seed=9), [{"max_length": 64}])
+
+
+def test_scores_are_the_numbers_that_the_library_reads() -> None:
+    """Where two ways to cut a text have nearly the same score, the library's rounding of what it reads decides."""
+    pieces = [("<unk>", 0.0), ("a", -7.5560953793586005), ("b", -6.0), ("ab", -13.5560953793586)]
+    tokenizer = json.loads(_trained("unigram"))
+    tokenizer |= {"normalizer": None, "pre_tokenizer": None, "post_processor": None, "added_tokens": []}
+    tokenizer["model"] = {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False}
+    data = json.dumps(tokenizer).encode()
+    assert pieces[1][1] + pieces[2][1] == pieces[3][1], "to Python, both ways have the same score"
+    assert librarys_ids(data, ["ab"], {"max_length": 8}) == [[1, 2]]
+    same_ids([data], ["ab", "aab", "bab", "b a"], [{"max_length": 8}])
+
+
+def test_a_character_without_a_token_needs_none_where_a_longer_token_has_it() -> None:
+    """A Unigram model without a token for what is unknown refuses only texts that need it."""
+    tokenizer = json.loads(_trained("unigram"))
+    tokenizer |= {"normalizer": None, "pre_tokenizer": None, "post_processor": None, "added_tokens": []}
+    tokenizer["model"] = {
+        "type": "Unigram",
+        "unk_id": None,
+        "vocab": [["a", -1.0], ["ab", -3.0]],
+        "byte_fallback": False,
+    }
+    data = json.dumps(tokenizer).encode()
+    ((found,),) = pages_ids([data], ["aab", "b"], [{"max_length": 8}])
+    assert found[0] == librarys_ids(data, ["aab"], {"max_length": 8})[0] == [0, 1]
+    assert "unk_id must be a token" in found[1]
+
+
 # --- what cannot be had ---------------------------------------------------------------------------------------------
 
 
