@@ -220,3 +220,17 @@ def test_text_preprocessing_survives_json_and_names_what_is_wrong(source: Path) 
     ):
         with pytest.raises(InputError, match=next(iter(odd))):
             TextPreprocessing.from_json({**said.to_json(), **odd})
+
+
+def test_prefix_is_counted_whole_whatever_the_file_cuts_off() -> None:
+    """The tokenizer's own truncation, to five tokens here, is none of the preprocessing's."""
+    from text_encoders import tokenizer_json
+
+    from featcache.backbone.text.tokenizer import tokenizer_digest
+
+    data = tokenizer_json()
+    settings = TextPreprocessing(
+        tokenizer_sha256=tokenizer_digest(data), max_length=7, prefix="where is my money please help me "
+    )
+    with pytest.raises(InputError, match="2 special tokens and 7 of the prefix"):
+        TextTokenizer(data, settings)

@@ -64,6 +64,7 @@ class TextTokenizer:
             raise FormatError(f"tokenizer.json must be a tokenizer of the library tokenizers: {error}") from error
         self.preprocessing = preprocessing
         self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()  # that of the file would cut the prefix, too
         special = self._tokenizer.num_special_tokens_to_add(False)
         prefix = len(self._tokenizer.encode(preprocessing.prefix, add_special_tokens=False).ids)
         if preprocessing.max_length <= special + prefix:
