@@ -142,6 +142,7 @@ def test_views_and_several_caches_equal_the_plain_ones(machines: Any, folder: Pa
             assert_same(Path(ours.cache), ours, (Path(theirs.cache), theirs))
 
 
+@pytest.mark.long
 @pytest.mark.objects
 @pytest.mark.parametrize(
     "gpus",

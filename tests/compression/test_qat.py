@@ -291,6 +291,7 @@ def test_operations_that_torch_cannot_train_are_refused() -> None:
         FakeQuantized(model, Quantization(()), values={}, trainable=frozenset(), limit=LIMIT)
 
 
+@pytest.mark.long
 @pytest.mark.shared
 @pytest.mark.slow
 def test_what_is_deployed_chooses_the_classes_that_torch_said(tinyimagenet: Path, tmp_path: Path) -> None:

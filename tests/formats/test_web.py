@@ -190,7 +190,7 @@ def test_a_format_the_browser_cannot_read_is_counted_not_fatal(bundle: Path) -> 
 def test_two_pages_of_one_model_are_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
     export(bundle.parent / "model", out=tmp_path / "again", formats=("web",))
     names = sorted(path.relative_to(bundle) for path in (bundle / "web").rglob("*") if path.is_file())
-    assert len(names) == 12
+    assert len(names) == 14
     assert [n for n in names if (bundle / n).read_bytes() != (tmp_path / "again" / n).read_bytes()] == []
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featcache.extract.inputs.deployed_images import DeployedImages
 from featcache.formats.interface import Runner
 from featcache.recipe import Preprocessing
 from featcache.runtime.classifier import Classifier
@@ -37,7 +38,7 @@ class Sleeper(Runner):
 
 
 def classifier(runner: Runner) -> Classifier:
-    return Classifier(runner, "onnx", ("a", "b"), "classification", None, PREPROCESSING)
+    return Classifier(runner, "onnx", ("a", "b"), "classification", None, DeployedImages(PREPROCESSING))
 
 
 def test_a_network_that_gains_nothing_from_batches_gets_none() -> None:
