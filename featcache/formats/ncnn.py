@@ -47,7 +47,8 @@ class NcnnTarget(Target):
 
         with tempfile.TemporaryDirectory() as scratch:
             place = Path(scratch)
-            traced, shape = trace_planar(write_single(onnx_path, place / "single.onnx"), outputs=("logits",))
+            single = write_single(onnx_path, place / "single.onnx")
+            traced, shape = trace_planar(single, image_shape=facts.image_shape, outputs=("logits",))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", category=DeprecationWarning)
                 traced.save(str(place / "model.pt"))

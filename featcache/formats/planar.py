@@ -7,16 +7,17 @@ from pathlib import Path
 
 import torch
 
-from featcache.errors import VerificationError
 from featcache.graph.nodes import Graph
 from featcache.graph.torch_graph import TorchGraph
 
 
-def trace_planar(single: Path, *, outputs: tuple[str, ...]) -> tuple[torch.jit.ScriptModule, tuple[int, int, int, int]]:
+def trace_planar(
+    single: Path, *, image_shape: tuple[int, int, int], outputs: tuple[str, ...]
+) -> tuple[torch.jit.ScriptModule, tuple[int, int, int, int]]:
     """Return the ONNX file `single` (batch of one) traced on (1, 3, H, W) float32 of values 0 to 255, and that shape.
 
-    One of `outputs` is returned by itself, several as a tuple. Raises `VerificationError` where the image's size is not
-    fixed, and `NotImplementedError` naming operations without a torch form.
+    `image_shape`: (H, W, 3). One of `outputs` is returned by itself, several as a tuple. Raises `NotImplementedError`
+    naming operations without a torch form.
     """
     graph = Graph.load(single)
 
@@ -29,10 +30,7 @@ def trace_planar(single: Path, *, outputs: tuple[str, ...]) -> tuple[torch.jit.S
             values: tuple[torch.Tensor, ...] = self.network(image.permute(0, 2, 3, 1))
             return values if len(values) > 1 else values[0]
 
-    image_shape = graph.shape(graph.inputs[0])
-    if image_shape is None:
-        raise VerificationError(f"the graph must be for one image of a fixed size, {single.name!r} is not")
-    _, height, width, channels = image_shape
+    height, width, channels = image_shape
     shape = (1, channels, height, width)
     with torch.no_grad(), warnings.catch_warnings():
         # torch announces the end of TorchScript, which these tools still need

@@ -18,6 +18,7 @@ from featcache.errors import CorruptError, FeatcacheError, InputError, Verificat
 from featcache.formats import find_target
 from featcache.model.directory import load_model, verify_model
 from featcache.model.golden import Golden
+from featcache.runtime.prediction import Prediction
 from featcache.train.options import LinearOptions
 from featcache.verification import verify
 
@@ -100,6 +101,12 @@ def test_logits_of_a_text_do_not_depend_on_the_batch(model: Path) -> None:
     torch.testing.assert_close(both, alone, atol=1e-3, rtol=1e-4)
 
 
+def same_answer(one: Prediction, other: Prediction) -> None:
+    """Which instructions a product takes depends on how many rows it has, on some processors."""
+    assert [name for name, _ in one.top] == [name for name, _ in other.top]
+    np.testing.assert_allclose([value for _, value in one.top], [value for _, value in other.top], atol=1e-4)
+
+
 def test_bundle_answers_texts_files_of_lines_and_columns(bundle: Path, tmp_path: Path) -> None:
     from featcache import predict
 
@@ -108,11 +115,12 @@ def test_bundle_answers_texts_files_of_lines_and_columns(bundle: Path, tmp_path:
     (tmp_path / "questions.txt").write_text("where is my card now\n\nhow long does it take\n", encoding="utf-8")
     lines = predict(bundle, tmp_path / "questions.txt")
     assert [line.path.rpartition(":")[2] for line in lines] == ["1", "3"]
-    assert lines[0].top == one.top
+    same_answer(lines[0], one)
     with open(tmp_path / "more.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("id", "note", "text"), ("1", "where is my card now", "x"), ("2", "", "y")])
     rows = predict(bundle, tmp_path / "more.csv", input_options={"text_column": "note"})
-    assert [row.path for row in rows] == ["more.csv:note:2"] and rows[0].top == one.top
+    assert [row.path for row in rows] == ["more.csv:note:2"]
+    same_answer(rows[0], one)
     [failed] = predict(bundle, " ")
     assert failed.reason == "the text is empty"
     many = predict(bundle, [text for text, _ in ROWS])
@@ -178,7 +186,7 @@ def test_device_developer_needs_the_tokenizer_and_the_file_alone(bundle: Path) -
 def test_integers_cost_little_and_take_a_third(folder: Path, model: Path, tmp_path: Path) -> None:
     """Products and the table of tokens are integers; batch and neighbours change no row."""
     result = featcache.quantize(model, cache=folder / "cache", out=tmp_path / "int8", precision="int8-dynamic")
-    assert result.accuracy_after_refit > result.accuracy_float - 0.05
+    assert result.accuracy_after_refit > result.accuracy_float - 1.5 / result.n
     assert result.bytes_after < 0.8 * result.bytes_before  # of a network as small as this graph itself counts
     stored = load_model(tmp_path / "int8").quantization
     assert stored is not None and any("word_embeddings" in name for name in stored.weights)
@@ -188,7 +196,7 @@ def test_integers_cost_little_and_take_a_third(folder: Path, model: Path, tmp_pa
 
 def test_half_precision_halves_the_weights(folder: Path, model: Path, tmp_path: Path) -> None:
     result = featcache.quantize(model, cache=folder / "cache", out=tmp_path / "half", precision="fp16")
-    assert result.accuracy_after_refit >= result.accuracy_float - 0.02
+    assert result.accuracy_after_refit > result.accuracy_float - 1.5 / result.n  # at most one of those on the border
     assert load_model(tmp_path / "half").halves
 
 
@@ -206,7 +214,9 @@ def test_what_needs_images_says_so(
 
 def test_format_that_holds_images_alone_says_so(folder: Path, model: Path, tmp_path: Path) -> None:
     """A writer of its own names the operations that it lacks, one that asks for pixels the kind; no bundle is left."""
-    for name, message in (("tflite", "operations without a TensorFlow Lite form"), ("ncnn", "classifiers of images")):
+    images = "classifiers of images"
+    refusals = (("tflite", "operations without a TensorFlow Lite form"), ("ncnn", images), ("coreml", images))
+    for name, message in refusals:
         if find_target(name).available() is None:
             with pytest.raises(VerificationError, match=rf"'{name}' must be able to hold .*{message}"):
                 featcache.export(model, out=tmp_path / "bundle", formats=[name])

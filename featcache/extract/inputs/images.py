@@ -103,10 +103,11 @@ class ImageInput(Input):
         return Extractor(engine, recipe)
 
     def extractor_of_module(self, backbone: Any, recipe: Recipe) -> Extractor:
-        """Return the module in the engine that the recipe names, not kept; the recipe stays as it is."""
+        """Return the module in the recipe's engine and precision, not kept; the recipe stays as it is."""
         from featcache.engines import open_engine
 
-        return Extractor(open_engine(backbone, engine=recipe.engine, cached=False), recipe)
+        engine = open_engine(backbone, engine=recipe.engine, precision=recipe.precision, cached=False)
+        return Extractor(engine, recipe)
 
     def extractor_of_graph(self, path: Path, recipe: Recipe, deployed: DeployedInput) -> Extractor:
         """Return the file in ONNX Runtime."""

@@ -123,10 +123,11 @@ class TextInput(Input):
         return TextExtractor(engine, recipe, backbone.tokenizer)
 
     def extractor_of_module(self, backbone: Any, recipe: Recipe) -> Extractor:
-        """Return the encoder in the engine that the recipe names."""
+        """Return the encoder in the recipe's engine and precision."""
         from featcache.engines.text import open_text_engine
 
-        return TextExtractor(open_text_engine(backbone, engine=recipe.engine), recipe, backbone.tokenizer)
+        engine = open_text_engine(backbone, engine=recipe.engine, precision=recipe.precision)
+        return TextExtractor(engine, recipe, backbone.tokenizer)
 
     def extractor_of_graph(self, path: Path, recipe: Recipe, deployed: DeployedInput) -> Extractor:
         """Return the file, of one input of ids with -1 behind, in ONNX Runtime."""

@@ -73,7 +73,7 @@ class CoreMlTarget(Target):
             warnings.simplefilter("ignore")  # coremltools and torch's tracer warn of each other's versions
             tools = _tools()
             single = write_single(onnx_path, Path(scratch) / "single.onnx")
-            traced, shape = trace_planar(single, outputs=("logits", _SCORES))
+            traced, shape = trace_planar(single, image_shape=facts.image_shape, outputs=("logits", _SCORES))
             nodes = onnx.load(single).graph.node
             exclusive = any(node.op_type == "Softmax" and _SCORES in node.output for node in nodes)
             named = {"outputs": [tools.TensorType(name=name) for name in ("logits", _SCORES)]}
