@@ -16,7 +16,7 @@ from featcache.datasets.scan import scan
 from featcache.engines.registry import find_engine
 from featcache.errors import InputError, MissingError
 from featcache.extract.inputs.deployed import DeployedInput
-from featcache.extract.inputs.interface import Extractor, Input, Loader, computed_by
+from featcache.extract.inputs.interface import Extractor, Input, Loader, computed_by, precision_here
 from featcache.extract.request import Request, file_stamp, first_given
 from featcache.images.read import ImageFile
 from featcache.recipe import InputPreprocessing, Preprocessing, Recipe
@@ -103,10 +103,10 @@ class ImageInput(Input):
         return Extractor(engine, recipe)
 
     def extractor_of_module(self, backbone: Any, recipe: Recipe) -> Extractor:
-        """Return the module in the recipe's engine and precision, not kept; the recipe stays as it is."""
+        """Return the module in the recipe's engine, in floats where it says so, not kept; the recipe stays."""
         from featcache.engines import open_engine
 
-        engine = open_engine(backbone, engine=recipe.engine, precision=recipe.precision, cached=False)
+        engine = open_engine(backbone, engine=recipe.engine, precision=precision_here(recipe), cached=False)
         return Extractor(engine, recipe)
 
     def extractor_of_graph(self, path: Path, recipe: Recipe, deployed: DeployedInput) -> Extractor:

@@ -226,6 +226,14 @@ class ArrayLoader(Loader):
         return rows
 
 
+def precision_here(recipe: Recipe) -> str:
+    """Return the precision to compute a changed network in: floats where the recipe says so, else what suits it here.
+
+    Another network, or another machine, may not have the fast precision that the cache was computed in.
+    """
+    return "fp32" if recipe.precision == "fp32" else "auto"
+
+
 def computed_by(recipe: Recipe, engine: CompiledNetwork) -> Recipe:
     """Return `recipe` of rows that `engine` computes."""
     return replace(recipe, engine=engine.name, engine_version=engine.version, precision=engine.precision)

@@ -20,7 +20,15 @@ from featcache.engines.text.buckets import Buckets
 from featcache.errors import FormatError, InputError, MissingError, SampleError, StorageError
 from featcache.extract.computed import ComputedRows, StageClock
 from featcache.extract.inputs.deployed import DeployedInput
-from featcache.extract.inputs.interface import Extractor, Input, Loader, columns_of, computed_by, key_rows
+from featcache.extract.inputs.interface import (
+    Extractor,
+    Input,
+    Loader,
+    columns_of,
+    computed_by,
+    key_rows,
+    precision_here,
+)
 from featcache.extract.request import Request, file_stamp
 from featcache.recipe import InputPreprocessing, Recipe, TextPreprocessing
 from featcache.system.objects import is_url
@@ -123,10 +131,10 @@ class TextInput(Input):
         return TextExtractor(engine, recipe, backbone.tokenizer)
 
     def extractor_of_module(self, backbone: Any, recipe: Recipe) -> Extractor:
-        """Return the encoder in the recipe's engine and precision."""
+        """Return the encoder in the recipe's engine, in floats where it says so."""
         from featcache.engines.text import open_text_engine
 
-        engine = open_text_engine(backbone, engine=recipe.engine, precision=recipe.precision)
+        engine = open_text_engine(backbone, engine=recipe.engine, precision=precision_here(recipe))
         return TextExtractor(engine, recipe, backbone.tokenizer)
 
     def extractor_of_graph(self, path: Path, recipe: Recipe, deployed: DeployedInput) -> Extractor:
