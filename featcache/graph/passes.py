@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +16,12 @@ if TYPE_CHECKING:
 _ROLES = {1: "weight", 2: "bias"}  # of the inputs of these operations
 _WITH_ROLES = ("Conv", "Gemm", "LayerNormalization")
 USUAL_TOKENS = 32  # of a text, where work is counted
+_LARGE = 2**14  # numbers of a weight that stands aside while its graph is simplified
 
 
 def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with constants folded, so that the shape arithmetic of a fixed input size is gone."""
-    import onnxslim
-
-    slim: onnx.ModelProto = onnxslim.slim(proto)
-    return slim
+    return _slim(proto, weights_aside=has_open_length(proto))
 
 
 def fixed_batch(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -30,7 +29,49 @@ def fixed_batch(proto: onnx.ModelProto) -> onnx.ModelProto:
 
     Nodes and values keep their names where they remain.
     """
-    return simplify(with_batch_of_one(proto))
+    return _slim(with_batch_of_one(proto), weights_aside=has_open_length(proto))
+
+
+def _slim(proto: onnx.ModelProto, *, weights_aside: bool) -> onnx.ModelProto:
+    """Return the graph simplified; `weights_aside`: as if large weights were inputs, which changes no text encoder's.
+
+    Each of its many looks at shapes copies the whole file twice: of 90 MB, six times as long as the rest of it takes.
+    What it would do with a weight's values, to fold a neighbour into it, needs products of a fixed length.
+    """
+    import onnx
+    import onnxslim
+
+    if not weights_aside:
+        slim: onnx.ModelProto = onnxslim.slim(proto)
+        return slim
+    large = {tensor.name: tensor for tensor in proto.graph.initializer if _is_large(tensor)}
+    light = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
+    for field, entries in proto.graph.ListFields():
+        if field.name == "initializer":
+            light.graph.initializer.extend(tensor for tensor in entries if tensor.name not in large)
+        elif field.is_repeated:
+            getattr(light.graph, field.name).extend(entries)
+        else:
+            setattr(light.graph, field.name, entries)
+    light.graph.input.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in large.values()
+    )
+    slim = onnxslim.slim(light)
+    inputs = [value for value in slim.graph.input if value.name not in large]
+    del slim.graph.input[:]
+    slim.graph.input.extend(inputs)
+    small = {tensor.name: tensor for tensor in slim.graph.initializer}
+    used = dict.fromkeys(name for node in slim.graph.node for name in node.input if name in large or name in small)
+    tensors = [large[name] if name in large else small[name] for name in used]
+    del slim.graph.initializer[:]
+    slim.graph.initializer.extend(tensors)
+    return slim
+
+
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    import onnx
+
+    return tensor.data_type == onnx.TensorProto.FLOAT and math.prod(tensor.dims) >= _LARGE
 
 
 def with_batch_of_one(proto: onnx.ModelProto) -> onnx.ModelProto:

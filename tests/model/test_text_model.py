@@ -16,6 +16,7 @@ from text_encoders import SENTENCES, write_encoder
 import featcache
 from featcache.errors import CorruptError, FeatcacheError, InputError, VerificationError
 from featcache.formats import find_target
+from featcache.graph.write import write_onnx
 from featcache.model.directory import load_model, verify_model
 from featcache.model.golden import Golden
 from featcache.runtime.prediction import Prediction
@@ -181,6 +182,16 @@ def test_device_developer_needs_the_tokenizer_and_the_file_alone(bundle: Path) -
     labels = (bundle / "labels.txt").read_text().splitlines()
     [prediction] = predict(bundle, "where is my card")
     assert labels[int(logits[0].argmax())] == prediction.label
+
+
+def test_graph_is_the_same_whether_weights_stand_aside_while_it_is_simplified(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, written = load_model(model), []
+    for least in (1, 10**9):
+        monkeypatch.setattr("featcache.graph.passes._LARGE", least)
+        written.append(write_onnx(loaded, tmp_path / f"{least}.onnx").read_bytes())
+    assert written[0] == written[1]
 
 
 def test_integers_cost_little_and_take_a_third(folder: Path, model: Path, tmp_path: Path) -> None:
