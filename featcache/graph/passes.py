@@ -24,12 +24,12 @@ def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
     return _slim(proto, weights_aside=has_open_length(proto))
 
 
-def fixed_batch(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph for one image at a time, simplified: its shape arithmetic is folded away.
+def fixed_batch(proto: onnx.ModelProto, *, tokens: int = USUAL_TOKENS) -> onnx.ModelProto:
+    """Return the graph for one image, or one text of `tokens`, at a time: its shape arithmetic is folded away.
 
     Nodes and values keep their names where they remain.
     """
-    return _slim(with_batch_of_one(proto), weights_aside=has_open_length(proto))
+    return _slim(with_batch_of_one(proto, tokens=tokens), weights_aside=has_open_length(proto))
 
 
 def _slim(proto: onnx.ModelProto, *, weights_aside: bool) -> onnx.ModelProto:
@@ -74,8 +74,8 @@ def _is_large(tensor: onnx.TensorProto) -> bool:
     return tensor.data_type == onnx.TensorProto.FLOAT and math.prod(tensor.dims) >= _LARGE
 
 
-def with_batch_of_one(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of the graph of one image, or of one text of 32 tokens, and nothing else is changed."""
+def with_batch_of_one(proto: onnx.ModelProto, *, tokens: int = USUAL_TOKENS) -> onnx.ModelProto:
+    """Return a copy of the graph of one image, or of one text of `tokens`, and nothing else is changed."""
     import onnx
 
     fixed = onnx.ModelProto()
@@ -84,7 +84,7 @@ def with_batch_of_one(proto: onnx.ModelProto) -> onnx.ModelProto:
         for place, size in enumerate(value.type.tensor_type.shape.dim):
             if place == 0 or size.dim_param:
                 size.ClearField("dim_param")
-                size.dim_value = 1 if place == 0 else USUAL_TOKENS
+                size.dim_value = 1 if place == 0 else tokens
     return fixed
 
 

@@ -199,7 +199,7 @@ def _tflite(proto: onnx.ModelProto, image: np.ndarray, folder: Path) -> np.ndarr
     graph = tflite_graph(proto, outputs=("logits",))
     if importlib.util.find_spec("ai_edge_litert") is None:
         return None
-    (folder / "model.tflite").write_bytes(file_bytes(graph, description="", metadata={}))
+    (folder / "model.tflite").write_bytes(file_bytes({"serving_default": graph}, description="", metadata={}))
     with open_plain(folder / "model.tflite", threads=1) as runner:
         return runner.run(image)
 

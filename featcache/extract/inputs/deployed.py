@@ -30,6 +30,8 @@ class DeployedInput(ABC):
         The kind's part of the Recipe.
     assets : mapping
         Name → bytes of the files that it needs beside the network.
+    lengths : tuple of int
+        Of inputs of an open length, those for a format that has no open ones, the shortest first; none of images.
     recipe_changes : mapping
         What its rows' Recipe says otherwise than that of a cache, which may read inputs more quickly.
     """
@@ -40,6 +42,7 @@ class DeployedInput(ABC):
     suffix: ClassVar[str]
     preprocessing: InputPreprocessing
     assets: Mapping[str, bytes] = {}
+    lengths: tuple[int, ...] = ()
     recipe_changes: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod

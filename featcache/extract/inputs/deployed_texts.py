@@ -18,6 +18,7 @@ from featcache.system.sources.text_encoding import read_text
 TOKENIZER_FILE = "tokenizer.json"
 NO_TOKEN = -1  # behind a text that is shorter than its batch; the network leaves these places out
 _EXAMPLE_TOKENS = 32
+_FIXED_LENGTHS = (32, 128, 512, 2048)  # a sentence, a paragraph, a page: work grows with the length
 _WINDOW = 1024
 _TOKENS_PER_BATCH = 2048  # for all threads together
 _SENTENCES = (
@@ -35,6 +36,7 @@ class DeployedTexts(DeployedInput):
     def __init__(self, preprocessing: TextPreprocessing, tokenizer: bytes) -> None:
         self.preprocessing = self._settings = preprocessing
         self.assets = {TOKENIZER_FILE: tokenizer}
+        self.lengths = (*(n for n in _FIXED_LENGTHS if n < preprocessing.max_length), preprocessing.max_length)
         self._tokenizer = TextTokenizer(tokenizer, preprocessing)
         self._buckets = Buckets(preprocessing.max_length, _TOKENS_PER_BATCH)
 

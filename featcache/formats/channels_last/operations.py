@@ -257,11 +257,16 @@ def _gather(graph: ChannelsLastGraph, node: Node) -> None:
     indices = graph.known(node, 1)
     value, name = graph.value(node.inputs[0]), node.output
     axis = node.attributes["axis"] % len(value.shape)
-    if indices is None or indices.ndim > 1:
-        raise NotImplementedError("Gather with indices of more than one axis")
+    if indices is None:
+        raise NotImplementedError("Gather of a computed value at computed places")
     if indices.ndim == 1:
         wanted = (indices % value.shape[axis]).astype(np.int32)
         graph.put(name, graph.gather(name, value.node, wanted, value.order.index(axis)), order=value.order)
+        return
+    if indices.ndim > 1:
+        wanted = (indices.reshape(-1) % value.shape[axis]).astype(np.int32)
+        made = graph.gather(f"{name}/flat", graph.as_written(value).node, wanted, axis)
+        graph.put(name, graph.reshape(name, made, graph.shape(name)))
         return
     made = cut(graph, value, f"{name}/cut", axis, int(indices.item()) % value.shape[axis], 1)
     left = [other for other in value.order if other != axis]

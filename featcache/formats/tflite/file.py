@@ -5,6 +5,7 @@ The schema's classes come with the runtime, ai-edge-litert.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,6 @@ from featcache.formats.tflite.graph import Operator, Scale, Tensor, TfliteGraph
 _VERSION = 3  # of the schema
 _ALIGNED = 16  # where the schema wants the data of constants to begin
 _OLD_KINDS = 127  # operators above it have no number in the schema's older field
-_SIGNATURE = "serving_default"  # the name that converters of TensorFlow models give the only one
 _ENUMERATIONS = {
     "padding": "Padding",
     "fusedActivationFunction": "ActivationFunctionType",
@@ -38,31 +38,35 @@ _BARE_PRODUCT = 6  # without a bias
 _ROUNDING_PRODUCT = 12  # of floats and integers with a scale per output
 
 
-def file_bytes(graph: TfliteGraph, *, description: str, metadata: Mapping[str, bytes]) -> bytes:
-    """Return the file of a finished `graph`; `metadata`: contents by the names under which readers look for them."""
+def file_bytes(graphs: Mapping[str, TfliteGraph], *, description: str, metadata: Mapping[str, bytes]) -> bytes:
+    """Return the file of finished `graphs` by the names of their signatures; equal constants are in it once.
+
+    `metadata`: contents by the names under which readers look for them.
+    """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT()
     model.version, model.description = _VERSION, description
-    model.buffers = [_Buffer(schema, b"")]  # the first one is that of tensors without data
+    constants = _Constants(schema)
     model.operatorCodes, codes = [], {}
-    part = schema.SubGraphT()
-    part.name, part.tensors, part.operators = "main", [], []
-    places = {name: place for place, name in enumerate(graph.tensors)}
-    zeros: dict[tuple[int, int], int] = {}
-    for tensor in graph.tensors.values():
-        part.tensors.append(_tensor(schema, model.buffers, tensor, zeros))
-    for operator in graph.operators:
-        code = (operator.kind, _version(operator, graph.tensors))
-        if code not in codes:
-            codes[code] = len(model.operatorCodes)
-            model.operatorCodes.append(_operator_code(schema, *code))
-        part.operators.append(_operator(schema, operator, codes[code], places))
-    part.inputs = [places[name] for name in graph.inputs]
-    part.outputs = [places[name] for name in graph.outputs]
-    model.subgraphs = [part]
-    model.signatureDefs = [_signature(schema, graph, places)]
+    model.subgraphs, model.signatureDefs = [], []
+    for number, (signature, graph) in enumerate(graphs.items()):
+        part = schema.SubGraphT()
+        part.name, part.operators = signature if number else "main", []
+        places = {name: place for place, name in enumerate(graph.tensors)}
+        part.tensors = [_tensor(schema, constants, tensor) for tensor in graph.tensors.values()]
+        for operator in graph.operators:
+            code = (operator.kind, _version(operator, graph.tensors))
+            if code not in codes:
+                codes[code] = len(model.operatorCodes)
+                model.operatorCodes.append(_operator_code(schema, *code))
+            part.operators.append(_operator(schema, operator, codes[code], places))
+        part.inputs = [places[name] for name in graph.inputs]
+        part.outputs = [places[name] for name in graph.outputs]
+        model.subgraphs.append(part)
+        model.signatureDefs.append(_signature(schema, signature, number, graph, places))
+    model.buffers = constants.buffers
     model.metadata = []
     for name, contents in metadata.items():
         entry = schema.MetadataT()
@@ -94,6 +98,24 @@ class _Buffer:
         return int(self._schema.BufferEnd(builder))
 
 
+class _Constants:
+    """Buffers of the file, each content once; the first is that of tensors without data."""
+
+    def __init__(self, schema: ModuleType) -> None:
+        self.buffers = [_Buffer(schema, b"")]
+        self.zeros: dict[tuple[int, int], int] = {}  # see `_Quantization`
+        self._schema = schema
+        self._places: dict[bytes, int] = {}
+
+    def place(self, data: bytes) -> int:
+        """Return the number of the buffer with `data`, a new one where there is none."""
+        digest = hashlib.sha256(data).digest()
+        if digest not in self._places:
+            self._places[digest] = len(self.buffers)
+            self.buffers.append(_Buffer(self._schema, data))
+        return self._places[digest]
+
+
 class _Quantization:
     """The schema's QuantizationParameters, whose zero points are one vector in the file for all tensors of such.
 
@@ -119,15 +141,14 @@ class _Quantization:
         return int(self._schema.QuantizationParametersEnd(builder))
 
 
-def _tensor(schema: ModuleType, buffers: list[_Buffer], tensor: Tensor, zeros: dict[tuple[int, int], int]) -> Any:
+def _tensor(schema: ModuleType, constants: _Constants, tensor: Tensor) -> Any:
     made = schema.TensorT()
     made.name, made.shape, made.hasRank = tensor.name, list(tensor.shape), True
     made.type = _word(schema, "TensorType", tensor.dtype)
     if tensor.values is not None:
-        made.buffer = len(buffers)
-        buffers.append(_Buffer(schema, tensor.values.astype(tensor.values.dtype.newbyteorder("<")).tobytes()))
+        made.buffer = constants.place(tensor.values.astype(tensor.values.dtype.newbyteorder("<")).tobytes())
     if tensor.scale is not None:
-        made.quantization = _Quantization(schema, tensor.scale, zeros)
+        made.quantization = _Quantization(schema, tensor.scale, constants.zeros)
     return made
 
 
@@ -155,14 +176,14 @@ def _word(schema: ModuleType, enumeration: str, word: str) -> int:
     return int(getattr(getattr(schema, enumeration), word.upper()))
 
 
-def _signature(schema: ModuleType, graph: TfliteGraph, places: Mapping[str, int]) -> Any:
+def _signature(schema: ModuleType, name: str, number: int, graph: TfliteGraph, places: Mapping[str, int]) -> Any:
     made = schema.SignatureDefT()
-    made.signatureKey, made.subgraphIndex = _SIGNATURE, 0
+    made.signatureKey, made.subgraphIndex = name, number
     made.inputs, made.outputs = [], []
     for entries, names in ((made.inputs, graph.inputs), (made.outputs, graph.outputs)):
-        for name in names:
+        for tensor in names:
             entry = schema.TensorMapT()
-            entry.name, entry.tensorIndex = graph.tensors[name].name, places[name]
+            entry.name, entry.tensorIndex = graph.tensors[tensor].name, places[tensor]
             entries.append(entry)
     return made
 

@@ -13,12 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from featcache.formats.channels_last.graph import ChannelsLastGraph, Value
+from featcache.formats.channels_last.graph import ChannelsLastGraph, Constant, Value
 from featcache.graph.halves import is_of_halves
 from featcache.graph.nodes import Array, Graph, Node
 
 # ONNX's words, where the schema's are others; the rest is the same in capitals
-_KINDS = {"Add": "ADD", "Div": "DIV", "Max": "MAXIMUM", "Min": "MINIMUM", "Sigmoid": "LOGISTIC"}
+_KINDS = {
+    "Add": "ADD", "And": "LOGICAL_AND", "Div": "DIV", "Equal": "EQUAL", "Max": "MAXIMUM", "Min": "MINIMUM",
+    "Not": "LOGICAL_NOT", "NotEqual": "NOT_EQUAL", "Sigmoid": "LOGISTIC",
+}  # fmt: skip
+_TRUTHS = ("And", "Equal", "Not", "NotEqual")  # whose result is true or false
+_INPUTS = {"uint8": "uint8", "int64": "int32"}  # ONNX's bytes of images and numbers of tokens
 _REDUCTIONS = {"Mean": "MEAN", "Sum": "SUM", "Max": "REDUCE_MAX"}
 _POOLS = {"AveragePool": "AVERAGE_POOL_2D", "MaxPool": "MAX_POOL_2D"}
 _FUSING = ("ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -62,7 +67,7 @@ class Operator:
 
 
 class TfliteGraph(ChannelsLastGraph):
-    """The graph that is written for the ONNX graph `source`, of known shapes: empty but for its image of uint8.
+    """The graph that is written for the ONNX graph `source`, of known shapes: empty but for its image or its tokens.
 
     `halves`: weights that are of half precision are stored so. A node is called by the name of the tensor that it
     computes: keys of `tensors`. `inputs` and `outputs` are such names; those of the ONNX graph are in the tensors.
@@ -76,7 +81,10 @@ class TfliteGraph(ChannelsLastGraph):
         self.inputs: tuple[str, ...] = (self._image,)
         self.outputs: tuple[str, ...] = ()
         self._makers: dict[str, Operator] = {}
-        self.tensors[self._image] = Tensor(self._image, self.shape(self._image), "uint8")
+        dtype = source.dtype(self._image)
+        if dtype is None or dtype.name not in _INPUTS:
+            raise NotImplementedError(f"an input of {dtype}: images of uint8 and tokens of int64 have a form")
+        self.tensors[self._image] = Tensor(self._image, self.shape(self._image), _INPUTS[dtype.name])
         self.put(self._image, self._image)
 
     def finish(self) -> None:
@@ -110,9 +118,13 @@ class TfliteGraph(ChannelsLastGraph):
         return unique
 
     def numbers(self, values: Any, name: str) -> str:
-        """Return the tensor of a constant: int32 where `values` are whole, else float32; equal ones are one tensor."""
+        """Return the tensor of a constant: int32 where `values` are whole, else float32; equal ones are one tensor.
+
+        True and false stay what they are.
+        """
         array = np.asarray(values)
-        array = array.astype(np.int32 if array.dtype.kind == "i" else np.float32)
+        if array.dtype.kind != "b":
+            array = array.astype(np.int32 if array.dtype.kind == "i" else np.float32)
         if not (self._halves and is_of_halves(array)):
             return self.stored(array, name)
         stored = self.stored(array.astype(np.float16), name)
@@ -137,7 +149,42 @@ class TfliteGraph(ChannelsLastGraph):
     def elementwise(self, kind: str, name: str, *inputs: str) -> str:
         """Compute `kind` of one input or of two that broadcast."""
         shape = np.broadcast_shapes(*(self.sizes(x) for x in inputs))
-        return self.node(_KINDS.get(kind, kind.upper()), name, *inputs, shape=shape)
+        dtype = "bool" if kind in _TRUTHS else "float32"
+        return self.node(_KINDS.get(kind, kind.upper()), name, *inputs, shape=shape, dtype=dtype)
+
+    def select(self, name: str, condition: str, x: str, y: str) -> str:
+        """Take entries of `x` where `condition` is true, else of `y`; all broadcast."""
+        shape = np.broadcast_shapes(*(self.sizes(node) for node in (condition, x, y)))
+        return self.node("SELECT_V2", name, condition, x, y, shape=shape, dtype=self.tensors[x].dtype)
+
+    def cast(self, name: str, x: str, dtype: str) -> str:
+        """Give the numbers of `x` another dtype, in numpy's word."""
+        source = self.tensors[x]
+        if source.dtype == dtype:
+            return x
+        return self.node(
+            "CAST", name, x, shape=source.shape, table="CastOptions", dtype=dtype, inDataType=source.dtype,
+            outDataType=dtype,
+        )  # fmt: skip
+
+    def lookup(self, name: str, table: Constant, key: str, rows: str) -> str:
+        """Return float rows of `table` (count, width), called `key`, at the computed `rows`.
+
+        Raises `NotImplementedError` for integers with a scale for each row.
+        """
+        values, scale = table.values, table.scale
+        if scale is not None and scale.shape[0] > 1:
+            raise NotImplementedError("Gather of rows that have a scale of their own")
+        halved = self._halves and scale is None and is_of_halves(values)
+        stored = self.stored(values.astype(np.float16) if halved else values, key)
+        shape = (*self.sizes(rows), *values.shape[1:])
+        taken = self.node(
+            "GATHER", name, stored, rows, shape=shape, table="GatherOptions", axis=0, dtype=self.tensors[stored].dtype
+        )
+        made = self.cast(f"{name}/floats", taken, "float32")
+        if scale is None:
+            return made
+        return self.elementwise("Mul", f"{name}/scaled", made, self.numbers(scale, f"{key}/scale"))
 
     def reduce(self, kind: str, name: str, x: str, axes: Sequence[int], *, keep: bool) -> str:
         """Compute `kind` over `axes`."""

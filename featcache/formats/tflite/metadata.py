@@ -25,10 +25,13 @@ def attached_labels(labels_text: str) -> bytes:
     return packed.getvalue()
 
 
-def metadata_bytes(*, name: str, description: str, height: int, width: int, outputs: Sequence[str]) -> bytes:
+def metadata_bytes(
+    *, name: str, tensor: str, description: str, image_size: tuple[int, int] | None, outputs: Sequence[str]
+) -> bytes:
     """Return the metadata: the image's size, colours and normalisation, and the file that names the outputs' last axis.
 
-    `description`: of the image, for people.
+    `tensor`: the input's name. `description`: of the input, for people. `image_size`: (height, width), None of other
+    inputs than images, which have no more to say.
     """
     import flatbuffers
 
@@ -57,24 +60,35 @@ def metadata_bytes(*, name: str, description: str, height: int, width: int, outp
             builder.PrependInt8Slot(slot, value, 0)
         return int(builder.EndObject())
 
-    builder.StartObject(2)
-    builder.PrependUint32Slot(0, width, 0)
-    builder.PrependUint32Slot(1, height, 0)
-    size = builder.EndObject()
-    properties = table(2, offsets={1: size}, bytes_={0: _RGB})
-    content = table(3, offsets={1: properties}, bytes_={0: _IMAGE})
-    # mean and deviation are applied inside the model: what is fed is what was decoded
-    options = table(2, offsets={0: floats([0.0]), 1: floats([1.0])})
-    unit = table(2, offsets={1: options}, bytes_={0: _NORMALIZATION})
-    stats = table(2, offsets={0: floats([255.0]), 1: floats([0.0])})
-    fields = {0: text("image"), 1: text(description), 3: content, 4: vector([unit]), 5: stats}
-    image = table(7, offsets=fields)
+    if image_size is None:
+        content = table(3, offsets={1: table(0)}, bytes_={0: _FEATURES})
+        source = table(7, offsets={0: text(tensor), 1: text(description), 3: content})
+    else:
+        height, width = image_size
+        builder.StartObject(2)
+        builder.PrependUint32Slot(0, width, 0)
+        builder.PrependUint32Slot(1, height, 0)
+        size = builder.EndObject()
+        properties = table(2, offsets={1: size}, bytes_={0: _RGB})
+        content = table(3, offsets={1: properties}, bytes_={0: _IMAGE})
+        # mean and deviation are applied inside the model: what is fed is what was decoded
+        options = table(2, offsets={0: floats([0.0]), 1: floats([1.0])})
+        unit = table(2, offsets={1: options}, bytes_={0: _NORMALIZATION})
+        stats = table(2, offsets={0: floats([255.0]), 1: floats([0.0])})
+        fields = {0: text(tensor), 1: text(description), 3: content, 4: vector([unit]), 5: stats}
+        source = table(7, offsets=fields)
     ends = []
     for output in outputs:
         file = table(5, offsets={0: text(_LABELS), 1: text("one label per line")}, bytes_={2: _AXIS_LABELS})
         content = table(3, offsets={1: table(0)}, bytes_={0: _FEATURES})
         ends.append(table(7, offsets={0: text(output), 3: content, 6: vector([file])}))
-    graph = table(9, offsets={0: text("classifier"), 2: vector([image]), 3: vector(ends)})
-    fields = {0: text(name), 1: text("image classifier"), 2: text("1"), 3: vector([graph]), 7: text("1.0.0")}
+    graph = table(9, offsets={0: text("classifier"), 2: vector([source]), 3: vector(ends)})
+    fields = {
+        0: text(name),
+        1: text("classifier" if image_size is None else "image classifier"),
+        2: text("1"),
+        3: vector([graph]),
+        7: text("1.0.0"),
+    }
     builder.Finish(table(8, offsets=fields), file_identifier=b"M001")
     return bytes(builder.Output())

@@ -29,6 +29,7 @@ from featcache.formats.channels_last.operations import (
     known_weight,
     limit,
     per_output,
+    unary,
 )
 from featcache.formats.tflite.graph import Scale, TfliteGraph
 from featcache.graph.nodes import Array, Graph, Node, Window
@@ -37,7 +38,7 @@ _ROW_AXES = 2  # of a batch of vectors
 
 
 def convert_graph(proto: onnx.ModelProto, *, outputs: tuple[str, ...], halves: bool = False) -> TfliteGraph:
-    """Return the TensorFlow Lite graph of the ONNX graph `proto`, of a fixed batch, from its image to `outputs`.
+    """Return the TensorFlow Lite graph of the ONNX graph `proto`, of fixed sizes, from its input to `outputs`.
 
     `halves`: weights that are of half precision are stored so.
     Raises `NotImplementedError` naming operations, or forms of them, without an equivalent, and `VerificationError`
@@ -327,15 +328,37 @@ def _leaky_relu(graph: TfliteGraph, node: Node) -> None:
 
 
 def _cast(graph: TfliteGraph, node: Node) -> None:
-    """Make floats of the image; what else is cast is floats already."""
-    if node.attributes["to"] != onnx.TensorProto.FLOAT:
-        raise NotImplementedError("Cast to other than float32")
+    dtype = _CASTS.get(node.attributes["to"])
+    if dtype is None:
+        raise NotImplementedError("Cast to other than float32, whole numbers or truth values")
     value, name = graph.value(node.inputs[0]), node.output
-    made = graph.node(
-        "CAST", name, value.node, shape=value.here(), table="CastOptions",
-        inDataType=graph.tensors[value.node].dtype, outDataType="float32",
-    )  # fmt: skip
-    graph.put(name, made, order=value.order)
+    graph.put(name, graph.cast(name, value.node, dtype), order=value.order)
+
+
+def _is_nan(graph: TfliteGraph, node: Node) -> None:
+    """Compare numbers with themselves: only what is none differs."""
+    value = graph.value(node.inputs[0])
+    graph.put(node.output, graph.elementwise("NotEqual", node.output, value.node, value.node), order=value.order)
+
+
+def _where(graph: TfliteGraph, node: Node) -> None:
+    (condition, x, y), order = graph.aligned(node.inputs)
+    graph.put(node.output, graph.select(node.output, condition, x, y), order=order)
+
+
+def _gather(graph: TfliteGraph, node: Node) -> None:
+    """Look rows up in a table; of tokens, places are known here already."""
+    table, places = graph.constant(node.inputs[0]), graph.constant(node.inputs[1])
+    if table is None:
+        OPERATIONS["Gather"](graph, node)
+    elif places is not None:
+        taken = np.take(table.real(), places.values, axis=node.attributes["axis"])
+        graph.keep(node.output, Constant(taken))
+    elif node.attributes["axis"] != 0 or table.values.ndim != _ROW_AXES:
+        raise NotImplementedError("Gather at computed places of other than rows")
+    else:
+        rows = graph.written(node.inputs[1]).node
+        graph.put(node.output, graph.lookup(node.output, table, node.inputs[0], rows))
 
 
 def _erf(graph: TfliteGraph, node: Node) -> None:
@@ -369,19 +392,29 @@ def _is(graph: TfliteGraph, node: Node, kind: str, number: float) -> bool:
     )  # fmt: skip
 
 
+_CASTS = {
+    onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT32: "int32", onnx.TensorProto.INT64: "int32",
+    onnx.TensorProto.BOOL: "bool",
+}  # fmt: skip
 _OPERATIONS: Mapping[str, Operation[TfliteGraph]] = {
     **OPERATIONS,
     "Add": _add,
+    "And": binary,
     "Cast": _cast,
     "Clip": _clip,
     "Conv": _conv,
     "DequantizeLinear": _dequantize,
+    "Equal": binary,
     "Erf": _erf,
+    "Gather": _gather,
     "Gemm": _matmul,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_swish,
+    "IsNaN": _is_nan,
     "LeakyRelu": _leaky_relu,
     "MatMul": _matmul,
+    "Not": unary,
     "QuantizeLinear": _quantize,
     "Relu": _relu,
+    "Where": _where,
 }

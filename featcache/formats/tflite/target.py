@@ -10,15 +10,19 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.errors import VerificationError
+from featcache.errors import InputError, VerificationError
 from featcache.formats.interface import HALVES, Converted, ModelFacts, Runner, Target, numbers_of, single_tensors
 from featcache.system.files import write_atomically
 
 _MODEL = "model.tflite"
+_SIGNATURE = "serving_default"  # the name that converters of TensorFlow models give the only one
+_LENGTH = "tokens_"  # and a number: the name of the graph of texts of that length
+_PADDING = -1  # behind a text, as in the reference
 _OUTPUTS = ("logits", "probabilities")
 _RUNTIME = "ai-edge-litert"
 _NUMBERS = (
@@ -54,43 +58,98 @@ class TfliteTarget(Target):
         from featcache.formats.tflite.operations import convert_graph
         from featcache.graph.passes import fixed_batch
 
-        graph = convert_graph(fixed_batch(onnx.load(onnx_path)), outputs=_OUTPUTS, halves=facts.halves)
-        height, width, _ = facts.image_shape
+        proto, lengths = onnx.load(onnx_path), facts.input.lengths
+        fixed = {_SIGNATURE: fixed_batch(proto)} if not lengths else {
+            f"{_LENGTH}{length}": fixed_batch(proto, tokens=length) for length in lengths
+        }  # fmt: skip
+        graphs = {name: convert_graph(single, outputs=_OUTPUTS, halves=facts.halves) for name, single in fixed.items()}
+        size = None if lengths else facts.image_shape[:2]
         metadata = metadata_bytes(
             name=facts.name,
-            description=f"RGB, {width} x {height} pixels, bytes 0 to 255, made as preprocess.json says",
-            height=height,
-            width=width,
+            tensor=facts.input.tensor,
+            description=(
+                f"numbers of tokens, {_PADDING} behind them, made as preprocess.json says"
+                if size is None
+                else f"RGB, {size[1]} x {size[0]} pixels, bytes 0 to 255, made as preprocess.json says"
+            ),
+            image_size=size,
             outputs=_OUTPUTS,
         )
         maker = f"featcache {importlib.metadata.version('featcache')}"
-        data = file_bytes(graph, description=maker, metadata={NAME: metadata})
+        data = file_bytes(graphs, description=maker, metadata={NAME: metadata})
         write_atomically(folder / _MODEL, data + attached_labels(labels_text(facts.classes)))
-        return Converted((folder / _MODEL,), single_tensors(facts), numbers_of(facts, integers=_NUMBERS, halves=HALVES))
+        numbers = numbers_of(facts, integers=_NUMBERS, halves=HALVES)
+        return Converted((folder / _MODEL,), _tensors(facts), numbers)
 
     def open(self, files: Sequence[Path], *, threads: int) -> Runner:
         """Return the interpreter, with the XNNPACK kernels that are its default."""
         self.require()
-        return _TfliteRunner(files[0], threads)
+        return _opened(files[0], threads)
 
 
 def open_plain(path: Path, *, threads: int) -> Runner:
     """Return the interpreter with its own kernels alone, as where XNNPACK is not built in."""
-    return _TfliteRunner(path, threads, delegate=False)
+    return _opened(path, threads, delegate=False)
+
+
+def _tensors(facts: ModelFacts) -> dict[str, Any]:
+    """Return one input's tensors; of an open length, those of each signature's fixed one."""
+    tensors = single_tensors(facts)
+    lengths = facts.input.lengths
+    if lengths:
+        entry = tensors["inputs"][facts.input.tensor]
+        entry.update(
+            dtype="int32", shape=[1, "L"], signatures={f"{_LENGTH}{length}": [1, length] for length in lengths}
+        )
+    return tensors
+
+
+def _opened(path: Path, threads: int, *, delegate: bool = True) -> Runner:
+    """Return the runner of a file with one graph, or with one for each of several lengths."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    kernels = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    try:
+        interpreter = Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kernels)
+        names = [name for name in interpreter.get_signature_list() if name.startswith(_LENGTH)]
+        return _LengthsRunner(interpreter, names) if names else _TfliteRunner(interpreter, path)
+    except (ValueError, RuntimeError) as error:
+        raise VerificationError(f"LiteRT must load {path.name!r}, it says: {str(error).splitlines()[0]}") from error
+
+
+class _LengthsRunner(Runner):
+    """A text is run by the graph of the shortest length that it fits in."""
+
+    def __init__(self, interpreter: Any, names: Sequence[str]) -> None:
+        self._interpreter = interpreter
+        lengths = sorted(int(name.removeprefix(_LENGTH)) for name in names)
+        self._runners = {length: interpreter.get_signature_runner(f"{_LENGTH}{length}") for length in lengths}
+
+    def run(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return the logits of ids (n, length), -1 behind the shorter ones."""
+        rows = []
+        for ids in images:
+            tokens = ids[ids != _PADDING]
+            length = next((length for length in self._runners if len(tokens) <= length), None)
+            if length is None:
+                raise InputError(f"a text must have at most {max(self._runners)} tokens, got {len(tokens)}")
+            padded = np.full((1, length), _PADDING, dtype=np.int32)
+            padded[0, : len(tokens)] = tokens
+            rows.append(self._runners[length](input_ids=padded)["logits"][0].copy())
+        return np.stack(rows)
+
+    def close(self) -> None:
+        """Drop the interpreter."""
+        self._runners.clear()
+        del self._interpreter
 
 
 class _TfliteRunner(Runner):
-    def __init__(self, path: Path, threads: int, *, delegate: bool = True) -> None:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-        kernels = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        try:
-            self._interpreter = Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kernels)
-            self._interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise VerificationError(f"LiteRT must load {path.name!r}, it says: {str(error).splitlines()[0]}") from error
-        self._input = self._interpreter.get_input_details()[0]["index"]
-        outputs = {entry["name"]: entry["index"] for entry in self._interpreter.get_output_details()}
+    def __init__(self, interpreter: Any, path: Path) -> None:
+        self._interpreter = interpreter
+        interpreter.allocate_tensors()
+        self._input = interpreter.get_input_details()[0]["index"]
+        outputs = {entry["name"]: entry["index"] for entry in interpreter.get_output_details()}
         if "logits" not in outputs:
             raise VerificationError(f"{path.name!r} must have the output 'logits', it has {sorted(outputs)!r:.100}")
         self._output = outputs["logits"]
