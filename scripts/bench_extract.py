@@ -4,6 +4,7 @@
     scripts/bench_extract.py [--network NAME ...] [--images DIR] [--count N] [--pairs 5] [--threads 2] [--json OUT]
     scripts/bench_extract.py --quick                     # three pairs on few images: a look, not a figure
     scripts/bench_extract.py --megapixels 12             # synthetic large photos, with and without DCT scaling
+    scripts/bench_extract.py --text [...]                # texts instead: bench_text.py, with its options
 
 The peer is `peers/extract_obvious.py`. Both state images / seconds from the first file opened to the last byte stored;
 the ratio is a median over pairs run back to back, with its quartiles. Between the pairs two rates of the same threads
@@ -296,6 +297,11 @@ def show(name: str, entry: dict[str, Any]) -> None:
 
 
 def main() -> int:
+    if "--text" in sys.argv[1:]:
+        import bench_text
+
+        sys.argv.remove("--text")
+        return bench_text.main()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", action="append", help="timm name; may be given again; default: four of them")
     parser.add_argument("--images", type=Path, help="a folder of photos; default: clothing10, where it is unpacked")
