@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ class MergedModel(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(preprocessing.mean) * 255.0, persistent=False)
         self.register_buffer("pixel_gain", 1.0 / (torch.tensor(preprocessing.std) * 255.0), persistent=False)
 
-    @property
+    @cached_property
     def input(self) -> DeployedInput:
         """What stands before the model: how bytes become its input."""
         assets = self.assets
