@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featcache.backbone.checkpoint import hub_weights, require_hub
+from featcache.backbone.hub import hub_weights, require_hub
 from featcache.backbone.timm_import import import_timm
 from featcache.errors import BackboneError, InputError, WeightsError
 from featcache.recipe import Preprocessing
