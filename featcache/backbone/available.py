@@ -8,6 +8,7 @@ is imported only for a network of timm's of which none of these tells the input'
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -222,9 +223,9 @@ def _cached_weights(repository: str) -> Path | None:
 
 
 def _at(path: Path, note: Note) -> Iterator[AvailableBackbone]:
-    if path.is_file():
+    if os.path.isfile(path):
         yield _weights_file(path)
-    elif (path / "config.json").is_file():
+    elif os.path.isfile(path / "config.json"):
         yield _text_encoder(str(path), path, IN_FILE)
     else:
         files = sorted(path.glob("*.safetensors"))

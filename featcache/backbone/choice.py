@@ -87,11 +87,12 @@ def _fetch(probe: Probe, *, note: Note) -> AvailableBackbone | None:
 
 def _worth(backbone: AvailableBackbone) -> str:
     """Return the name with where it lies and what a linear head reaches on it, beside the embedded one's."""
-    measured = "" if backbone.accuracy_with is None else f", measured with {backbone.accuracy_with}"
-    told = f"a linear head on it reaches {_percent(backbone.rank)} on {RANKED_ON}{measured}"
+    reached = f"{_percent(backbone.rank)} on {RANKED_ON}"
     if backbone.name != EMBEDDED_BACKBONE:
-        told += f", on {EMBEDDED_BACKBONE} {_percent(_rank_of(EMBEDDED_BACKBONE, None))}"
-    return f"{backbone.name} ({backbone.where}; {told})"
+        reached += f", on {EMBEDDED_BACKBONE} {_percent(_rank_of(EMBEDDED_BACKBONE, None))}"
+    if backbone.accuracy_with is not None:
+        reached += f"; measured with other weights of this network, {backbone.accuracy_with}"
+    return f"{backbone.name} ({backbone.where}; a linear head on it reaches {reached})"
 
 
 def _percent(accuracy: float | None) -> str:

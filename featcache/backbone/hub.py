@@ -52,7 +52,7 @@ def cached_file(repository: str, file: str) -> Path | None:
 
     Raises `WeightsError` where the cache cannot be read.
     """
-    if not (hub_cache() / f"models--{repository.replace('/', '--')}").is_dir():
+    if not os.path.isdir(hub_cache() / f"models--{repository.replace('/', '--')}"):
         return None  # known without the hub's client, which takes a third of a second to import
     found = _look_up(repository, file, None)
     return Path(found) if isinstance(found, str) else None
@@ -61,12 +61,15 @@ def cached_file(repository: str, file: str) -> Path | None:
 def _look_up(repository: str, file: str, revision: str | None) -> object:
     """Return the path (str) of a file in the hub's cache, None where it is not, another object where the hub has none.
 
-    Raises `WeightsError` where the cache cannot be read.
+    Raises `WeightsError` where the cache cannot be read, or the repository's name is none.
     """
     import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
 
     try:
         return huggingface_hub.try_to_load_from_cache(repository, file, revision=revision)
+    except HFValidationError as error:
+        raise WeightsError(f"a hub's model must be OWNER/MODEL[@REVISION], {repository!r} is none: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise WeightsError(
@@ -103,7 +106,7 @@ def require_hub(repository: str, file: str) -> Path:
     `repository`: ``OWNER/MODEL[@REVISION]``. Raises `WeightsError`.
     """
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     repository, _, revision = repository.partition("@")
     where = f"{file} of {repository!r}"
@@ -121,7 +124,7 @@ def require_hub(repository: str, file: str) -> Path:
         )
     except EntryNotFoundError as error:
         raise WeightsError(f"the hub has no {where}; {WHAT_TO_DO}") from FileNotFoundError(str(error))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HfHubHTTPError, OSError) as error:
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise WeightsError(f"{where} cannot be downloaded ({reason}); {WHAT_TO_DO}") from error
     return Path(path)

@@ -49,4 +49,6 @@ def read_header(path: Path) -> WeightsHeader:
         return WeightsHeader(shapes, metadata, path.stat().st_size)
     except (SafetensorError, OSError) as error:
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise WeightsError(f"{str(path)!r} must be a whole safetensors file ({reason}): get it again") from error
+        raise WeightsError(
+            f"{str(path)!r} must be a whole safetensors file ({reason}): remove it and get it again"
+        ) from error

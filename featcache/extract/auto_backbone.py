@@ -29,13 +29,15 @@ class AutoBackbone:
         if request.backbone != AUTO_BACKBONE:
             if self.download:
                 raise InputError(
-                    f"--download belongs to --backbone auto, got backbone {request.backbone!r}: leave it out; a "
-                    "backbone that is named is fetched without it"
+                    f"--download must go with --backbone auto, got {request.backbone or 'no backbone'!r}: name auto, "
+                    "or leave --download out (a backbone that is named is fetched without it)"
                 )
             return
         tied = {name: getattr(request, name) for name in ("weights", "model_kwargs", "mean", "std")}
         if given := [name for name, value in tied.items() if value is not None]:
-            raise InputError(f"{', '.join(given)} must go with a backbone that is named, got --backbone auto: name it")
+            raise InputError(
+                f"{', '.join(given)} must go with a backbone that is named, got --backbone auto: name the backbone"
+            )
         if extractor:
             raise InputError("--backbone auto must be left out where an extractor is given")
         if elsewhere:
