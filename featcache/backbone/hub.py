@@ -88,16 +88,16 @@ def hub_weights(name: str, config: Mapping[str, Any]) -> Path:
         raise WeightsError(f"timm names no hub repository with weights of {name!r}; {WHAT_TO_DO}")
     named = config.get("hf_hub_filename")
     files = [named] if named and named.endswith(".safetensors") else list(HUB_FILES)
-    last: WeightsError | None = None
+    absent: WeightsError | None = None
     for file in files:
         try:
             return require_hub(repository, file)
         except WeightsError as error:
-            last = error
             if not isinstance(error.__cause__, FileNotFoundError):
-                break
-    assert last is not None
-    raise last
+                raise
+            absent = absent or error
+    assert absent is not None
+    raise absent
 
 
 def require_hub(repository: str, file: str) -> Path:
@@ -106,7 +106,7 @@ def require_hub(repository: str, file: str) -> Path:
     `repository`: ``OWNER/MODEL[@REVISION]``. Raises `WeightsError`.
     """
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     repository, _, revision = repository.partition("@")
     where = f"{file} of {repository!r}"
@@ -122,12 +122,17 @@ def require_hub(repository: str, file: str) -> Path:
         path = huggingface_hub.hf_hub_download(
             repository, file, revision=revision or None, etag_timeout=_PROBE_SECONDS, token=os.environ.get("HF_TOKEN")
         )
+    except LocalEntryNotFoundError as error:  # an `EntryNotFoundError`, too, yet nobody said that there is none
+        raise WeightsError(f"{where} cannot be downloaded ({_first_line(error)}); {WHAT_TO_DO}") from error.__cause__
     except EntryNotFoundError as error:
         raise WeightsError(f"the hub has no {where}; {WHAT_TO_DO}") from FileNotFoundError(str(error))
     except (HfHubHTTPError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise WeightsError(f"{where} cannot be downloaded ({reason}); {WHAT_TO_DO}") from error
+        raise WeightsError(f"{where} cannot be downloaded ({_first_line(error)}); {WHAT_TO_DO}") from error
     return Path(path)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]
 
 
 def _probe(endpoint: str, where: str) -> None:

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import threading
-import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 from featcache.backbone.available import AvailableBackbone, available_backbones
-from featcache.engines.interface import Engine
-from featcache.errors import FeatcacheError
-from featcache.extract.extraction import default_workers
-from featcache.extract.inputs.registry import IMAGE
-from featcache.extract.opening import open_extractor
-from featcache.extract.request import Request
-from featcache.system.threads import one_torch_thread, processor_count
 
 
 def backbones(
@@ -62,41 +49,8 @@ def backbones(
     ('featcache_nano', (96, 96), 1024)
     """
     found = available_backbones(paths, note=say)
-    return [_timed(one, seconds=seconds, say=say) if measure and one.input == IMAGE else one for one in found]
+    if not measure:
+        return found
+    from featcache.extract.throughput import timed
 
-
-def _timed(backbone: AvailableBackbone, *, seconds: float, say: Callable[[str], None]) -> AvailableBackbone:
-    say(f"timing {backbone.name} ({backbone.where}) for {seconds:g} s")
-    try:
-        opened = open_extractor(Request(backbone.name, backbone.weights))
-    except FeatcacheError as error:  # one that does not load must not hide the others
-        say(f"{backbone.name} cannot be timed: {error}")
-        return backbone
-    assert isinstance(opened.engine, Engine)
-    with opened.engine as engine:
-        return dataclasses.replace(backbone, images_per_second=images_per_second(engine, seconds=seconds))
-
-
-def images_per_second(engine: Engine, *, seconds: float) -> float:
-    """Return how many images `engine` computes in a second on as many threads as a build has, over `seconds`."""
-    threads = default_workers([engine], processors=processor_count())
-    shape = (engine.batch_size, *engine.input_shape)
-    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    for _ in range(threads):
-        engine.run(images)  # what is made at the first call is not timed
-    end = threading.Event()
-
-    def work() -> int:
-        count = 0
-        while not end.is_set():
-            engine.run(images)
-            count += len(images)
-        return count
-
-    with one_torch_thread(), ThreadPoolExecutor(threads) as pool:
-        started = time.perf_counter()
-        running = [pool.submit(work) for _ in range(threads)]
-        end.wait(seconds)
-        end.set()
-        done = sum(thread.result() for thread in running)
-        return done / (time.perf_counter() - started)
+    return [timed(one, seconds=seconds, say=say) for one in found]
