@@ -44,7 +44,7 @@ def backbones(
     Examples
     --------
     >>> import featcache
-    >>> embedded = featcache.backbones()[-1]
+    >>> embedded = next(one for one in featcache.backbones() if one.where == "embedded")
     >>> embedded.name, embedded.input_size, embedded.num_features
     ('featcache_nano', (96, 96), 1024)
     """
