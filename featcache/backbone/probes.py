@@ -14,7 +14,8 @@ from typing import Any
 
 from featcache.system.json import DocumentKind, read_document
 
-RANKED_ON = "clothing10"  # real photos that none of these networks, the embedded one least of all, has learned from
+# Its photos took no part in the embedded training; tinyimagenet200 is of ImageNet, which the others learned from.
+RANKED_ON = "clothing10"
 PROBES = DocumentKind(
     "the table of probes", "install featcache again", "install featcache again", "featcache-probes", (1,), ("probes",)
 )
