@@ -36,6 +36,7 @@ _HOMES = {
     "DistillationOptions": "train.options",
     "load_head": "heads",
     "save_head": "heads",
+    "backbones": "extract.at_hand",
     "load_backbone": "backbone.load",
     "distill": "distillation",
     "merge": "model.merging",

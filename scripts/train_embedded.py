@@ -1,8 +1,9 @@
 """Train featcache_nano, the embedded backbone, from ../shared; or go on with it, print what it is worth, install it.
 
     scripts/train_embedded.py train --home DIR [--until HH:MM]     caches, then the stages; killed, it goes on
-    scripts/train_embedded.py probe --home DIR [--weights FILE]    linear probes, printed and kept in DIR/figures.json
-    scripts/train_embedded.py install --home DIR [--weights FILE]  featcache/backbone/weights/featcache_nano.*
+    scripts/train_embedded.py probe --home DIR [--weights FILE]    linear probes, printed and kept in DIR/probes.json
+    scripts/train_embedded.py install --home DIR [--weights FILE]  featcache/backbone/weights/: weights, probes, card
+    scripts/train_embedded.py card --home DIR                      of these the probes and the card alone
 
 `--data`: where the image archives of ../shared are unpacked (default: below DIR). Teachers answer once. `--improve`
 runs the last stage alone and begins with the weights in the package, so that training can go on from machine to
@@ -13,6 +14,7 @@ clothing10 takes no part in the training: only its probe is printed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import sys
@@ -26,8 +28,12 @@ from typing import Any, Literal
 import featcache
 from featcache.backbone.checkpoint import read_checkpoint
 from featcache.backbone.embedded import embedded_weights
+from featcache.backbone.probes import PROBES, Probe, probes_file
+from featcache.backbone.timm_import import import_timm
 from featcache.distillation import distill
 from featcache.distillation.student import write_weights
+from featcache.system.json import read_document
+from featcache.system.members import digest_file
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -37,6 +43,11 @@ TEACHERS = {
     "mobilenetv2_100": ("mobilenetv2_100.tf_float_headless", ("features",)),
     "mobilenet_edgetpu_100": ("mobilenet_edgetpu_100.mlperf_qat", ("features", "logits")),
 }
+OTHERS = {
+    "random weights": (STUDENT, "random:0"),
+    **{name: (name, weights) for name, (weights, _) in TEACHERS.items()},
+    "mobilenetv2_100 (PyTorch's)": ("mobilenetv2_100", "mobilenetv2_100.torch_ptq"),
+}  # label of a probe: timm's network, weights; the one labelled as its network speaks for the hub's weights, too
 VIEWS = 4
 
 
@@ -79,8 +90,8 @@ scratch by this project; with a hub within reach, a larger one (`--backbone mobi
 
 ## Figures
 
-Accuracy of a linear head (`featcache train --l2 auto`) on one plain view, printed by
-`scripts/train_embedded.py probe --others`. clothing10 took no part in the training.
+Accuracy of a linear head (`featcache train --l2 auto`) on one plain view, from `probes.json` beside this card, which
+`scripts/train_embedded.py probe` makes and `featcache backbones` shows. clothing10 took no part in the training.
 
 | backbone | clothing10 test (372 images) | digits test | tinyimagenet200 val (2,000) |
 |---|---|---|---|
@@ -203,23 +214,47 @@ def probe(
 
 
 def probe_all(home: Path, data: Path, weights: Path, *, others: Sequence[str]) -> None:
-    """Print and keep the probes of the student, of the same network untrained, and of the teachers."""
-    place = home / "figures.json"
-    figures = json.loads(place.read_text()) if place.exists() else {}
+    """Print and keep the probes of the student and of `others`, which are labels of `OTHERS`."""
     scratch = home / "probe"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     candidate = scratch / "featcache_nano.safetensors"
     write_at_test_side(weights, candidate)
-    runs: dict[str, tuple[Path | str, str | None]] = {"featcache_nano": (candidate, STUDENT)}
-    if "random" in others:
-        runs["random weights"] = ("random:0", STUDENT)
-    for backbone in [name for name in TEACHERS if name in others]:
-        runs[backbone] = (SHARED / "weights" / f"{TEACHERS[backbone][0]}.safetensors", backbone)
-    for label, (source, backbone) in runs.items():
-        figures[label] = probe(source, backbone, data, scratch, home / f"teacher-{label}")
-        place.write_text(json.dumps(figures, indent=1) + "\n")
-    print(json.dumps(figures, indent=1))
+    runs = {"featcache_nano": (STUDENT, str(candidate))} | {label: OTHERS[label] for label in others}
+    for label, (network, source) in runs.items():
+        place = source if label == "featcache_nano" or source.startswith("random:") else weights_of(source)
+        accuracy = probe(place, network, data, scratch, home / f"teacher-{label}")
+        keep_probe(home / "probes.json", describe(label, network, place, accuracy))
+    print((home / "probes.json").read_text(encoding="utf-8"))
+
+
+def weights_of(name: str) -> Path:
+    return SHARED / "weights" / f"{name}.safetensors"
+
+
+def describe(label: str, network: str, weights: Path | str, accuracy: dict[str, float]) -> Probe:
+    """Return the probe of a network with the weights in a file, or ``random:SEED``."""
+    backbone = featcache.load_backbone(network, weights=weights)
+    settings = import_timm().get_pretrained_cfg(network)
+    hub = settings.hf_hub_id if label == network else None
+    path = None if str(weights).startswith("random:") else Path(weights)
+    return Probe(
+        name=label, network=network, weights=str(weights) if path is None else path.name,
+        bytes=0 if path is None else path.stat().st_size, sha256=None if path is None else digest_file(path),
+        parameters=sum(parameter.numel() for parameter in backbone.parameters()), num_features=backbone.num_features,
+        height=backbone.preprocessing.height, width=backbone.preprocessing.width, classifier=settings.classifier,
+        hub=hub, tag=None if hub is None else settings.tag,
+        accuracy=accuracy,
+    )  # fmt: skip
+
+
+def keep_probe(place: Path, probed: Probe) -> None:
+    """Put a probe into the table in the file `place`, in the place of an older one of that name."""
+    listed = read_document(place, PROBES)["probes"] if place.exists() else []
+    names = [entry["name"] for entry in listed]
+    position = names.index(probed.name) if probed.name in names else len(listed)
+    listed[position : position + 1] = [dataclasses.asdict(probed)]
+    place.write_text(json.dumps({"format": PROBES.format, "version": 1, "probes": listed}, indent=1) + "\n")
 
 
 def write_at_test_side(weights: Path, place: Path) -> int:
@@ -238,28 +273,43 @@ def write_at_test_side(weights: Path, place: Path) -> int:
     return write_weights(place, tensors, told)
 
 
-def install(weights: Path, figures: dict[str, dict[str, float]], history: str) -> None:
-    """Write the student into the package with the input it is best used at, and its model card."""
+def install(weights: Path) -> None:
+    """Write the student into the package with the input it is best used at."""
     place = embedded_weights()
     place.parent.mkdir(exist_ok=True)
     size = write_at_test_side(weights, place)
-    backbone = featcache.load_backbone("featcache_nano")
-    parameters = sum(p.numel() for p in backbone.parameters())
+    parameters = sum(p.numel() for p in featcache.load_backbone("featcache_nano").parameters())
     if size > MOST_BYTES or parameters > MOST_PARAMETERS:
         raise SystemExit(f"too large: {size} bytes, {parameters} parameters")
-    mine = figures["featcache_nano"]
+    say(f"{place}: {size} bytes, {parameters} parameters")
+
+
+def install_probes(probes: Path, history: str) -> None:
+    """Write the table of probes into the package, and the card made from it."""
+    listed = [Probe(**entry) for entry in read_document(probes, PROBES)["probes"]]
+    mine = next(one for one in listed if one.name == "featcache_nano")
+    if mine.sha256 != digest_file(embedded_weights()):
+        raise SystemExit(f"the probe in {probes} is of other weights than {embedded_weights()}: probe these")
+    shutil.copyfile(probes, probes_file())
+    embedded_weights().with_suffix(".md").write_text(card(listed, history), encoding="utf-8")
+
+
+def card(probes: Sequence[Probe], history: str) -> str:
+    """Return the card of the embedded backbone, whose figures are those of `probes`."""
+    backbone = featcache.load_backbone("featcache_nano")
+    mine = next(one for one in probes if one.name == "featcache_nano")
     missed = [
-        f"{name} misses it by {least - mine[name]:.3f}" for name, (least, _) in WANTED.items() if mine[name] < least
+        f"{name} misses it by {least - mine.accuracy[name]:.3f}"
+        for name, (least, _) in WANTED.items()
+        if mine.accuracy[name] < least
     ]
-    card = CARD.format(
-        size=size, parameters=parameters, side=backbone.preprocessing.height,
-        resize=backbone.preprocessing.resize, width=backbone.num_features,
-        table="\n".join(row(label, found) for label, found in figures.items()),
+    return CARD.format(
+        size=mine.bytes, parameters=mine.parameters, side=mine.height,
+        resize=backbone.preprocessing.resize, width=mine.num_features,
+        table="\n".join(row(one) for one in probes),
         verdict=("It is undertrained: " + "; ".join(missed) + ".") if missed else "All wanted figures are reached.",
         history=history,
     )  # fmt: skip
-    place.with_suffix(".md").write_text(card, encoding="utf-8")
-    say(f"{place}: {size} bytes, {parameters} parameters")
 
 
 def stages_in_words() -> str:
@@ -272,21 +322,21 @@ def stages_in_words() -> str:
     )
 
 
-def row(label: str, found: dict[str, float]) -> str:
-    """Return one line of the card's table; wanted and hoped-for figures are named where they are missed."""
-    cells = [f"{found[name]:.3f}" if name in found else "-" for name in WANTED]
-    return f"| {label} | {' | '.join(cells)} |"
+def row(probed: Probe) -> str:
+    """Return one line of the card's table."""
+    cells = [f"{probed.accuracy[name]:.3f}" for name in WANTED]
+    return f"| {probed.name} | {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "probe", "install"])
+    parser.add_argument("what", choices=["train", "probe", "install", "card"])
     parser.add_argument("--home", type=Path, required=True, help="caches, checkpoints and figures")
     parser.add_argument("--data", type=Path, help="unpacked image folders; default HOME/data")
     parser.add_argument("--weights", type=Path, help="a student's file; default that of the last stage")
     parser.add_argument("--epochs", type=int, help="of the last stage; may grow when going on")
     parser.add_argument("--improve", action="store_true", help="the last stage only, from the package's weights")
-    parser.add_argument("--others", default="", help=f"probe these too: random, {', '.join(TEACHERS)}")
+    parser.add_argument("--others", default="", help=f"probe these too, or all: {', '.join(OTHERS)}")
     args = parser.parse_args()
     data = args.data or args.home / "data"
     weights = args.weights or args.home / f"{STAGES[-1].name}.safetensors"
@@ -294,14 +344,14 @@ def main() -> None:
         stages = STAGES[-1:] if args.improve else STAGES
         train(args.home, data, stages, epochs=args.epochs, start=embedded_weights() if args.improve else None)
     elif args.what == "probe":
-        probe_all(args.home, data, weights, others=args.others.split(","))
+        others = list(OTHERS) if args.others == "all" else [name for name in args.others.split(",") if name]
+        probe_all(args.home, data, weights, others=others)
     else:
+        if args.what == "install":
+            install(weights)
         history = args.home / "history.md"  # what was run, as list items
-        install(
-            weights,
-            json.loads((args.home / "figures.json").read_text(encoding="utf-8")),
-            history.read_text(encoding="utf-8").rstrip("\n") if history.exists() else stages_in_words(),
-        )
+        said = history.read_text(encoding="utf-8").rstrip("\n") if history.exists() else stages_in_words()
+        install_probes(args.home / "probes.json", said)
 
 
 if __name__ == "__main__":

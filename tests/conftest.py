@@ -208,3 +208,27 @@ def server(pets: Path) -> Iterator[object]:
 
     with running([pets]) as started:
         yield started
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make an empty place the model hub's local cache, in this process and its children; the hub itself is nowhere."""
+    from huggingface_hub import constants
+
+    place = tmp_path / "hub"
+    for name, value in {"HF_HUB_CACHE": str(place), "ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": False}.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_HUB_CACHE", str(place))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    return place
+
+
+@pytest.fixture(scope="session")
+def mobilenetv2() -> bytes:
+    """Return a weights file of mobilenetv2_100 as the hub has one, but never trained."""
+    from safetensors.torch import save
+
+    from featcache.backbone.networks import create_random
+
+    return save(create_random("mobilenetv2_100", {}, "random:0").state_dict())

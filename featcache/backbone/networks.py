@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from featcache.backbone.checkpoint import hub_weights, require_hub
+from featcache.backbone.hub import hub_weights, require_hub
 from featcache.backbone.timm_import import import_timm
+from featcache.backbone.weights_file import read_header
 from featcache.errors import BackboneError, InputError, WeightsError
 from featcache.recipe import Preprocessing
 
@@ -71,6 +72,7 @@ def create_from_hub(name: str, kwargs: Mapping[str, Any]) -> tuple[nn.Module, st
     plain = create_network(name, kwargs)
     config: dict[str, Any] = plain.pretrained_cfg  # type: ignore[assignment]
     path = hub_weights(name, config)
+    read_header(path)  # says of one that was cut short what timm's loader would not
     # timm's own loader adapts names and shapes where a checkpoint needs it; only the download is ours, so that
     # it fails quickly and never falls back to a pickle.
     network = create_network(

@@ -20,17 +20,12 @@ from featcache.runtime.bundle import (
     read_manifest,
 )
 from featcache.system.json import canonical_json
+from featcache.system.members import digest_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 _UNCOVERED = (MANIFEST_FILE, REPORT_FILE, SIGNATURE_FILE)  # files that the manifest does not state
-
-
-def digest_file(path: Path) -> str:
-    """Return the sha256 (hexadecimal) of the bytes of the file at `path`."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def manifest_bytes(values: Mapping[str, Any]) -> bytes:

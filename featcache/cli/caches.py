@@ -1,4 +1,4 @@
-"""Images to features: build, info, verify, convert."""
+"""Images to features: backbones, build, info, verify, convert."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from featcache.cli.application import app
 from featcache.cli.options import (
     ActorsOption,
     CacheArgument,
+    DownloadOption,
     GpusOption,
     ImagesArgument,
     InputOption,
@@ -32,9 +33,44 @@ from featcache.cli.options import (
     TaskKind,
     TextColumn,
 )
-from featcache.cli.output import results, say
-from featcache.cli.text import parse_pairs, parse_triple, say_if_random, show
+from featcache.cli.output import put, results, say
+from featcache.cli.text import backbone_table, parse_pairs, parse_triple, say_if_random, show
 from featcache.errors import InputError
+
+
+@app.command()
+def backbones(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[WEIGHTS...]", help="Weights files, folders of such, text encoders to list as well."),
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time each here, as a build would compute it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the backbones at hand: size, speed here, what a linear head on them reaches; nothing is downloaded."""
+    from featcache.backbone.hub import hub_cache
+    from featcache.backbone.probes import RANKED_ON
+    from featcache.extract.at_hand import backbones as list_backbones
+
+    notes: list[str] = []
+
+    def tell(line: str) -> None:
+        notes.append(line)
+        say(line)
+
+    found = list_backbones(paths or (), measure=measure, say=tell)
+    taken = next(one.name for one in found if one.weights is None and one.rank is not None)
+    if as_json:
+        listed = [one.to_json() for one in found]
+        show({"backbones": listed, "auto": taken, "hub_cache": str(hub_cache()), "notes": notes}, as_json)
+        return
+    for line in backbone_table(found):
+        put(line)
+    say(f"accuracies are those of a linear head; '-': not measured. --backbone auto takes the best on {RANKED_ON}")
+    for one in found:
+        if one.accuracy_with is not None:
+            say(f"* measured with other weights of the same network, {one.accuracy_with}")
+    say(f"--backbone auto takes {taken}; the hub's local cache is {hub_cache()}")
 
 
 @app.command()
@@ -48,13 +84,14 @@ def build(
         list[str] | None,
         typer.Option(
             "--backbone",
-            help="timm name or hf-hub: id; of texts a directory. Several: caches CACHE/BACKBONE.",
+            help="timm name, hf-hub: id or auto; of texts a directory. Several: caches CACHE/BACKBONE.",
         ),
     ] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option("--weights", help="A .safetensors file, or random:SEED; default: the hub. One per --backbone."),
     ] = None,
+    download: DownloadOption = False,
     model_kwargs: ModelKwargsOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -97,13 +134,16 @@ def build(
 ) -> None:
     """Bring a cache up to date with images or texts; only what changed is extracted.\f
 
-    Raises `InputError` for several weights of one backbone.
+    Raises `InputError` for several weights of one backbone, and for --download with several backbones.
     """
     from featcache.extract.build import build_cache, build_caches
 
     if weights and len(weights) > 1 and len(backbones or ()) < 2:
         raise InputError(f"--weights must be given once for one backbone, got {weights!r}")
-    one: dict[str, Any] = {"backbone": backbones[0] if backbones else None, "weights": weights[0] if weights else None}
+    if download and len(backbones or ()) > 1:
+        raise InputError(f"--download belongs to --backbone auto, which stands alone, got {backbones!r}")
+    one: dict[str, Any] = {"backbone": backbones[0] if backbones else None, "weights": weights[0] if weights else None,
+                           "download": download}  # fmt: skip
     several = {"backbone": backbones, "weights": weights} if len(backbones or ()) > 1 else None
     built = (build_caches if several else build_cache)(
         images,

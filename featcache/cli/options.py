@@ -165,7 +165,11 @@ DatasetOption = Annotated[
     ),
 ]
 BackboneOption = Annotated[
-    str | None, typer.Option("--backbone", help="timm name (tags and hf-hub: ids too); default: the cache's.")
+    str | None,
+    typer.Option("--backbone", help="timm name (tags and hf-hub: ids too), or auto; default: the cache's."),
+]
+DownloadOption = Annotated[
+    bool, typer.Option("--download", help="Let --backbone auto fetch a better one from the model hub.")
 ]
 WeightsOption = Annotated[
     str | None, typer.Option("--weights", help="A .safetensors file, or random:SEED; default: the model hub.")

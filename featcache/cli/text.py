@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from featcache.cli.output import escaped, put, put_json, say
 from featcache.errors import InputError
+
+if TYPE_CHECKING:
+    from featcache.backbone.available import AvailableBackbone
 
 
 def parse_pairs(texts: Iterable[str] | None) -> dict[str, Any] | None:
@@ -94,3 +97,30 @@ def human(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(human(inner) for inner in value) or "-"
     return str(value)
+
+
+def backbone_table(listed: Sequence[AvailableBackbone]) -> Iterator[str]:
+    """Yield the lines of a table of backbones; an accuracy measured with other weights has a star."""
+    sets = list(dict.fromkeys(name for one in listed for name in one.accuracy or ()))
+    rows = [["name", "input", "parameters", "features", "bytes", "images/s", *sets, "where"]]
+    for one in listed:
+        size = "x".join(map(str, one.input_size or ("-",)))
+        star = "" if one.accuracy_with is None else "*"
+        accuracies = [f"{100 * one.accuracy[name]:.1f} %{star}" if one.accuracy else "-" for name in sets]
+        rows.append(
+            [
+                one.name,
+                size if one.input == "image" else f"text {size}",
+                f"{one.parameters:,}",
+                human(one.num_features),
+                f"{one.bytes:,}",
+                "-" if one.images_per_second is None else f"{one.images_per_second:,.0f}",
+                *accuracies,
+                one.where if one.weights is None else one.weights,
+            ]
+        )
+    rows = [[escaped(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *middle, last in rows:
+        cells = [cell.rjust(width) for cell, width in zip(middle, widths[1:-1], strict=True)]
+        yield "  ".join([first.ljust(widths[0]), *cells, last])

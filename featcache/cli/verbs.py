@@ -15,7 +15,7 @@ from featcache.cli.application import app as _app
 __all__ = ["VERBS", "application_for"]
 
 VERBS = {
-    "caches": ("build", "info", "verify", "convert"),
+    "caches": ("backbones", "build", "info", "verify", "convert"),
     "heads": ("train", "distill"),
     "models": ("merge", "prune", "recover", "quantize", "compress"),
     "bundles": ("export", "pack", "unpack", "targets", "bench"),

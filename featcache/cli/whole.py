@@ -9,6 +9,7 @@ import typer
 from featcache.cli.application import app
 from featcache.cli.options import (
     BackboneOption,
+    DownloadOption,
     ImagesArgument,
     InputOption,
     Json,
@@ -41,6 +42,7 @@ def run(
     out: OutOption,
     backbone: BackboneOption = None,
     weights: WeightsOption = None,
+    download: DownloadOption = False,
     model_kwargs: ModelKwargsOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -78,6 +80,7 @@ def run(
         out=out,
         backbone=backbone,
         weights=weights,
+        download=download,
         model_kwargs=parse_pairs(model_kwargs),
         mean=parse_triple(mean, "--mean"),
         std=parse_triple(std, "--std"),

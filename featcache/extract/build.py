@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from featcache.backbone.choice import AUTO_BACKBONE
 from featcache.cache import FeatureCache, open_cache
 from featcache.cache.cache import CachePlace
 from featcache.cache.creation import create_cache
@@ -28,6 +29,7 @@ from featcache.datasets.remarks import notes_on_training, notes_on_what_was_read
 from featcache.datasets.samples import Samples
 from featcache.datasets.splits import assign_splits
 from featcache.errors import CorruptError, ExistsError, FormatError, InputError, RecipeMismatchError, StorageError
+from featcache.extract.auto_backbone import AutoBackbone
 from featcache.extract.changes import ChangeSet, Seen, find_changes, hash_known, same_listing
 from featcache.extract.inputs.interface import Extractor
 from featcache.extract.inputs.registry import IMAGE, find_input, input_of
@@ -110,6 +112,7 @@ def build_cache(
     *,
     backbone: str | None = None,
     weights: str | Path | None = None,
+    download: bool = False,
     store: str | None = None,
     dataset: str | None = None,
     input: str | None = None,
@@ -142,7 +145,10 @@ def build_cache(
     cache : path or URL, optional
         By default ``cache_store/NAME``. On object storage (``s3://BUCKET/KEY``) several builds may extend it at once.
     backbone, weights : str, optional
-        As for `load_backbone`; by default what the cache has, or the embedded backbone.
+        As for `load_backbone`; by default what the cache has, or the embedded backbone. ``auto``: what the cache has,
+        or for a new one the best backbone at hand, which a note names (see `featcache.backbones`).
+    download : bool
+        Let ``auto`` fetch a better one from the model hub.
     store : {"lmdb", "zarr"}, optional
         Of a new cache; by default LMDB, on object storage Zarr, the only one there.
     dataset : str, optional
@@ -226,6 +232,7 @@ def build_cache(
         ClusterSettings.of(ray, actors, gpus_per_actor),
         settings or default_settings(cache),
         _Notes(say),
+        download,
     )
     place = Path("cache_store") / work.wanted.name if cache is None else place_of(cache)
     return _build([(place, _request(backbone, weights, asked), extractor)], work, store=store, overwrite=overwrite)[0]
@@ -297,6 +304,8 @@ def build_caches(
     """
     if not backbone or len(set(backbone)) != len(backbone):
         raise InputError(f"--backbone must name one or more distinct backbones, got {list(backbone)!r}")
+    if AUTO_BACKBONE in backbone:
+        raise InputError(f"--backbone auto chooses one, it must stand alone, got {list(backbone)!r}")
     each = _weights_of_each(backbone, weights)
     started = time.perf_counter()
     listing, named = _listed(images, task, dataset, splits=splits, input=input, options=input_options)
@@ -394,18 +403,21 @@ def _open_or_create(
     overwrite: bool,
     wait_seconds: float,
     open_backbone: OpenExtractor,
+    auto: AutoBackbone,
 ) -> tuple[FeatureCache, Extractor | None]:
     """Return the cache, its Recipe checked against the request, and the engine where it had to be opened for that."""
     if overwrite and _is_taken(place):
         return _replace(
-            place, request, store=store, extractor=extractor, wait_seconds=wait_seconds, open_backbone=open_backbone
-        )
+            place, request, store=store, extractor=extractor, wait_seconds=wait_seconds, open_backbone=open_backbone,
+            auto=auto,
+        )  # fmt: skip
     if not _is_taken(place):
         with contextlib.suppress(ExistsError):  # another build has made it meanwhile: it is extended
-            return _create(place, request, store=store, extractor=extractor, open_backbone=open_backbone)
+            return _create(place, request, store=store, extractor=extractor, open_backbone=open_backbone, auto=auto)
     cache = open_cache(place)
     try:
         if extractor is None:
+            request = auto.for_existing(request, cache)
             wanted = request.adopting(cache.request)
             memo = resolved_under(wanted, cache.recipe)
             if memo in cache.known_requests():
@@ -433,8 +445,10 @@ def _create(
     store: str | None,
     extractor: Extractor | None,
     open_backbone: OpenExtractor,
+    auto: AutoBackbone,
     overwrite: bool = False,
 ) -> tuple[FeatureCache, Extractor]:
+    request = auto.for_new(request)
     full = dataclasses.replace(
         request, backbone=request.backbone or find_input(request.input or IMAGE).default_backbone
     )
@@ -456,6 +470,7 @@ def _replace(
     extractor: Extractor | None,
     wait_seconds: float,
     open_backbone: OpenExtractor,
+    auto: AutoBackbone,
 ) -> tuple[FeatureCache, Extractor]:
     """Return a new cache in the place of an old one, asked for as that was where it can still be told."""
     if not may_be_cache(place):
@@ -465,11 +480,14 @@ def _replace(
     wanted = request
     with contextlib.suppress(CorruptError, FormatError):
         wanted = request.adopting(read_manifest(place)["request"])
+    create = partial(
+        _create, place, wanted, store=store, extractor=extractor, open_backbone=open_backbone, auto=auto, overwrite=True
+    )
     if isinstance(place, ObjectPath):  # who writes to the old one goes on to, unseen
-        return _create(place, wanted, store=store, extractor=extractor, open_backbone=open_backbone, overwrite=True)
+        return create()
     (place / "store").mkdir(exist_ok=True)
     with hold_store(place / "store", wait_seconds=wait_seconds):
-        return _create(place, wanted, store=store, extractor=extractor, open_backbone=open_backbone, overwrite=True)
+        return create()
 
 
 def _refuse_other_recipe(cache: FeatureCache, recipe: Recipe) -> None:
@@ -517,6 +535,7 @@ class _Work:
     cluster: ClusterSettings | None
     settings: ExtractSettings
     notes: _Notes
+    download: bool = False
 
 
 @dataclass(slots=True)
@@ -544,10 +563,13 @@ def _build(
     work.notes.add(*work.listing.notes, *notes_on_training(work.listing))
     with contextlib.ExitStack() as opened:
         jobs = []
+        auto = AutoBackbone(work.download, work.notes.add)
+        elsewhere = work.cluster is not None and work.cluster.address != LOCAL
         for place, request, chosen_extractor in wanted:
+            auto.check(request, elsewhere=elsewhere, extractor=chosen_extractor is not None)
             cache, extractor = _open_or_create(
                 place, request, store=store, extractor=chosen_extractor, overwrite=overwrite,
-                wait_seconds=work.wait_seconds, open_backbone=_opener(work.cluster, opened),
+                wait_seconds=work.wait_seconds, open_backbone=_opener(work.cluster, opened), auto=auto,
             )  # fmt: skip
             opened.enter_context(cache)
             if work.cluster is not None:

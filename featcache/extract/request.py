@@ -14,10 +14,11 @@ from typing import Any
 class Request:
     """What a user asks a cache to hold; None means "as the cache has it", or the default for a new one.
 
-    `backbone`: timm name or ``hf-hub:`` id. `weights`: a ``.safetensors`` file, ``random:SEED``, or None for the hub.
-    `mean`, `std`: per channel, instead of the backbone's own. `outputs`: names of what to store. `views`: stored views
-    per image, `view_seed` seeding all but the plain one. `decoder`: ``fast`` or ``pillow``. `engine`: ``openvino``,
-    ``onnxruntime``, ``torch``; `precision`: ``fp32``, ``bf16``, …; `dtype`: ``float16`` or ``float32``. `input`: the
+    `backbone`: timm name or ``hf-hub:`` id, or ``auto`` until `featcache.extract.auto_backbone` has chosen one.
+    `weights`: a ``.safetensors`` file, ``random:SEED``, or None for the hub. `mean`, `std`: per channel, instead of the
+    backbone's own. `outputs`: names of what to store. `views`: stored views per image, `view_seed` seeding all but the
+    plain one. `decoder`: ``fast`` or ``pillow``. `engine`: ``openvino``, ``onnxruntime``, ``torch``; `precision`:
+    ``fp32``, ``bf16``, …; `dtype`: ``float16`` or ``float32``. `input`: the
     kind of what the rows are of, None for images; `input_options`: settings of that kind alone.
     """
 

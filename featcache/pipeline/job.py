@@ -85,6 +85,7 @@ def run(
     out: str | Path,
     backbone: str | None = None,
     weights: str | Path | None = None,
+    download: bool = False,
     model_kwargs: Mapping[str, Any] | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
@@ -113,7 +114,7 @@ def run(
         Class folders, splits above class folders, or a CSV; or texts.
     out
         The directory for everything that is made.
-    backbone, weights, model_kwargs, mean, std, store, task, splits, input, input_options
+    backbone, weights, download, model_kwargs, mean, std, store, task, splits, input, input_options
         As in `build_cache`.
     head
         As in `train_head`.
@@ -180,8 +181,8 @@ def run(
     steps = _Steps(say)
     steps.begin("build", f"features: one pass over the {kind.noun}s")
     built = build_cache(
-        listing, cache, backbone=backbone, weights=weights, model_kwargs=model_kwargs, mean=mean, std=std, store=store,
-        dataset="images", input_options=input_options, say=lambda note: say(f"note: {note}"),
+        listing, cache, backbone=backbone, weights=weights, download=download, model_kwargs=model_kwargs, mean=mean,
+        std=std, store=store, dataset="images", input_options=input_options, say=lambda note: say(f"note: {note}"),
     )  # fmt: skip
     notes += built.notes
     if built.failed:

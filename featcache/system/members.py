@@ -68,6 +68,12 @@ def read_member(folder: Path, name: str, *, renew: str, sha256: object = None, m
     return data
 
 
+def digest_file(path: Path) -> str:
+    """Return the sha256 (hexadecimal) of the bytes of the file at `path`."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def checked_member(folder: Path, name: str, *, renew: str, sha256: object) -> Path:
     """Return the path of the file `name` of the artefact in `folder`, its digest (hexadecimal) being `sha256`.
 
@@ -75,8 +81,7 @@ def checked_member(folder: Path, name: str, *, renew: str, sha256: object) -> Pa
     """
     path = member_path(folder, name, renew=renew)
     try:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = digest_file(path)
     except OSError as error:
         raise CorruptError(f"{str(path)!r} must be readable, got: {error.strerror}; {renew}") from error
     if found != sha256:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from featcache.backbone import checkpoint
+from featcache.backbone import hub
 from featcache.backbone.backbone import ImageNetwork, weights_digest
 from featcache.backbone.load import load_backbone
 from featcache.backbone.outputs import available_outputs
@@ -282,7 +282,7 @@ def test_the_hubs_weights_go_through_timms_own_loader(weights_file: Path, monkey
         asked.append((repository, file))
         return weights_file
 
-    monkeypatch.setattr(checkpoint, "require_hub", fetch)
+    monkeypatch.setattr(hub, "require_hub", fetch)
     backbone = load_backbone("mobilenetv3_small_050")
     assert asked == [("timm/mobilenetv3_small_050.lamb_in1k", "model.safetensors")]
     assert backbone.model_name == "mobilenetv3_small_050.lamb_in1k"

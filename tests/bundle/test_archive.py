@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from featcache.bundle.archive import pack, unpack
 from featcache.bundle.exporting import export
-from featcache.bundle.manifest import digest_file, manifest_bytes
+from featcache.bundle.manifest import manifest_bytes
 from featcache.cli import app
 from featcache.errors import CorruptError, DependencyError, ExistsError, InputError, MissingError, VerificationError
+from featcache.system.members import digest_file
 from featcache.verification import verify
 
 pytest.importorskip("cryptography")

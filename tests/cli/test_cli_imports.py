@@ -54,14 +54,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["info", "--help"], {"rich", "featcache.cli.caches"}),
         (["info", "cache"], {"numpy", "lmdb", "featcache.cli.caches"}),
         (["build", "photos", "--cache", "cache"], {"numpy", "lmdb", "tqdm", "featcache.cli.caches"}),
+        (
+            ["build", "photos", "--cache", "cache", "--backbone", "auto"],
+            {"numpy", "lmdb", "tqdm", "huggingface_hub", "featcache.cli.caches"},
+        ),
+        (["backbones"], {"numpy", "tqdm", "huggingface_hub", "featcache.cli.caches"}),
         (["train", "cache", "--out", "other"], {"numpy", "lmdb", "featcache.cli.heads"}),
         (["predict", "bundle", "photos/cat/0.jpg"], {"numpy", "PIL", "tqdm", "onnxruntime", "featcache.cli.use"}),
         (["evaluate", "bundle", "photos"], {"numpy", "PIL", "tqdm", "onnxruntime", "featcache.cli.use"}),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
 )
-def test_a_verb_loads_what_it_needs_and_no_more(place: Path, arguments: list[str], allowed: set[str]) -> None:
+def test_a_verb_loads_what_it_needs_and_no_more(
+    place: Path, arguments: list[str], allowed: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Help loads no numpy, a cache that is looked at no decoder, no runtime and no network."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(place / "hub"))  # whatever lies in the user's own
     assert loaded(place, *arguments) <= allowed
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from featcache.backbone.checkpoint import require_hub
+from featcache.backbone.hub import require_hub
 from featcache.errors import BackboneError, FormatError, MissingError, WeightsError
 from featcache.recipe import Pooling
 from featcache.system.json import MOST_BYTES, parse_json
@@ -103,6 +103,18 @@ def require_weights(directory: EncoderDirectory) -> None:
         index = parse_json(require_hub(directory.name, f"{inner}{_INDEX}").read_bytes())
         for shard in sorted(set(_mapping(_mapping(index).get("weight_map")).values())):
             require_hub(directory.name, f"{inner}{shard}")
+
+
+def weights_files(directory: EncoderDirectory) -> list[Path]:
+    """Return the safetensors files of an encoder's directory, one or its parts.
+
+    Raises as `require_weights`, and `FormatError` where the list of the parts is damaged.
+    """
+    require_weights(directory)
+    if (directory.folder / _WEIGHTS).is_file():
+        return [directory.folder / _WEIGHTS]
+    index = _mapping(_mapping(_read_json(directory.folder / _INDEX)).get("weight_map"))
+    return [directory.folder / str(shard) for shard in sorted(set(map(str, index.values())))]
 
 
 class _LocalPlace:
