@@ -1,93 +1,32 @@
-"""`build_cache`: bring a cache up to date with a folder of images, at the cost of what changed and nothing more.
-
-The order of questions is the order of costs: did any file's stat change (no bytes read)? is the digest of the changed
-bytes known (no network)? only then are a backbone loaded and rows extracted. Labels and splits never cost a row.
-"""
+"""`build_cache`: bring a cache up to date with a folder of images, at the cost of what changed and nothing more."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, TypedDict, Unpack
 
 from featcache.backbone.choice import AUTO_BACKBONE
-from featcache.cache import FeatureCache, open_cache
 from featcache.cache.cache import CachePlace
-from featcache.cache.creation import create_cache
-from featcache.cache.manifest import is_cache, may_be_cache, read_manifest
-from featcache.datasets.listing import Listing, Task, printable
-from featcache.datasets.remarks import notes_on_training, notes_on_what_was_read
+from featcache.cache.manifest import is_cache
+from featcache.datasets.listing import Listing, Task
 from featcache.datasets.samples import Samples
-from featcache.datasets.splits import assign_splits
-from featcache.errors import CorruptError, ExistsError, FormatError, InputError, RecipeMismatchError, StorageError
-from featcache.extract.auto_backbone import AutoBackbone
-from featcache.extract.changes import ChangeSet, Seen, find_changes, hash_known, same_listing
+from featcache.errors import InputError
 from featcache.extract.inputs.interface import Extractor
 from featcache.extract.inputs.registry import IMAGE, find_input, input_of
-from featcache.extract.naming import WantedName, settle_name, wanted_name
-from featcache.extract.opening import OpenExtractor, open_extractor, reopen_extractor, resolved_under
-from featcache.extract.request import Request, first_given
+from featcache.extract.naming import WantedName, wanted_name
+from featcache.extract.opening import open_extractor
+from featcache.extract.report import BuildReport
+from featcache.extract.request import Request
 from featcache.extract.settings import ExtractSettings, default_settings
-from featcache.recipe import Recipe
-from featcache.store import StoreWriter, check_kind_at, hold_store
-from featcache.system.cluster import LOCAL, ClusterSettings, cluster
+from featcache.extract.updating import Notes, Work, update_caches
+from featcache.system.cluster import ClusterSettings
 from featcache.system.files import safe_name
-from featcache.system.objects import ObjectPath, Place, place_of
-
-if TYPE_CHECKING:
-    from featcache.extract.collection import Extraction
-    from featcache.extract.ledger import Known
+from featcache.system.objects import Place, place_of
 
 __all__ = ["BuildReport", "Extractor", "Request", "RequestOptions", "build_cache", "build_caches", "open_extractor"]
-
-
-@dataclass(frozen=True, slots=True)
-class BuildReport:
-    """What a build did. Times in seconds; `images_per_second` is extracted / extract_seconds, None where nothing was.
-
-    `extracted`: rows computed now. `reused`: images whose row was there already (equal images count here too).
-    `failed`: images without a row, each with a recorded reason. `seconds_by_stage`: busy time of decode, network, ….
-    `notes`: one line each, how the images were read where that is not plain, and what `train` would refuse.
-    """
-
-    cache: str
-    dataset: str
-    images: int
-    ignored: int
-    extracted: int
-    reused: int
-    failed: int
-    pruned: int
-    rows: int
-    num_features: int
-    fingerprint: str
-    weights: str
-    random_weights: bool
-    startup_seconds: float
-    extract_seconds: float
-    wall_seconds: float
-    images_per_second: float | None
-    seconds_by_stage: Mapping[str, float] = field(default_factory=dict)
-    failures: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return {
-            **dataclasses.asdict(self),
-            "seconds_by_stage": dict(self.seconds_by_stage),
-            "failures": [{"path": path, "reason": reason} for path, reason in self.failures],
-            "notes": list(self.notes),
-        }
 
 
 class RequestOptions(TypedDict, total=False):
@@ -220,22 +159,15 @@ def build_cache(
     started = time.perf_counter()
     listing, named = _listed(images, task, dataset, splits=splits, input=input, options=input_options)
     asked = _of_kind(options, listing.input, input_options)
-    work = _Work(
-        started,
-        listing,
-        named,
-        True,
-        split_seed,
-        prune_missing,
-        wait_seconds,
-        workers,
-        ClusterSettings.of(ray, actors, gpus_per_actor),
-        settings or default_settings(cache),
-        _Notes(say),
-        download,
-    )
+    work = Work(
+        started, listing, named, alone=True, split_seed=split_seed, prune_missing=prune_missing,
+        wait_seconds=wait_seconds, workers=workers, cluster=ClusterSettings.of(ray, actors, gpus_per_actor),
+        settings=settings or default_settings(cache), notes=Notes(say), download=download,
+    )  # fmt: skip
     place = Path("cache_store") / work.wanted.name if cache is None else place_of(cache)
-    return _build([(place, _request(backbone, weights, asked), extractor)], work, store=store, overwrite=overwrite)[0]
+    return update_caches(
+        [(place, _request(backbone, weights, asked), extractor)], work, store=store, overwrite=overwrite
+    )[0]
 
 
 def build_caches(
@@ -310,19 +242,11 @@ def build_caches(
     started = time.perf_counter()
     listing, named = _listed(images, task, dataset, splits=splits, input=input, options=input_options)
     asked = _of_kind(options, listing.input, input_options)
-    work = _Work(
-        started,
-        listing,
-        named,
-        False,
-        split_seed,
-        prune_missing,
-        wait_seconds,
-        workers,
-        ClusterSettings.of(ray, actors, gpus_per_actor),
-        settings or default_settings(cache),
-        _Notes(say),
-    )
+    work = Work(
+        started, listing, named, alone=False, split_seed=split_seed, prune_missing=prune_missing,
+        wait_seconds=wait_seconds, workers=workers, cluster=ClusterSettings.of(ray, actors, gpus_per_actor),
+        settings=settings or default_settings(cache), notes=Notes(say),
+    )  # fmt: skip
     place = Path("cache_store") / work.wanted.name if cache is None else place_of(cache)
     if is_cache(place):
         raise InputError(
@@ -333,7 +257,7 @@ def build_caches(
         (cache_directory(place, name), _request(name, one, asked), (extractors or {}).get(name))
         for name, one in zip(backbone, each, strict=True)
     ]
-    return tuple(_build(wanted, work, store=store, overwrite=overwrite))
+    return tuple(update_caches(wanted, work, store=store, overwrite=overwrite))
 
 
 def cache_directory(cache: Place, backbone: str) -> Place:
@@ -389,393 +313,3 @@ def _of_kind(options: Mapping[str, Any], input: str, chosen: Mapping[str, Any] |
     kind = find_input(input)
     own = kind.chosen(chosen, kind.recipe_options)
     return {**options, "input": None if input == IMAGE else input, "input_options": own or None}
-
-
-# --- the Recipe -----------------------------------------------------------------------------------------------------
-
-
-def _open_or_create(
-    place: Place,
-    request: Request,
-    *,
-    store: str | None,
-    extractor: Extractor | None,
-    overwrite: bool,
-    wait_seconds: float,
-    open_backbone: OpenExtractor,
-    auto: AutoBackbone,
-) -> tuple[FeatureCache, Extractor | None]:
-    """Return the cache, its Recipe checked against the request, and the engine where it had to be opened for that."""
-    if overwrite and _is_taken(place):
-        return _replace(
-            place, request, store=store, extractor=extractor, wait_seconds=wait_seconds, open_backbone=open_backbone,
-            auto=auto,
-        )  # fmt: skip
-    if not _is_taken(place):
-        with contextlib.suppress(ExistsError):  # another build has made it meanwhile: it is extended
-            return _create(place, request, store=store, extractor=extractor, open_backbone=open_backbone, auto=auto)
-    cache = open_cache(place)
-    try:
-        if extractor is None:
-            request = auto.for_existing(request, cache)
-            wanted = request.adopting(cache.request)
-            memo = resolved_under(wanted, cache.recipe)
-            if memo in cache.known_requests():
-                return cache, None
-            extractor = open_backbone(wanted, adopt=cache.recipe)
-            _refuse_other_recipe(cache, extractor.recipe)
-            with contextlib.suppress(StorageError):  # a memo only: where nothing can be written it is resolved again
-                cache.remember_request(memo)
-        else:
-            _refuse_other_recipe(cache, extractor.recipe)
-    except BaseException:
-        cache.close()
-        raise
-    return cache, extractor
-
-
-def _is_taken(place: Place) -> bool:
-    return is_cache(place) if isinstance(place, ObjectPath) else os.path.lexists(place)
-
-
-def _create(
-    place: Place,
-    request: Request,
-    *,
-    store: str | None,
-    extractor: Extractor | None,
-    open_backbone: OpenExtractor,
-    auto: AutoBackbone,
-    overwrite: bool = False,
-) -> tuple[FeatureCache, Extractor]:
-    request = auto.for_new(request)
-    full = dataclasses.replace(
-        request, backbone=request.backbone or find_input(request.input or IMAGE).default_backbone
-    )
-    store = check_kind_at(place, store or ("zarr" if isinstance(place, ObjectPath) else "lmdb"))
-    extractor = extractor or open_backbone(full, adopt=None)
-    shapes = dict(extractor.engine.columns)
-    cache = create_cache(
-        place, extractor.recipe, shapes=shapes, store=store, request=full.to_json(), overwrite=overwrite
-    )
-    cache.remember_request(resolved_under(full, cache.recipe))
-    return cache, extractor
-
-
-def _replace(
-    place: Place,
-    request: Request,
-    *,
-    store: str | None,
-    extractor: Extractor | None,
-    wait_seconds: float,
-    open_backbone: OpenExtractor,
-    auto: AutoBackbone,
-) -> tuple[FeatureCache, Extractor]:
-    """Return a new cache in the place of an old one, asked for as that was where it can still be told."""
-    if not may_be_cache(place):
-        raise InputError(
-            f"--overwrite replaces a cache, {str(place)!r} is none or holds other files too: name another --cache"
-        )
-    wanted = request
-    with contextlib.suppress(CorruptError, FormatError):
-        wanted = request.adopting(read_manifest(place)["request"])
-    create = partial(
-        _create, place, wanted, store=store, extractor=extractor, open_backbone=open_backbone, auto=auto, overwrite=True
-    )
-    if isinstance(place, ObjectPath):  # who writes to the old one goes on to, unseen
-        return create()
-    (place / "store").mkdir(exist_ok=True)
-    with hold_store(place / "store", wait_seconds=wait_seconds):
-        return create()
-
-
-def _refuse_other_recipe(cache: FeatureCache, recipe: Recipe) -> None:
-    differences = cache.recipe.differences(recipe)
-    if differences:
-        listed = "; ".join(
-            f"{name}: the cache has {old!r}, this build {new!r}" for name, (old, new) in differences.items()
-        )
-        raise RecipeMismatchError(
-            f"the cache {str(cache.path)!r} must be extended with its own Recipe, got another ({listed}): "
-            "name another --cache, or ask for what the cache has"
-        )
-
-
-# --- the samples ----------------------------------------------------------------------------------------------------
-
-
-class _Notes:
-    """What was said of the images so far, each note once, and whom to tell."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self.lines: list[str] = []
-
-    def add(self, *notes: str) -> None:
-        """Say the notes that were not said yet."""
-        for note in notes:
-            if note not in self.lines:
-                self.lines.append(note)
-                self._say(note)
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What is to be done, in whichever caches; `alone` if in one. `started`: on the clock of `time.perf_counter`."""
-
-    started: float
-    listing: Listing
-    wanted: WantedName
-    alone: bool
-    split_seed: int | None
-    prune_missing: bool
-    wait_seconds: float
-    workers: int | None
-    cluster: ClusterSettings | None
-    settings: ExtractSettings
-    notes: _Notes
-    download: bool = False
-
-
-@dataclass(slots=True)
-class _Job:
-    """One cache of a build on its way; `dataset`: the name there; `samples`: its stored list, if any."""
-
-    cache: FeatureCache
-    dataset: str
-    extractor: Extractor | None
-    samples: Samples | None
-    seed: int
-    changes: ChangeSet
-    writer: StoreWriter | None = None
-    startup_seconds: float = 0.0
-    extract_seconds: float = 0.0
-    seconds_by_stage: Mapping[str, float] = field(default_factory=dict)
-    extracted: int = 0
-    pruned: int = 0
-
-
-def _build(
-    wanted: Sequence[tuple[Place, Request, Extractor | None]], work: _Work, *, store: str | None, overwrite: bool
-) -> list[BuildReport]:
-    """Open or create the caches, bring them up to date together, and return a report for each."""
-    work.notes.add(*work.listing.notes, *notes_on_training(work.listing))
-    with contextlib.ExitStack() as opened:
-        jobs = []
-        auto = AutoBackbone(work.download, work.notes.add)
-        elsewhere = work.cluster is not None and work.cluster.address != LOCAL
-        for place, request, chosen_extractor in wanted:
-            auto.check(request, elsewhere=elsewhere, extractor=chosen_extractor is not None)
-            cache, extractor = _open_or_create(
-                place, request, store=store, extractor=chosen_extractor, overwrite=overwrite,
-                wait_seconds=work.wait_seconds, open_backbone=_opener(work.cluster, opened), auto=auto,
-            )  # fmt: skip
-            opened.enter_context(cache)
-            if work.cluster is not None:
-                extractor = chosen_extractor  # its workers open their own
-            jobs.append(_start(cache, extractor, work))
-            del extractor
-        _bring_up_to_date(jobs, work)
-        return [_report(job, work) for job in jobs]
-
-
-def _opener(settings: ClusterSettings | None, opened: contextlib.ExitStack) -> OpenExtractor:
-    """Return what opens a backbone: in this process, or where the rows are computed, if that may be another machine.
-
-    A cluster that is started for that lasts as long as `opened`.
-    """
-    if settings is None or (settings.address == LOCAL and not settings.gpus_per_actor):
-        return open_extractor
-
-    def open_there(request: Request, *, adopt: Recipe | None) -> Extractor:
-        from featcache.extract.cluster_extraction import open_extractor_there
-
-        return open_extractor_there(opened.enter_context(cluster(settings.address)), request, settings, adopt=adopt)
-
-    return open_there
-
-
-def _start(cache: FeatureCache, extractor: Extractor | None, work: _Work) -> _Job:
-    if cache.recipe.input != work.listing.input:
-        raise InputError(
-            f"the cache {str(cache.path)!r} must be extended with inputs of its kind {cache.recipe.input!r}, got "
-            f"{work.listing.input!r}: name another --cache"
-        )
-    dataset, note = settle_name(cache, work.listing, work.wanted)
-    if note is not None:
-        work.notes.add(note)
-    before = cache.samples(dataset) if dataset in cache.datasets else None
-    seed = first_given(work.split_seed, before.split_seed if before else None, 0)
-    job = _Job(cache, dataset, extractor, before, seed, find_changes(cache, work.listing, before, alone=work.alone))
-    job.startup_seconds = time.perf_counter() - work.started
-    return job
-
-
-def _bring_up_to_date(jobs: list[_Job], work: _Work) -> None:
-    with contextlib.ExitStack() as writers:
-        # Locks are taken in one order, so that two builds of several caches never wait for each other.
-        for number in sorted(range(len(jobs)), key=lambda number: str(jobs[number].cache.path)):
-            job = jobs[number]
-            if len(job.changes.todo) or work.prune_missing or not _is_stored(job, work):
-                try:
-                    writer = writers.enter_context(job.cache.store.writer(wait_seconds=work.wait_seconds))
-                except StorageError:
-                    if not _changes_nothing(job, work):
-                        raise
-                    continue
-                # Another build may have held the lock until now: look again at what it left.
-                jobs[number] = job = _start(job.cache, job.extractor, work)
-                job.writer = writer
-        seen: Seen = {}
-        for job in jobs:
-            if job.writer is not None:
-                hash_known(work.listing, job.changes, job.writer, before=job.samples, seen=seen)
-        lacking = [job for job in jobs if len(job.changes.todo)]
-        if lacking:
-            _extract(lacking, work)
-        for job in jobs:
-            if job.writer is not None:
-                _store_samples(job, work)
-
-
-def _changes_nothing(job: _Job, work: _Work) -> bool:
-    """Return whether the images are what the cache has, though some had to be read again to say so.
-
-    Then nothing need be written, and a cache where nothing can be serves as well.
-    """
-    if job.samples is None or work.prune_missing or not _is_stored(job, work):
-        return False
-    with job.cache.reader() as reader:
-        hash_known(work.listing, job.changes, reader, before=job.samples, seen={})
-    return (
-        not len(job.changes.todo)
-        and np.array_equal(job.changes.digests, job.samples.digests)
-        and job.changes.failures == job.samples.failures
-    )
-
-
-def _is_stored(job: _Job, work: _Work) -> bool:
-    return job.samples is not None and same_listing(job.samples, work.listing, seed=job.seed)
-
-
-def _extract(jobs: Sequence[_Job], work: _Work) -> None:
-    """Extract what the jobs lack, each input read and decoded once for all of them."""
-    todo = jobs[0].changes.todo if len(jobs) == 1 else np.unique(np.concatenate([job.changes.todo for job in jobs]))
-    whole = len(jobs) == 1 and len(todo) == len(work.listing)  # then nothing need be held twice
-    known = (jobs[0].changes.digests, jobs[0].changes.stats) if whole else None
-    run = _extract_here if work.cluster is None else _extract_there
-    extraction = run(jobs, work, work.listing.absolute_paths(todo), known)
-    startup = time.perf_counter() - work.started - extraction.extract_seconds
-    for job in jobs:
-        job.extractor = None  # a network's buffers are not needed to put the store in order
-    for job, extracted in zip(jobs, extraction.extracted_by_target, strict=True):
-        mine = np.searchsorted(todo, job.changes.todo)
-        if not whole:
-            job.changes.digests[job.changes.todo] = extraction.digests[mine]
-            job.changes.stats[job.changes.todo] = extraction.stats[mine]
-        wanted = set(job.changes.todo.tolist()) if extraction.failures else set()
-        failures = {int(todo[position]): reason for position, reason in extraction.failures.items()}
-        job.changes.failures.update({index: reason for index, reason in failures.items() if index in wanted})
-        job.startup_seconds, job.extract_seconds = startup, extraction.extract_seconds
-        job.seconds_by_stage, job.extracted = extraction.seconds_by_stage, extracted
-
-
-def _extract_here(jobs: Sequence[_Job], work: _Work, paths: Sequence[str | bytes], known: Known | None) -> Extraction:
-    from featcache.extract.extraction import Target, extract
-
-    targets = []
-    for job in jobs:
-        job.extractor = job.extractor or reopen_extractor(job.cache.request, job.cache.recipe)
-        _refuse_other_recipe(job.cache, job.extractor.recipe)
-        assert job.writer is not None
-        targets.append(Target(job.extractor, job.writer))
-    return extract(paths, targets, workers=work.workers, settings=work.settings, out=known)
-
-
-def _extract_there(jobs: Sequence[_Job], work: _Work, paths: Sequence[str | bytes], known: Known | None) -> Extraction:
-    from featcache.extract.cluster_extraction import ClusterTarget, extract_on_cluster
-
-    assert work.cluster is not None
-    targets, writers, keys = [], [], []
-    for job in jobs:
-        assert job.writer is not None
-        writers.append(job.writer)
-        opener = partial(reopen_extractor, job.cache.request, job.cache.recipe)
-        if job.extractor is not None:
-            opener = partial(_itself, job.extractor)
-        row_bytes = sum(column.row_bytes for column in job.cache.columns)
-        url = str(job.cache.path) if isinstance(job.cache.path, ObjectPath) else None
-        targets.append(ClusterTarget(opener, job.cache.recipe, row_bytes, url))
-        with job.cache.reader() as reader:
-            keys.append(np.array(reader.keys()))
-    with cluster(work.cluster.address) as ray:
-        return extract_on_cluster(ray, paths, targets, writers, keys, work.cluster, settings=work.settings, out=known)
-
-
-def _itself(extractor: Extractor) -> Extractor:
-    return extractor
-
-
-def _store_samples(job: _Job, work: _Work) -> None:
-    updated = dataclasses.replace(work.listing, stats=job.changes.stats)
-    splits = assign_splits(updated, job.changes.digests, seed=job.seed, failed=job.changes.failures)
-    called = job.samples.called if job.samples is not None else None
-    if not work.wanted.chosen:
-        called = work.wanted.name if work.wanted.name != job.dataset else None
-    samples = Samples(job.dataset, updated, job.changes.digests, splits, job.changes.failures, job.seed, called)
-    job.cache.replace_samples(samples, before=job.samples)
-    job.samples = samples
-    if work.prune_missing and job.writer is not None:
-        job.pruned = _drop_unreferenced(job.cache, job.writer)
-
-
-def _report(job: _Job, work: _Work) -> BuildReport:
-    cache, listing = job.cache, work.listing
-    if job.samples is not None:
-        work.notes.add(*notes_on_what_was_read(job.samples.listing, job.samples.splits, job.samples.failures))
-    with cache.reader() as reader:
-        rows = len(reader)
-    return BuildReport(
-        cache=str(cache.path),
-        dataset=job.dataset,
-        images=len(listing),
-        ignored=listing.ignored,
-        extracted=job.extracted,
-        reused=len(listing) - len(job.changes.failures) - job.extracted,
-        failed=len(job.changes.failures) + len(listing.failures),
-        pruned=job.pruned,
-        rows=rows,
-        num_features=cache.num_features,
-        fingerprint=cache.fingerprint,
-        weights=cache.recipe.weights,
-        random_weights=cache.recipe.random_weights,
-        startup_seconds=job.startup_seconds,
-        extract_seconds=job.extract_seconds,
-        wall_seconds=time.perf_counter() - work.started,
-        images_per_second=job.extracted / job.extract_seconds if job.extracted else None,
-        seconds_by_stage=job.seconds_by_stage,
-        failures=tuple(
-            (printable(path), reason)
-            for path, reason in [
-                *((listing.paths[index], reason) for index, reason in sorted(job.changes.failures.items())),
-                *listing.failures,
-            ]
-        ),
-        notes=tuple(work.notes.lines),
-    )
-
-
-def _drop_unreferenced(cache: FeatureCache, writer: StoreWriter) -> int:
-    """Free the rows whose digest no sample of any data set has; return how many there were."""
-    dropped = writer.drop(_unreferenced(cache))
-    writer.commit()
-    return dropped
-
-
-def _unreferenced(cache: FeatureCache) -> npt.NDArray[np.uint8]:
-    """Return the keys (n, 32) of those rows, as a copy: a view would hold the old rows' space."""
-    live = {key.tobytes() for key in cache.referenced()}
-    with cache.reader() as reader:
-        keys = reader.keys()
-        return np.array(keys[[key.tobytes() not in live for key in keys]])

@@ -11,7 +11,7 @@ from conftest import write_photo
 
 from featcache.cache import borrow_cache, open_cache
 from featcache.errors import InputError, LockedError, MissingError, StorageError
-from featcache.extract import build as module
+from featcache.extract import updating as module
 from featcache.extract.build import build_cache
 from featcache.store._disk import DiskStore
 from featcache.system.files import new_directory
