@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from featcache.cli.application import app
+from featcache.cli.input_options import INPUT_OPTIONS, takes_input_options
 from featcache.cli.options import (
     ActorsOption,
     CacheArgument,
@@ -17,21 +18,15 @@ from featcache.cli.options import (
     ImagesArgument,
     InputOption,
     Json,
-    LabelColumn,
-    MaxLength,
     MeanOption,
     ModelKwargsOption,
-    Normalize,
     NoSplits,
     Overwrite,
     Place,
-    Pooling,
-    Prefix,
     RayOption,
     StdOption,
     StoreKind,
     TaskKind,
-    TextColumn,
 )
 from featcache.cli.output import put, results, say
 from featcache.cli.text import backbone_table, parse_pairs, parse_triple, say_if_random, show
@@ -74,6 +69,7 @@ def backbones(
 
 
 @app.command()
+@takes_input_options(*INPUT_OPTIONS)
 def build(
     images: ImagesArgument,
     cache: Annotated[
@@ -112,12 +108,8 @@ def build(
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Name of the data set; default: the folder's name.")] = None,
     input: InputOption = None,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
-    max_length: MaxLength = None,
-    pooling: Pooling = None,
-    normalize: Normalize = None,
-    prefix: Prefix = None,
+    *,
+    input_options: dict[str, Any],
     task: Annotated[TaskKind | None, typer.Option(help="What a table's labels are for.")] = None,
     no_splits: NoSplits = False,
     split_seed: Annotated[int | None, typer.Option(help="Seed of the drawn splits.")] = None,
@@ -163,14 +155,7 @@ def build(
         store=store.value if store else None,
         dataset=dataset,
         input=input,
-        input_options={
-            "text_column": text_column,
-            "label_column": label_column,
-            "max_length": max_length,
-            "pooling": pooling,
-            "normalize": normalize,
-            "prefix": prefix,
-        },
+        input_options=input_options,
         task=task.value if task else None,
         splits=not no_splits,
         split_seed=split_seed,

@@ -114,23 +114,6 @@ ImagesArgument = Annotated[
 InputOption = Annotated[
     str | None, typer.Option("--input", help="What IMAGES holds: image or text; default: what it looks like.")
 ]
-TextColumn = Annotated[
-    str | None, typer.Option(help="Column of the texts of a table; default: by its name.", rich_help_panel="Texts")
-]
-LabelColumn = Annotated[
-    str | None, typer.Option(help="Column of the labels; default: by its name.", rich_help_panel="Texts")
-]
-MaxLength = Annotated[
-    int | None, typer.Option(help="Tokens of a text, at most; default: the encoder's.", rich_help_panel="Texts")
-]
-Pooling = Annotated[
-    str | None, typer.Option(help="mean, cls, last or max; default: the encoder's.", rich_help_panel="Texts")
-]
-Normalize = Annotated[
-    bool | None,
-    typer.Option("--normalize/--no-normalize", help="Whether rows have length 1.", rich_help_panel="Texts"),
-]
-Prefix = Annotated[str | None, typer.Option(help="Put before each text, such as 'query: '.", rich_help_panel="Texts")]
 CacheArgument = Annotated[Place, typer.Argument(metavar="CACHE", help="A cache made by build.")]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model made by merge, prune or quantize.")]
 HeadArgument = Annotated[Path, typer.Argument(metavar="HEAD", help="A head made by train.")]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from featcache.cli.application import app
-from featcache.cli.options import ActorsOption, GpusOption, Json, LabelColumn, Place, RayOption, TextColumn
+from featcache.cli.input_options import takes_input_options
+from featcache.cli.options import ActorsOption, GpusOption, Json, Place, RayOption
 from featcache.cli.output import put, put_json, say
 from featcache.cli.text import show
 from featcache.errors import InputError
 
 
 @app.command()
+@takes_input_options("text_column")
 def predict(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a model.")],
     images: Annotated[
@@ -28,7 +30,8 @@ def predict(
     cache: Annotated[
         Place | None, typer.Option(metavar="PATH", help="Look features up here by digest before computing them.")
     ] = None,
-    text_column: TextColumn = None,
+    *,
+    input_options: dict[str, Any],
     ray: RayOption = None,
     actors: ActorsOption = None,
     gpus_per_actor: GpusOption = 0.0,
@@ -46,7 +49,7 @@ def predict(
         ray=ray,
         actors=actors,
         gpus_per_actor=gpus_per_actor,
-        input_options={"text_column": text_column},
+        input_options=input_options,
     )
     if cache is not None:
         hits = sum(prediction.cached for prediction in predictions)
@@ -79,13 +82,14 @@ def _named(images: list[str]) -> list[str]:
 
 
 @app.command()
+@takes_input_options("text_column", "label_column")
 def evaluate(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a model.")],
     images: Annotated[str, typer.Argument(metavar="IMAGES", help="As for build, labelled; of a split tree, test.")],
     format: Annotated[str | None, typer.Option("--format", help="Which device file; default: the first.")] = None,
     split: Annotated[str | None, typer.Option(help="train, val or test, where the images have splits.")] = None,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
+    *,
+    input_options: dict[str, Any],
     ray: RayOption = None,
     actors: ActorsOption = None,
     gpus_per_actor: GpusOption = 0.0,
@@ -102,7 +106,7 @@ def evaluate(
         ray=ray,
         actors=actors,
         gpus_per_actor=gpus_per_actor,
-        input_options={"text_column": text_column, "label_column": label_column},
+        input_options=input_options,
     )
     for note in result.notes:
         say(f"note: {note}")

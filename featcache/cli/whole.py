@@ -7,25 +7,20 @@ from typing import Annotated, Any
 import typer
 
 from featcache.cli.application import app
+from featcache.cli.input_options import INPUT_OPTIONS, takes_input_options
 from featcache.cli.options import (
     BackboneOption,
     DownloadOption,
     ImagesArgument,
     InputOption,
     Json,
-    LabelColumn,
-    MaxLength,
     MeanOption,
     ModelKwargsOption,
-    Normalize,
     NoSplits,
     OutOption,
     Overwrite,
-    Pooling,
-    Prefix,
     StdOption,
     StoreKind,
-    TextColumn,
     WeightsOption,
 )
 from featcache.cli.output import put, say
@@ -35,6 +30,7 @@ from featcache.train.options import LinearOptions
 
 
 @app.command()
+@takes_input_options(*INPUT_OPTIONS)
 @takes_settings(LinearOptions, panel="Penalties", compares=False)
 def run(
     context: typer.Context,
@@ -56,12 +52,8 @@ def run(
     store: Annotated[StoreKind, typer.Option(help="Storage of the cache.")] = StoreKind.lmdb,
     no_splits: NoSplits = False,
     input: InputOption = None,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
-    max_length: MaxLength = None,
-    pooling: Pooling = None,
-    normalize: Normalize = None,
-    prefix: Prefix = None,
+    *,
+    input_options: dict[str, Any],
     overwrite: Overwrite = False,
     as_json: Json = False,
     **settings: Any,
@@ -92,14 +84,7 @@ def run(
         store=store.value,
         splits=not no_splits,
         input=input,
-        input_options={
-            "text_column": text_column,
-            "label_column": label_column,
-            "max_length": max_length,
-            "pooling": pooling,
-            "normalize": normalize,
-            "prefix": prefix,
-        },
+        input_options=input_options,
         overwrite=overwrite,
         say=tell,
     )
