@@ -24,9 +24,7 @@ class Metrics:
             "featcache_request_seconds", "From a request's head to its answer's end.", ("endpoint",), buckets=_SECONDS,
             registry=self.registry,
         )  # fmt: skip
-        self.waiting = Gauge(
-            "featcache_waiting_images", "Inputs that wait or are worked on.", registry=self.registry
-        )
+        self.waiting = Gauge("featcache_waiting_images", "Inputs that wait or are worked on.", registry=self.registry)
         self._images = Counter(
             "featcache_images", "Inputs answered: computed, cached, or failed.", (*_MODEL, "outcome"),
             registry=self.registry,

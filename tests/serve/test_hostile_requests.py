@@ -181,9 +181,9 @@ def test_room_is_counted_and_given_back() -> None:
         waiting = Gauge()
 
     service = Service(None, SMALL, Metrics())  # type: ignore[arg-type]
-    with service.room_for(3):
+    with service.room_for(3, "image"):
         service.check_room()
-        with service.room_for(1), pytest.raises(RefusedError) as caught:
+        with service.room_for(1, "image"), pytest.raises(RefusedError) as caught:
             service.check_room()
         assert (caught.value.status, caught.value.headers["retry-after"]) == (503, "1")
         with pytest.raises(RefusedError, match="3 inputs wait already, 4 is the most"), service.room_for(2, "image"):

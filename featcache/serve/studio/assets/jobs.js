@@ -60,16 +60,18 @@ export class Jobs extends EventTarget {
       job.state === "running" ? bar : "",
       element("p", { class: "quiet", text: line.filter(Boolean).join(" · ") }),
       job.error ? element("p", { class: "bad", text: job.error }) : "",
-      job.state === "done" && job.kind === "build" && job.result ? this.#built(job.result) : "",
+      job.state === "done" && job.kind === "build" && job.result ? this.#built(job) : "",
       log,
     );
   }
 
-  #built(result) {
+  #built(job) {
+    const { result } = job;
     const failures = result.failures ?? [];
-    const made = element("div", {}, element("p", { text: t("built", { images: result.images, extracted: result.extracted, reused: result.reused, seconds: result.wall_seconds.toFixed(1) }) }));
+    const kind = job.parameters.input === "text" ? "text" : "picture";
+    const made = element("div", {}, element("p", { text: t("built", { images: result.images, extracted: result.extracted, reused: result.reused, seconds: result.wall_seconds.toFixed(1) }, kind) }));
     if (failures.length) {
-      made.append(element("details", {}, element("summary", { text: t("broken", { count: failures.length }) }),
+      made.append(element("details", {}, element("summary", { text: t("broken", { count: failures.length }, kind) }),
         element("ul", {}, ...failures.slice(0, 200).map((one) => element("li", { text: `${one.path}: ${one.reason}` })))));
     }
     return made;
