@@ -98,8 +98,9 @@ def datasets_router(studio: Studio) -> APIRouter:
         fitted, _ = desk.fitted(number)
         return [_sample(collection, fitted, sample) for sample in asked.samples]
 
-    @router.get("/{number}/samples/{sample}/picture", summary="A sample as a person sees it: a small JPEG or the text",
-                response_class=Response, responses={200: {"content": {"image/jpeg": {}, "text/plain": {}}}})  # fmt: skip
+    @router.get("/{number}/samples/{sample}/picture", response_class=Response,
+                summary="A sample as a person sees it: a small JPEG, or the text",
+                responses={200: {"content": {"image/jpeg": {}, "text/plain": {}}}})  # fmt: skip
     async def picture(
         number: Id, sample: Annotated[int, Path(ge=0, lt=2**31)],
         side: Annotated[int, Query(description=f"One of {SIDES}.")] = SIDES[0],

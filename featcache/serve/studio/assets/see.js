@@ -20,7 +20,7 @@ export class See {
     this.cards = [new ConfusionCard(session, show), new MapCard(session, images(t("map"))), new CompareCard(session, images(t("compare")))];
     const [confusion, map, compare] = this.cards.map((one) => one.root);
     this.root = element(
-      "section", { class: "page see" },
+      "section", { class: `page see ${view.tileClass}` },
       element("h1", { text: t("see") }),
       element("div", { class: "columns masonry" },
         card(t("accuracy_over_labels"), t("accuracy_hint"), this.accuracy),
