@@ -86,7 +86,8 @@ class TextTokenizer:
     @functools.cached_property
     def vocabulary(self) -> int:
         """One more than the largest id that a text can have."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return max(ids.values()) + 1
 
     def _prepared(self, text: str) -> str:
         most = self.preprocessing.max_characters
