@@ -112,8 +112,11 @@ def workspace_router(studio: Studio) -> APIRouter:
             check_name(asked.name)
             if asked.images is not None and not studio.local:
                 _check_inside(workspace.root, asked.images, "images")
-            if asked.backbone is not None and not studio.local and os.path.exists(asked.backbone):
-                _check_inside(workspace.root, asked.backbone, "an encoder")
+            if asked.backbone is not None and not studio.local:
+                # as this process, or a job, which runs in the workspace, would understand it
+                for path in (os.path.abspath(asked.backbone), os.path.join(workspace.root, asked.backbone)):
+                    if os.path.exists(path):
+                        _check_inside(workspace.root, path, "an encoder")
         else:
             check_name(asked.name)
             collection = studio.desk.collection(asked.dataset)

@@ -31,12 +31,12 @@ export class Frame {
   }
 
   /** Return {label, unknown, entries, milliseconds} of an image or text file, once what runs there is loaded. */
-  async classify(image) {
+  async classify(input) {
     await this.loading;
     if (!this.element) throw new Error(t("try_closed"));
     return new Promise((resolve, reject) => {
       this.waiting.set(++this.asked, { resolve, reject });
-      this.element.contentWindow.postMessage({ number: this.asked, image }, "*");
+      this.element.contentWindow.postMessage({ number: this.asked, input }, "*");
     });
   }
 
