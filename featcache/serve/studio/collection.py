@@ -257,7 +257,7 @@ class Collection:
             for sample, (path, label, split) in enumerate(
                 zip(self.paths, self.labels.tolist(), self.splits.tolist(), strict=True)
             ):
-                named = path if self._words is None else self.source(sample).decode()
+                named = path if self._words is None else self._words.whole(sample)
                 writer.writerow((named, self.class_name(label) or "", SPLITS[split]))
         return table.getvalue()
 

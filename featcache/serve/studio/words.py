@@ -24,9 +24,13 @@ class Words:
         """Return the text of `sample`; raises `SampleError` where it is gone or another one by now."""
         text = self._kept[sample]
         if text is None:
-            _, data = self._kind.show(self._read(sample), side=MOST)
-            text = self._kept[sample] = data.decode()[:MOST]
+            text = self._kept[sample] = self.whole(sample)[:MOST]
         return text
+
+    def whole(self, sample: int) -> str:
+        """Return all of the text of `sample`, read now; raises as `of`."""
+        _, data = self._kind.show(self._read(sample), side=MOST)
+        return data.decode()
 
     def holding(self, wanted: str) -> npt.NDArray[np.bool_]:
         """Return (n,) which texts hold `wanted`, in any case; those that cannot be read do not."""

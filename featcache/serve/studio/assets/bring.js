@@ -68,7 +68,7 @@ export class Bring {
     this.encoder.placeholder = t("encoder_example");
     this.columns = { text_column: element("input", { maxlength: 1000 }), label_column: element("input", { maxlength: 1000 }) };
     return element("div", {}, field("encoder", this.encoder),
-      element("details", { class: "more" }, element("summary", { text: t("columns") }),
+      element("details", { class: "more", "aria-label": t("columns") }, element("summary", { text: t("columns") }),
         element("div", { class: "row budget" }, ...Object.entries(this.columns).map(([name, input]) => field(name, input)))),
       ...this.#fromPath("text"), ...this.#fromBrowser("text", ".csv,.tsv,.jsonl,.ndjson,.parquet,.txt,.zip"));
   }

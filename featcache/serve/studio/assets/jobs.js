@@ -45,7 +45,7 @@ export class Jobs extends EventTarget {
     const at = progress ? progress.done / Math.max(progress.total, 1) : 0;
     const bar = element("progress", { max: 1, "aria-label": t("progress"), ...(progress && { value: at }) });
     const said = element("pre", { class: "log" });
-    const log = element("details", { "data-job": job.id, on: { toggle: () => log.open && this.#log(job.id, said).catch(complain) } }, element("summary", { text: t("log") }), said);
+    const log = element("details", { "data-job": job.id, "aria-label": t("log"), on: { toggle: () => log.open && this.#log(job.id, said).catch(complain) } }, element("summary", { text: t("log") }), said);
     log.open = open;
     const step = job.state === "running" && job.doing && t("step", { step: job.step + 1, steps: job.steps, doing: job.doing });
     const line = [t(`kind_${job.kind}`), step, progress && `${progress.what} ${progress.done}/${progress.total}`, progress?.rate, progress?.seconds_left != null && t("seconds_left", { seconds: progress.seconds_left })];
