@@ -52,6 +52,10 @@ class LargeImageError(ImageError):
     """An image has more pixels than are decoded."""
 
 
+class LargeTextError(SampleError):
+    """A text has more bytes than are read."""
+
+
 class BackboneError(FeatcacheError, LookupError):
     """No such backbone, or one without what was asked of it."""
 

@@ -202,6 +202,17 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def cards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with ``cards.csv``, a tiny encoder, the ``cache`` of the texts, its ``bundle``; only to be read.
+
+    Texts with ``money`` or ``card`` in them are of the class money, all others of time.
+    """
+    from text_encoders import write_cards
+
+    return write_cards(tmp_path_factory.mktemp("cards"))
+
+
+@pytest.fixture(scope="session")
 def server(pets: Path) -> Iterator[object]:
     """Return the client of a running server of `pets`."""
     from serving import running

@@ -45,7 +45,7 @@ def serve(
     ],
     cache: Annotated[
         Place | None,
-        typer.Option(metavar="PATH", help="Answer for images that this cache knows from their stored features."),
+        typer.Option(metavar="PATH", help="Answer for images or texts that this cache knows from stored features."),
     ] = None,
     format: Annotated[str | None, typer.Option("--format", help="Which device file; default: the first.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads to compute and to decode with; default: all.")] = None,
@@ -55,20 +55,20 @@ def serve(
         str | None, typer.Option(help="What requests must bring as Authorization: Bearer.", rich_help_panel=_NETWORK)
     ] = None,
     max_batch: Annotated[
-        int, typer.Option(help="Images run at once at most; fewer where faster.", rich_help_panel=_BOUNDS)
+        int, typer.Option(help="Inputs run at once at most; fewer where faster.", rich_help_panel=_BOUNDS)
     ] = 16,
     max_delay_ms: Annotated[
-        float, typer.Option(help="How long a batch waits for images being decoded.", rich_help_panel=_BOUNDS)
+        float, typer.Option(help="How long a batch waits for inputs being prepared.", rich_help_panel=_BOUNDS)
     ] = 5.0,
     max_queue: Annotated[
-        int, typer.Option(help="Images that may wait; more are answered by 503.", rich_help_panel=_BOUNDS)
+        int, typer.Option(help="Inputs that may wait; more are answered by 503.", rich_help_panel=_BOUNDS)
     ] = 256,
     max_body_mb: Annotated[
         float, typer.Option(help="Size of a request's body at most.", rich_help_panel=_BOUNDS)
     ] = 32.0,
     as_json: Json = False,
 ) -> None:
-    """Answer for bundles over HTTP until stopped: plain uploads and the Open Inference Protocol v2.\f
+    """Answer for bundles over HTTP until stopped: images or texts, the Open Inference Protocol v2.\f
 
     Raises `DependencyError` where the extra ``serve`` is not installed.
     """
@@ -94,7 +94,7 @@ def serve(
 @app.command()
 def studio(
     workspace: Annotated[
-        Path, typer.Argument(metavar="[WORKSPACE]", help="A folder for images, labels and what is made of them.")
+        Path, typer.Argument(metavar="[WORKSPACE]", help="A folder for images or texts, labels, what is made of them.")
     ] = Path("studio"),
     host: Host = "127.0.0.1",
     port: Port = 8080,
@@ -104,7 +104,7 @@ def studio(
     browser: Annotated[bool, typer.Option(help="Open the page in the browser of this machine.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Bring images, label, see, correct and ship in a browser: open a workspace until stopped.\f
+    """Bring images or texts, label, see, correct and ship in a browser: open a workspace until stopped.\f
 
     Raises `DependencyError` where the extra ``serve`` is not installed.
     """
@@ -134,7 +134,7 @@ def map(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Lay the images of a cache out in a plane for the studio, likes together: t-SNE of their features.\f
+    """Lay the images or texts of a cache out in a plane for the studio, likes together: t-SNE of their features.\f
 
     Raises `DependencyError` where the extra ``serve`` or scikit-learn is not installed.
     """

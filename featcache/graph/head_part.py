@@ -42,8 +42,8 @@ def head_part(path: Path) -> bytes:
         if name in maker:
             needed.add(id(maker[name]))
             waiting += maker[name].input
-    if "image" in values:
-        raise FormatError(f"{path.name!r} must have a head that reads nothing but the features, its reads the image")
+    if read := sorted(values & {tensor.name for tensor in graph.input}):
+        raise FormatError(f"{path.name!r} must have a head that reads nothing but the features, its reads {read[0]!r}")
     nodes = []
     for node in graph.node:
         if id(node) in needed:

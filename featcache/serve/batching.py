@@ -1,8 +1,8 @@
-"""`Batcher`: the images that wait for one model are run together, on threads of its own.
+"""`Batcher`: the inputs that wait for one model are run together, on threads of its own.
 
-While batches are computed, the images that come meanwhile are the next ones. A batch is begun as soon as a thread is
-free, unless it may hold more than one image and further ones are being decoded: then it waits for them, though no
-longer than `max_delay`. A lone image therefore never waits.
+While batches are computed, the inputs that come meanwhile are the next ones. A batch is begun as soon as a thread is
+free, unless it may hold more than one input and further ones are being decoded: then it waits for them, though no
+longer than `max_delay`. A lone input therefore never waits.
 """
 
 from __future__ import annotations
@@ -10,52 +10,61 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import CorruptError
 
-Pixels = npt.NDArray[np.uint8]
+Prepared = npt.NDArray[Any]  # an input as the network takes it: pixels, token ids
 Logits = npt.NDArray[np.float32]
-Batch = list[tuple[Pixels, Future[Logits]]]
+Batch = list[tuple[Prepared, Future[Logits]]]
 
 
 class Batcher:
-    """Threads that run batches of images. Thread-safe.
+    """Threads that run batches of prepared inputs. Thread-safe.
 
     Parameters
     ----------
     run
-        Returns the logits (n, k) of images (n, height, width, 3); called by `workers` threads, with n ≤ `max_batch`.
+        Returns the logits (n, k) of a batch (n, …); called by `workers` threads, with n ≤ `max_batch`.
     lone
-        The same for one image while no other is there: what answers soonest, not most. None: `run`.
+        The same for one input while no other is there: what answers soonest, not most. None: `run`.
+    stack
+        Makes a batch of several inputs.
+    together
+        Returns how many of the first of the inputs that wait are worth a batch, one at least.
     workers
         How many threads run batches.
     max_batch
-        Images in a batch at most.
+        Inputs in a batch at most.
     max_delay
-        Seconds that a batch waits at most for images that are announced.
+        Seconds that a batch waits at most for inputs that are announced.
     ran
         Called with the size of each batch and the seconds that it took.
     """
 
     def __init__(
         self,
-        run: Callable[[Pixels], Logits],
+        run: Callable[[Prepared], Logits],
         *,
         max_batch: int,
         max_delay: float,
         workers: int = 1,
-        lone: Callable[[Pixels], Logits] | None = None,
+        lone: Callable[[Prepared], Logits] | None = None,
+        stack: Callable[[Sequence[Prepared]], Prepared] = np.stack,
+        together: Callable[[Sequence[Prepared]], int] = len,
         ran: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
         self._run, self._lone = run, run if lone is None else lone
+        self._stack, self._together = stack, together
         self._max_batch, self._max_delay, self._ran = max_batch, max_delay, ran
         self._changed = threading.Condition()
-        self._ready: deque[tuple[Pixels, Future[Logits], float]] = deque()
+        self._ready: deque[tuple[Prepared, Future[Logits], float]] = deque()
         self._announced = 0
         self._under_way = 0
         self._closed = False
@@ -67,21 +76,21 @@ class Batcher:
             thread.start()
 
     def announce(self) -> None:
-        """Say that an image is being decoded; it is then `put`, or withdrawn."""
+        """Say that an input is being prepared; it is then `put`, or withdrawn."""
         with self._changed:
             self._announced += 1
 
     def withdraw(self) -> None:
-        """Say that an announced image does not come."""
+        """Say that an announced input does not come."""
         with self._changed:
             self._announced -= 1
             self._changed.notify_all()
 
-    def put(self, pixels: Pixels, answer: Future[Logits]) -> None:
-        """Let an announced image (height, width, 3) be run; its logits (k,), or the error, become those of `answer`."""
+    def put(self, prepared: Prepared, answer: Future[Logits]) -> None:
+        """Let an announced input be run; its logits (k,), or the error, become those of `answer`."""
         with self._changed:
             self._announced -= 1
-            self._ready.append((pixels, answer, time.monotonic()))
+            self._ready.append((prepared, answer, time.monotonic()))
             if self._max_batch > 1:
                 self._changed.notify_all()
             else:
@@ -104,10 +113,10 @@ class Batcher:
             with self._changed:
                 self._under_way -= 1
 
-    def _answer(self, batch: Batch, run: Callable[[Pixels], Logits]) -> None:
+    def _answer(self, batch: Batch, run: Callable[[Prepared], Logits]) -> None:
         started = time.monotonic()
         try:
-            logits = run(np.stack([pixels for pixels, _ in batch]))
+            logits = run(self._stack([prepared for prepared, _ in batch]))
             if not np.isfinite(logits).all():
                 raise CorruptError("the model must answer with finite numbers, it did not: export the bundle again")
         except BaseException as error:  # noqa: BLE001 - it is raised where each answer is awaited
@@ -118,8 +127,8 @@ class Batcher:
         for (_, answer), row in zip(batch, logits, strict=True):
             answer.set_result(row)
 
-    def _next_batch(self) -> tuple[Batch, Callable[[Pixels], Logits]]:
-        """Return the next images and what runs them; none once the batcher is closed and nothing waits."""
+    def _next_batch(self) -> tuple[Batch, Callable[[Prepared], Logits]]:
+        """Return the next inputs and what runs them; none once the batcher is closed and nothing waits."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._ready or self._closed)
@@ -130,7 +139,7 @@ class Batcher:
                     self._changed.wait_for(self._has_batch, timeout=max(0.0, until - time.monotonic()))
                 if self._ready:  # else another thread was first
                     break
-            count = min(len(self._ready), self._max_batch)
+            count = self._together([prepared for prepared, *_ in islice(self._ready, self._max_batch)])
             batch = [self._ready.popleft()[:2] for _ in range(count)]
             alone = count == 1 and not self._ready and not self._announced and not self._under_way
             self._under_way += 1

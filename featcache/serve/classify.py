@@ -1,4 +1,4 @@
-"""``POST /models/NAME/classify``: image files in, label and probabilities out."""
+"""``POST /models/NAME/classify``: image files or texts in, label and probabilities out."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
-from featcache.errors import FeatcacheError, ImageError
+from featcache.errors import FeatcacheError, SampleError
 from featcache.runtime.prediction import describe
-from featcache.serve.documents import CLASSIFY_BODY, ClassifiedImage, ServedName, answers
-from featcache.serve.multipart import UploadedFile, is_multipart, read_files
+from featcache.serve.documents import CLASSIFY_BODY, ClassifiedInput, ServedName, answers
+from featcache.serve.multipart import UploadedFile
 from featcache.serve.served import Answer, ServedModel
 from featcache.serve.service import Service, json_response, settled
 
@@ -29,10 +29,8 @@ def classify_router(service: Service) -> APIRouter:
         with (model := service.models.get(name, version)).in_use():
             service.check_room()
             async with service.bodies.read(request) as body:
-                content_type = request.headers.get("content-type", "")
-                lone = not is_multipart(content_type)
-                files = [UploadedFile(None, body)] if lone else read_files(body, content_type)
-                with service.room_for(len(files)):
+                files, lone = model.form.read_body(body, request.headers.get("content-type", ""))
+                with service.room_for(len(files), model.form.noun):
                     found = await settled([model.classify(file.data) for file in files])
         entries = _entries(model, files, found, top=top)
         if lone and isinstance(found[0], FeatcacheError):
@@ -40,16 +38,18 @@ def classify_router(service: Service) -> APIRouter:
         return json_response(entries)
 
     described: dict[str, Any] = {
-        "response_model": list[ClassifiedImage],
+        "response_model": list[ClassifiedInput],
         "responses": answers(400, 404, 408, 413, 415, 422, 503),
         "openapi_extra": {"requestBody": CLASSIFY_BODY},
     }
 
-    @router.post("/models/{name}/classify", summary="Classify images by the newest version", **described)
+    @router.post("/models/{name}/classify", summary="Classify images or texts by the newest version", **described)
     async def classify_newest(name: str, request: Request, top: Top = 5) -> Response:
         return await classify(name, None, top, request)
 
-    @router.post("/models/{name}/versions/{version}/classify", summary="Classify images by one version", **described)
+    @router.post(
+        "/models/{name}/versions/{version}/classify", summary="Classify images or texts by one version", **described
+    )
     async def classify_version(name: str, version: str, request: Request, top: Top = 5) -> Response:
         return await classify(name, version, top, request)
 
@@ -65,7 +65,8 @@ def description_of(model: ServedModel) -> dict[str, Any]:
         "task": classifier.task,
         "classes": list(classifier.classes),
         "format": classifier.format,
-        "image": list(model.image_shape),
+        "input": classifier.input.preprocessing.input,
+        **model.form.described(),
         "answers_from_cache": model.known is not None,
     }
 
@@ -73,9 +74,9 @@ def description_of(model: ServedModel) -> dict[str, Any]:
 def _entries(
     model: ServedModel, files: list[UploadedFile], found: list[Answer | BaseException], *, top: int
 ) -> list[dict[str, Any]]:
-    """Return an entry for each file, in their order; raises what is no fault of the image."""
+    """Return an entry for each file, in their order; raises what is no fault of the input."""
     for one in found:
-        if isinstance(one, BaseException) and not isinstance(one, ImageError):
+        if isinstance(one, BaseException) and not isinstance(one, SampleError):
             raise one
     good = [(i, one) for i, one in enumerate(found) if isinstance(one, Answer)]
     entries: list[dict[str, Any]] = [{"file": file.name} for file in files]
@@ -86,14 +87,14 @@ def _entries(
             [""] * len(good), logits, classifier.classes, classifier.task, top=top, unknown=classifier.unknown
         )
         for (i, answer), prediction in zip(good, predictions, strict=True):
-            model.metrics.image("cached" if answer.cached else "computed")
+            model.metrics.count("cached" if answer.cached else "computed")
             values = prediction.to_json()
             entries[i] |= {
                 "label": values["label"], "probability": values["probability"], "unknown": prediction.unknown,
                 "top": values["top"], "cached": answer.cached,
             }  # fmt: skip
     for entry, one in zip(entries, found, strict=True):
-        if isinstance(one, ImageError):
-            model.metrics.image("failed")
+        if isinstance(one, SampleError):
+            model.metrics.count("failed")
             entry["error"] = " ".join(str(one).split())
     return entries

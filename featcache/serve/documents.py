@@ -10,10 +10,13 @@ _LINES = {
     400: ("The input is not what the endpoint takes.", "shape of 'image' must be [N, 224, 224, 3], got [3]"),
     404: ("There is no such model or version.", "a model's name must be one of 'pets', got 'cars'"),
     408: ("The body did not arrive in time.", "a body must arrive within 30 seconds, got 12 bytes of it"),
-    413: ("The body, or an image in it, is too large.", "a body must be at most 32000000 bytes, this one is larger"),
-    415: ("The body is not an image.", "not an image file, or damaged in its first bytes"),
+    413: (
+        "The body, or an image or text in it, is too large.",
+        "a body must be at most 32000000 bytes, this one is larger",
+    ),
+    415: ("The body is not what the model reads.", "not an image file, or damaged in its first bytes"),
     422: ("A parameter of the address is not what it must be.", "top must be a whole number of at least 1"),
-    503: ("There is no room now: come again.", "256 images wait already: try again in a moment"),
+    503: ("There is no room now: come again.", "256 inputs wait already: try again in a moment"),
 }
 _ANY: dict[str, Any] = {"type": "string", "format": "binary"}
 
@@ -31,8 +34,8 @@ class ClassProbability(BaseModel):
     probability: float
 
 
-class ClassifiedImage(BaseModel):
-    """What is seen in one image, or `error`: why it cannot be read."""
+class ClassifiedInput(BaseModel):
+    """What is seen in one image, or read in one text, or `error`: why it cannot be."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -47,10 +50,12 @@ class ClassifiedImage(BaseModel):
         }
     )  # fmt: skip
 
-    file: str | None = Field(description="The name that the client gave the file; null for a body that is the image.")
+    file: str | None = Field(
+        description="The name that the client gave the file; null for a body that is the input, and for texts in JSON."
+    )
     label: str | None = Field(None, description="The likeliest class; null for regression.")
     probability: float | None = None
-    unknown: bool = Field(False, description="The model's rule says that the image is of no known class.")
+    unknown: bool = Field(False, description="The model's rule says that it is of no known class.")
     top: list[ClassProbability] = Field(default=[], description="The likeliest classes, the first one first.")
     cached: bool = Field(False, description="It was answered from stored features.")
     error: str | None = None
@@ -64,7 +69,9 @@ class ServedName(BaseModel):
     task: str
     classes: list[str]
     format: str
-    image: list[int] = Field(description="Height, width and channels of what the model reads.")
+    input: str = Field(description="The kind of what the model reads: image or text.")
+    image: list[int] = Field(default=[], description="Height, width and channels of the images that it reads.")
+    tokens: int | None = Field(None, description="How many tokens of a text it reads at most.")
     answers_from_cache: bool
 
 
@@ -133,7 +140,11 @@ class ModelReadiness(Readiness):
 
 CLASSIFY_BODY: dict[str, Any] = {
     "required": True,
-    "description": "Image files in fields named files, or one image as the body itself, whatever its Content-Type.",
+    "description": (
+        "A model of images: image files in fields named files, or one image as the body itself, whatever its "
+        "Content-Type. A model of texts: JSON with a list of texts; or one text as the body itself, with the "
+        "Content-Type text/plain; or text files in fields named files; all of them UTF-8."
+    ),
     "content": {
         "multipart/form-data": {
             "schema": {
@@ -142,6 +153,16 @@ CLASSIFY_BODY: dict[str, Any] = {
                 "properties": {"files": {"type": "array", "minItems": 1, "items": _ANY}},
             }
         },
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["texts"],
+                "properties": {"texts": {"type": "array", "minItems": 1, "items": {"type": "string"}}},
+                "additionalProperties": False,
+            },
+            "example": {"texts": ["my card has not arrived"]},
+        },
+        "text/plain": {"schema": {"type": "string"}},
         "image/jpeg": {"schema": _ANY},
         "image/png": {"schema": _ANY},
         "application/octet-stream": {"schema": _ANY},
@@ -153,10 +174,10 @@ _TENSOR: dict[str, Any] = {
     "type": "object",
     "required": ["name", "shape", "datatype"],
     "properties": {
-        "name": {"const": "image"},
-        "shape": {"type": "array", "items": {"type": "integer"}, "minItems": 4, "maxItems": 4},
-        "datatype": {"const": "UINT8"},
-        "data": {**_NUMBERS, "description": "Whole numbers 0 to 255, nested or flat."},
+        "name": {"enum": ["image", "text", "input_ids"]},
+        "shape": {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 4},
+        "datatype": {"enum": ["UINT8", "BYTES", "INT64"]},
+        "data": {**_NUMBERS, "description": "Whole numbers, nested or flat; of BYTES strings."},
         "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}},
     },
 }
@@ -164,7 +185,9 @@ INFER_BODY: dict[str, Any] = {
     "required": True,
     "description": (
         "JSON; or, with the header Inference-Header-Content-Length, so many bytes of JSON and then the values of each "
-        "input that states parameters.binary_data_size."
+        "input that states parameters.binary_data_size. A model of images takes image, UINT8 [N, height, width, 3]; "
+        "one of texts either text, BYTES [N], in binary each text behind its length in four bytes, or input_ids, INT64 "
+        "[N, L], with -1 behind shorter ones."
     ),
     "content": {
         "application/json": {

@@ -1,4 +1,4 @@
-"""`KnownImages`: images whose bytes a cache knows are answered from their stored features, not decoded, not run."""
+"""`KnownInputs`: images or texts whose bytes a cache knows are answered from their stored features, not run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from featcache.serve.batching import Logits
 
 
 class StoredFeatures:
-    """The features in a cache, by the bytes of the image. Thread-safe; raises as `featcache.cache.open_cache`."""
+    """The features in a cache, by the bytes of the input. Thread-safe; raises as `featcache.cache.open_cache`."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._lock = threading.Lock()
         self.cache = open_cache(path)
 
     def of(self, data: bytes) -> npt.NDArray[np.float32] | None:
-        """Return the features (1, d) of the image with the bytes `data`, None where the cache does not know it."""
+        """Return the features (1, d) of the input with the bytes `data`, None where the cache does not know it."""
         digest = np.frombuffer(hashlib.sha256(data).digest(), dtype=np.uint8).reshape(1, 32)
         with self._lock:
             with self.cache.reader() as reader:
@@ -38,7 +38,7 @@ class StoredFeatures:
             self.cache.close()
 
 
-class KnownImages:
+class KnownInputs:
     """The answers of a bundle's own head to stored features. Thread-safe.
 
     Parameters
@@ -60,7 +60,7 @@ class KnownImages:
         self._session = open_session(head_part(bundle.files("onnx")[0]), threads=1)
 
     def logits(self, data: bytes) -> Logits | None:
-        """Return the logits (k,) of the image with the bytes `data`, None where the cache does not know it."""
+        """Return the logits (k,) of the input with the bytes `data`, None where the cache does not know it."""
         features = self._stored.of(data)
         if features is None:
             return None

@@ -1,8 +1,9 @@
 """`Lanes`: how a model is run here, found by trying as it is loaded.
 
 A network of many layers gains nothing from batches on a processor: each image more in a batch pushes the others out of
-its caches, and threads that share one image wait for each other at every layer. Then each thread takes an image of its
-own. Where larger batches are faster (small networks, formats that compute with all threads), they are taken.
+its caches, and threads that share one image wait for each other at every layer. Then each thread takes an image, or a
+text, of its own. Where larger batches are faster (small networks, formats that compute with all threads), they are
+taken.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from featcache.runtime.classifier import Classifier, open_classifier
 from featcache.serve.settings import ServeSettings
 
 _TRIES = 3
-_WORTH_A_BATCH = 0.95  # of an image's seconds in a batch half as large
-_WORTH_A_COPY = 0.8  # of the seconds of a lone image
+_WORTH_A_BATCH = 0.95  # of an input's seconds in a batch half as large
+_WORTH_A_COPY = 0.8  # of the seconds of a lone input
 
 
 @dataclass(frozen=True, slots=True)
 class Lanes:
     """What runs batches: `classifier`, by `workers` threads at once, `batch` images each at most.
 
-    `lone`: the same file loaded to compute one image with all threads, where that answers sooner; None: it does not.
+    `lone`: the same file loaded to compute one input with all threads, where that answers sooner; None: it does not.
     """
 
     classifier: Classifier
@@ -66,7 +67,7 @@ def open_lanes(bundle: Path, settings: ServeSettings) -> Lanes:
 
 
 def fastest_batch(classifier: Classifier, most: int) -> int:
-    """Return the number of images, 1, 2, 4, … up to `most`, that a batch computes fastest, image for image."""
+    """Return the number of inputs, 1, 2, 4, … up to `most`, that a batch computes fastest, input for input."""
     # where the calling thread computes alone, its own time: whatever else the machine does is no part of that
     clock = time.thread_time if classifier.runner.concurrent else time.perf_counter
     best, least = 1, _seconds(classifier, 1, clock)
@@ -78,14 +79,13 @@ def fastest_batch(classifier: Classifier, most: int) -> int:
     return best
 
 
-def _seconds(classifier: Classifier, images: int, clock: Callable[[], float]) -> float:
+def _seconds(classifier: Classifier, count: int, clock: Callable[[], float]) -> float:
     """Return the least seconds of a batch, after one that is not counted."""
-    preprocessing = classifier.preprocessing
-    pixels = np.zeros((images, preprocessing.height, preprocessing.width, 3), dtype=np.uint8)
-    classifier.run(pixels)
+    batch = np.repeat(classifier.input.example(), count, axis=0)
+    classifier.run(batch)
     found = []
     for _ in range(_TRIES):
         before = clock()
-        classifier.run(pixels)
+        classifier.run(batch)
         found.append(clock() - before)
     return min(found)

@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus: requests, errors, batches, latencies, images from the cache, swaps."""
+"""What a server counts, for Prometheus: requests, errors, batches, latencies, answers from the cache, swaps."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Metrics:
             "featcache_request_seconds", "From a request's head to its answer's end.", ("endpoint",), buckets=_SECONDS,
             registry=self.registry,
         )  # fmt: skip
-        self.waiting = Gauge("featcache_waiting_images", "Images that wait or are worked on.", registry=self.registry)
+        self.waiting = Gauge("featcache_waiting_images", "Inputs that wait or are worked on.", registry=self.registry)
         self._images = Counter(
-            "featcache_images", "Images answered: computed, cached, or failed.", (*_MODEL, "outcome"),
+            "featcache_images", "Inputs answered: computed, cached, or failed.", (*_MODEL, "outcome"),
             registry=self.registry,
         )  # fmt: skip
         self._batch_images = Histogram(
-            "featcache_batch_images", "Images in a batch.", _MODEL, buckets=_IMAGES, registry=self.registry
+            "featcache_batch_images", "Inputs in a batch.", _MODEL, buckets=_IMAGES, registry=self.registry
         )
         self._batch_seconds = Histogram(
             "featcache_batch_seconds", "How long the model took for a batch.", _MODEL, buckets=_SECONDS,
@@ -76,6 +76,6 @@ class ModelMetrics:
         self._batch_images.observe(size)
         self._batch_seconds.observe(seconds)
 
-    def image(self, outcome: str) -> None:
-        """Count an image that was ``computed``, ``cached`` or ``failed``."""
+    def count(self, outcome: str) -> None:
+        """Count an input that was ``computed``, ``cached`` or ``failed``."""
         self._images[outcome].inc()

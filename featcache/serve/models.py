@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from featcache.errors import InputError
 from featcache.runtime.bundle import open_bundle
-from featcache.serve.known import KnownImages, StoredFeatures
+from featcache.serve.forms import form_of
+from featcache.serve.known import KnownInputs, StoredFeatures
 from featcache.serve.logs import log
 from featcache.serve.metrics import Metrics
 from featcache.serve.places import Place, version_order
@@ -27,7 +28,7 @@ class Models:
     metrics
         Where they count.
     cache
-        The directory of a cache that answers for images it knows, in the bundles that were made from it.
+        The directory of a cache that answers for inputs it knows, in the bundles that were made from it.
 
     Raises
     ------
@@ -45,21 +46,21 @@ class Models:
         self._versions: dict[str, dict[str, ServedModel]] = {}
 
     def load(self, place: Place) -> ServedModel:
-        """Return the bundle at `place`, verified and loaded, not yet answering; raises as `load_lanes`."""
+        """Return the bundle at `place`, verified and loaded, not yet answering; raises as `load_lanes`, `form_of`."""
         lanes = load_lanes(place, self.settings)
         try:
-            known = self._known(place)
+            form, known = form_of(lanes.classifier.input), self._known(place)
         except BaseException:
             lanes.close()
             raise
         metrics = self.metrics.of_model(place.name, place.version)
-        return ServedModel(place, lanes, known, self.settings, self._decoders, metrics)
+        return ServedModel(place, lanes, form, known, self.settings, self._decoders, metrics)
 
-    def _known(self, place: Place) -> KnownImages | None:
+    def _known(self, place: Place) -> KnownInputs | None:
         if self._stored is None:
             return None
         try:
-            return KnownImages(open_bundle(place.path), self._stored)
+            return KnownInputs(open_bundle(place.path), self._stored)
         except InputError as error:  # another bundle beside it may well be the cache's; `check_cache_used` sees to that
             log("cache not used", model=place.name, version=place.version, reason=str(error))
             self._unused_because = str(error)

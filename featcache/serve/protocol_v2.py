@@ -22,7 +22,7 @@ from featcache.serve.documents import (
 )
 from featcache.serve.served import Answer, ServedModel
 from featcache.serve.service import Service, json_response, settled
-from featcache.serve.tensors import INPUT, INPUT_TYPE, OUTPUT_TYPE, read_request, write_answer
+from featcache.serve.tensors import OUTPUT_TYPE, read_request, write_answer
 
 LENGTH_HEADER = "inference-header-content-length"
 
@@ -60,12 +60,14 @@ def v2_router(service: Service) -> APIRouter:
                 asked = read_request(
                     body,
                     header_length=request.headers.get(LENGTH_HEADER),
-                    image_shape=model.image_shape,
+                    inputs=model.form.tensors,
                     outputs=_outputs_of(model),
-                    most_images=service.settings.max_queue,
+                    most=service.settings.max_queue,
+                    noun=model.form.noun,
                 )
-                with service.room_for(len(asked.images)):
-                    found = await settled(model.run(asked.images))
+                inputs = model.form.read_tensor(asked.name, asked.values)
+                with service.room_for(len(inputs), model.form.noun):
+                    found = await settled(model.run(inputs))
         described = {"model_name": model.place.name, "model_version": model.place.version}
         if asked.id is not None:
             described["id"] = asked.id
@@ -120,7 +122,10 @@ def _metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
         "name": model.place.name,
         "versions": versions,
         "platform": f"featcache_{model.classifier.format}",
-        "inputs": [{"name": INPUT, "datatype": INPUT_TYPE, "shape": [-1, *model.image_shape]}],
+        "inputs": [
+            {"name": tensor.name, "datatype": tensor.datatype, "shape": [-1, *tensor.shape]}
+            for tensor in model.form.tensors
+        ],
         "outputs": [
             {"name": name, "datatype": OUTPUT_TYPE, "shape": [-1, classes]} for name in _outputs_of(model)
         ],
@@ -133,7 +138,7 @@ def _tensors(model: ServedModel, found: list[Answer | BaseException]) -> dict[st
     for one in found:
         if isinstance(one, BaseException):
             raise one
-        model.metrics.image("computed")
+        model.metrics.count("cached" if one.cached else "computed")
         rows.append(one.logits)
     logits = np.stack(rows)
     if model.classifier.task == "regression":

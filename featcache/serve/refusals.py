@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from featcache.errors import FeatcacheError, ImageError, InputError, LargeImageError, MissingError
+from featcache.errors import (
+    FeatcacheError,
+    ImageError,
+    InputError,
+    LargeImageError,
+    LargeTextError,
+    MissingError,
+    SampleError,
+)
 
 RETRY_SECONDS = 1
 CLOSE = {"connection": "close"}  # what is left of the body is not read
@@ -29,10 +37,10 @@ def status_of(error: FeatcacheError) -> int:
     """Return the status that an error of this package is answered with: the input's fault, or else the server's."""
     if isinstance(error, RefusedError):
         return error.status
-    if isinstance(error, LargeImageError):
+    if isinstance(error, (LargeImageError, LargeTextError)):
         return 413
     if isinstance(error, ImageError):
         return 415
     if isinstance(error, MissingError):
         return 404
-    return 400 if isinstance(error, InputError) else 500
+    return 400 if isinstance(error, (InputError, SampleError)) else 500

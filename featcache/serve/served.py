@@ -1,9 +1,9 @@
-"""`ServedModel`: one bundle, verified and loaded, and the way an image of a request goes through it."""
+"""`ServedModel`: one bundle, verified and loaded, and the way an input of a request goes through it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import CorruptError, InputError
-from featcache.images.load import load_image
 from featcache.runtime.bundle import MANIFEST_FILE
-from featcache.serve.batching import Batcher, Logits, Pixels
-from featcache.serve.known import KnownImages
+from featcache.serve.batching import Batcher, Logits, Prepared
+from featcache.serve.forms import RequestForm
+from featcache.serve.known import KnownInputs
 from featcache.serve.lanes import Lanes, open_lanes
 from featcache.serve.metrics import ModelMetrics
 from featcache.serve.places import Place
@@ -24,7 +24,7 @@ from featcache.verification import verify
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What the model says of one image: its `logits` (k,), and whether they come from stored features."""
+    """What the model says of one input: its `logits` (k,), and whether they come from stored features."""
 
     logits: Logits
     cached: bool = False
@@ -34,10 +34,10 @@ class ServedModel:
     """A bundle that answers. It is used inside `in_use`, so that whoever retires it knows when nobody does any more."""
 
     def __init__(
-        self, place: Place, lanes: Lanes, known: KnownImages | None, settings: ServeSettings,
+        self, place: Place, lanes: Lanes, form: RequestForm, known: KnownInputs | None, settings: ServeSettings,
         decoders: ThreadPoolExecutor, metrics: ModelMetrics,
     ) -> None:  # fmt: skip
-        self.place, self.lanes, self.known, self.metrics = place, lanes, known, metrics
+        self.place, self.lanes, self.form, self.known, self.metrics = place, lanes, form, known, metrics
         self.classifier = lanes.classifier
         self._decoders = decoders
         self._users = 0
@@ -48,13 +48,10 @@ class ServedModel:
             max_delay=settings.max_delay_ms / 1e3,
             workers=lanes.workers,
             lone=None if lanes.lone is None else lanes.lone.run,
+            stack=lanes.classifier.input.stack,
+            together=lanes.classifier.input.together,
             ran=metrics.batch_ran,
         )
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, 3) of what the model reads."""
-        return (self.classifier.preprocessing.height, self.classifier.preprocessing.width, 3)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -80,7 +77,7 @@ class ServedModel:
         self.lanes.close()
 
     def classify(self, data: bytes) -> Future[Answer]:
-        """Return the answer to come for the bytes of an image file; it raises `ImageError` for what is none."""
+        """Return the answer to come for the bytes of an image or a text; it raises `SampleError` for what is none."""
         answer: Future[Answer] = _started()
         self._batcher.announce()
         self._decoders.submit(self._prepare, data, answer)
@@ -89,31 +86,34 @@ class ServedModel:
     def _prepare(self, data: bytes, answer: Future[Answer]) -> None:
         try:
             stored = None if self.known is None else self.known.logits(data)
-            pixels = None if stored is not None else load_image(data, self.classifier.preprocessing, decoder="pillow")
+            prepared = None if stored is not None else self.form.prepare(data)
         except BaseException as error:  # noqa: BLE001 - it is raised where the answer is awaited
             self._batcher.withdraw()
             answer.set_exception(error)
             return
-        if pixels is None:
+        if prepared is None:
             assert stored is not None
             self._batcher.withdraw()
             answer.set_result(Answer(stored, cached=True))
         else:
-            self._batcher.put(pixels, _passed_to(answer))
+            self._batcher.put(prepared, _passed_to(answer))
 
-    def run(self, images: Pixels) -> list[Future[Answer]]:
-        """Return the answers to come for `images` (n, height, width, 3) that are decoded already."""
+    def run(self, inputs: Sequence[bytes | Prepared]) -> list[Future[Answer]]:
+        """Return the answers to come for `inputs`: bytes, as `classify`, or what is prepared already."""
         answers: list[Future[Answer]] = []
-        for pixels in images:
+        for one in inputs:
+            if isinstance(one, bytes):
+                answers.append(self.classify(one))
+                continue
             answer: Future[Answer] = _started()
             self._batcher.announce()
-            self._batcher.put(pixels, _passed_to(answer))
+            self._batcher.put(one, _passed_to(answer))
             answers.append(answer)
         return answers
 
 
 def _started() -> Future[Any]:
-    """Return a future that cannot be cancelled: whoever awaited it may have gone, its image runs all the same."""
+    """Return a future that cannot be cancelled: whoever awaited it may have gone, its input runs all the same."""
     future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
     return future

@@ -62,7 +62,7 @@ def serve(
     host, port
         Where to listen; port 0: any free one. Another address than this machine's own needs a token.
     cache
-        The cache that a bundle was made from: images that it knows are answered from their stored features.
+        The cache that a bundle was made from: inputs that it knows are answered from their stored features.
     token
         What every request must bring as ``Authorization: Bearer TOKEN``. None: nothing on this machine's own address,
         one that is made and logged on another.

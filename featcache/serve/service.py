@@ -1,4 +1,4 @@
-"""`Service`: what every endpoint needs, and the bound on images that wait."""
+"""`Service`: what every endpoint needs, and the bound on inputs that wait."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ class Service:
     def check_room(self) -> None:
         """Raise `RefusedError` (503) where the queue is full: said before a body is read."""
         if self._waiting >= self.settings.max_queue:
-            raise busy(f"{self._waiting} images wait already, the most there may be", close=True)
+            raise busy(f"{self._waiting} inputs wait already, the most there may be", close=True)
 
     @contextmanager
-    def room_for(self, count: int) -> Iterator[None]:
-        """Count `count` images as waiting inside the block.
+    def room_for(self, count: int, noun: str) -> Iterator[None]:
+        """Count `count` inputs, each called `noun`, as waiting inside the block.
 
         Raises `RefusedError`: 413 for more than the queue holds when empty, 503 for more than it has room for now.
         """
         most = self.settings.max_queue
         if count > most:
-            raise RefusedError(413, f"a request must hold at most {most} images, got {count}: send several requests")
+            raise RefusedError(413, f"a request must hold at most {most} {noun}s, got {count}: send several requests")
         if self._waiting + count > most:
-            raise busy(f"{self._waiting} images wait already, {most} is the most there may be")
+            raise busy(f"{self._waiting} inputs wait already, {most} is the most there may be")
         self._waiting += count
         self.metrics.waiting.set(self._waiting)
         try:

@@ -17,13 +17,13 @@ class ServeSettings:
     format
         Which device file of each bundle runs; None: its first.
     threads
-        How many compute, and how many images are decoded at once; None: all processors.
+        How many compute, and how many inputs are prepared at once; None: all processors.
     max_batch
-        Images that a batch holds at most; fewer where smaller batches are faster here, which is tried at the start.
+        Inputs that a batch holds at most; fewer where smaller batches are faster here, which is tried at the start.
     max_delay_ms
-        How long a batch waits at most for images that are being decoded, in milliseconds.
+        How long a batch waits at most for inputs that are being prepared, in milliseconds.
     max_queue
-        Images that may wait or be worked on at once; more are refused with 503.
+        Inputs that may wait or be worked on at once; more are refused with 503.
     max_body_mb
         Size of a request's body at most, in MB (10⁶ bytes).
     body_seconds

@@ -6,24 +6,36 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import InputError
-from featcache.serve.batching import Pixels
 from featcache.system.json import parse_json
 
-INPUT, INPUT_TYPE, OUTPUT_TYPE = "image", "UINT8", "FP32"
+OUTPUT_TYPE = "FP32"
+TensorValues = npt.NDArray[Any] | list[bytes]  # the latter of BYTES
+_DTYPES: dict[str, npt.DTypeLike] = {"UINT8": np.uint8, "INT64": np.dtype("<i8")}
+_LENGTH_BYTES = 4  # before each value of BYTES in binary, the least first
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor that a model takes: its name, its type, and the sizes behind N, -1 for any."""
+
+    name: str
+    datatype: Literal["UINT8", "INT64", "BYTES"]
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InferRequest:
-    """A request: its `id`, the `images` (n, height, width, 3), and the outputs asked for, each with whether binary."""
+    """A request: its `id`, the `values` (n, …) of the tensor `name`, outputs asked for, each with whether binary."""
 
     id: str | None
-    images: Pixels
+    name: str
+    values: TensorValues
     outputs: tuple[tuple[str, bool], ...]
 
 
@@ -31,9 +43,10 @@ def read_request(
     body: bytes,
     *,
     header_length: str | None,
-    image_shape: tuple[int, int, int],
+    inputs: Sequence[TensorSpec],
     outputs: Sequence[str],
-    most_images: int,
+    most: int,
+    noun: str,
 ) -> InferRequest:
     """Return what `body` asks for.
 
@@ -43,12 +56,12 @@ def read_request(
         JSON, or JSON and binary values after it.
     header_length
         The header ``Inference-Header-Content-Length``: how many bytes are JSON; None: all.
-    image_shape
-        (height, width, 3) of the model's input.
+    inputs
+        The tensors that the model takes, any one of which a request holds.
     outputs
         The names of the model's outputs.
-    most_images
-        How many images a request may hold.
+    most
+        How many inputs a request may hold, each of them called `noun`.
 
     Raises
     ------
@@ -73,44 +86,68 @@ def read_request(
     identity = values.get("id")
     if identity is not None and not isinstance(identity, str):
         raise InputError(f"id must be a text, got {identity!r:.60}")
-    images = _images(values.get("inputs"), binary, image_shape, most_images)
+    name, found = _input(values.get("inputs"), binary, inputs, most=most, noun=noun)
     binary_output = _flag(parameters, "binary_data_output", default=False)
-    return InferRequest(identity, images, _outputs(values.get("outputs"), outputs, binary_output=binary_output))
+    return InferRequest(identity, name, found, _outputs(values.get("outputs"), outputs, binary_output=binary_output))
 
 
-def _images(inputs: Any, binary: memoryview, image_shape: tuple[int, int, int], most_images: int) -> Pixels:
+def _input(
+    inputs: Any, binary: memoryview, specs: Sequence[TensorSpec], *, most: int, noun: str
+) -> tuple[str, TensorValues]:
+    names = " or ".join(repr(spec.name) for spec in specs)
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise InputError(f"inputs must be a list of one tensor, {INPUT!r}")
+        raise InputError(f"inputs must be a list of one tensor, {names}")
     (tensor,) = inputs
-    if tensor.get("name") != INPUT:
-        raise InputError(f"the input's name must be {INPUT!r}, got {tensor.get('name')!r:.60}")
-    if tensor.get("datatype") != INPUT_TYPE:
-        raise InputError(f"datatype of {INPUT!r} must be {INPUT_TYPE!r}, got {tensor.get('datatype')!r:.60}")
-    shape = tensor.get("shape")
-    whole = isinstance(shape, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in shape)
-    if not whole or len(shape) != 4 or tuple(shape[1:]) != image_shape or shape[0] < 1:
-        wanted = ", ".join(map(str, image_shape))
-        raise InputError(f"shape of {INPUT!r} must be [N, {wanted}] with N of at least 1, got {shape!r:.100}")
-    if shape[0] > most_images:
-        raise InputError(f"a request must hold at most {most_images} images, got {shape[0]}: send several requests")
+    spec = next((spec for spec in specs if spec.name == tensor.get("name")), None)
+    if spec is None:
+        raise InputError(f"the input's name must be {names}, got {tensor.get('name')!r:.60}")
+    if tensor.get("datatype") != spec.datatype:
+        raise InputError(f"datatype of {spec.name!r} must be {spec.datatype!r}, got {tensor.get('datatype')!r:.60}")
+    shape = _shape(tensor.get("shape"), spec)
+    if shape[0] > most:
+        raise InputError(f"a request must hold at most {most} {noun}s, got {shape[0]}: send several requests")
     size = _mapping(tensor.get("parameters"), "parameters of the input").get("binary_data_size")
     if size is None:
         if len(binary):
             raise InputError(f"values after the JSON must be stated by binary_data_size, got {len(binary)} bytes")
-        return _numbers(tensor.get("data"), math.prod(shape)).reshape(shape)
+        if spec.datatype == "BYTES":
+            return spec.name, _texts(tensor.get("data"), shape[0])
+        return spec.name, _numbers(tensor.get("data"), math.prod(shape), spec).reshape(shape)
     if "data" in tensor:
         raise InputError("an input must have data or binary_data_size, got both")
-    if isinstance(size, bool) or size != math.prod(shape) or size != len(binary):
+    if spec.datatype == "BYTES":
+        if isinstance(size, bool) or size != len(binary):
+            raise InputError(
+                f"binary_data_size must be what follows the JSON, got {size!r:.40} and {len(binary)} bytes"
+            )
+        return spec.name, _split(binary, shape[0])
+    dtype = np.dtype(_DTYPES[spec.datatype])
+    wanted = math.prod(shape) * dtype.itemsize
+    if isinstance(size, bool) or size != wanted or size != len(binary):
         raise InputError(
-            f"binary_data_size must be the {math.prod(shape)} bytes of the shape and what follows the JSON, got "
+            f"binary_data_size must be the {wanted} bytes of the shape and what follows the JSON, got "
             f"{size!r:.40} and {len(binary)} bytes"
         )
-    return np.frombuffer(binary, dtype=np.uint8).reshape(shape)
+    return spec.name, np.frombuffer(binary, dtype=dtype).reshape(shape)
 
 
-def _numbers(data: Any, count: int) -> npt.NDArray[np.uint8]:
-    """Return the `count` values of nested or flat lists; `InputError` for other than whole numbers 0 to 255."""
-    wanted = f"data must be {count} whole numbers 0 to 255"
+def _shape(shape: Any, spec: TensorSpec) -> list[int]:
+    whole = isinstance(shape, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in shape)
+    sizes = shape[1:] if whole else []
+    fits = len(sizes) == len(spec.shape) and all(
+        size == wanted if wanted >= 0 else size >= 1 for size, wanted in zip(sizes, spec.shape, strict=True)
+    )
+    if not whole or not shape or not fits or shape[0] < 1:
+        wanted = ", ".join(["N", *(str(size) if size >= 0 else "L" for size in spec.shape)])
+        raise InputError(f"shape of {spec.name!r} must be [{wanted}] with N of at least 1, got {shape!r:.100}")
+    return list(shape)
+
+
+def _numbers(data: Any, count: int, spec: TensorSpec) -> npt.NDArray[Any]:
+    """Return the `count` values of nested or flat lists; `InputError` for what is no number of the type."""
+    bounds = np.iinfo(_DTYPES[spec.datatype])
+    shown = " 0 to 255" if spec.datatype == "UINT8" else ""
+    wanted = f"data must be {count} whole numbers{shown}"
     if not isinstance(data, list):
         raise InputError(f"{wanted}, nested or flat, got {type(data).__name__}")
     try:
@@ -121,9 +158,38 @@ def _numbers(data: Any, count: int) -> npt.NDArray[np.uint8]:
         raise InputError(f"{wanted}, got others among them")
     if values.size != count:
         raise InputError(f"{wanted}, got {values.size}")
-    if values.min() < 0 or values.max() > 255:
+    if values.min() < bounds.min or values.max() > bounds.max:
         raise InputError(f"{wanted}, got {values.min()} to {values.max()}")
-    return values.astype(np.uint8).reshape(-1)
+    return values.astype(_DTYPES[spec.datatype]).reshape(-1)
+
+
+def _texts(data: Any, count: int) -> list[bytes]:
+    """Return the UTF-8 of a list of `count` strings."""
+    if not isinstance(data, list) or len(data) != count or not all(isinstance(text, str) for text in data):
+        raise InputError(f"data must be a list of {count} strings, got {data!r:.60}")
+    try:
+        return [text.encode() for text in data]
+    except UnicodeEncodeError as error:
+        raise InputError("a text must be whole characters, got half a surrogate pair: mend it") from error
+
+
+def _split(binary: memoryview, count: int) -> list[bytes]:
+    """Return the `count` values of BYTES in binary, each behind its length."""
+    values: list[bytes] = []
+    place = 0
+    while place < len(binary) and len(values) < count:
+        length = int.from_bytes(binary[place : place + _LENGTH_BYTES], "little")
+        place += _LENGTH_BYTES
+        if place + length > len(binary):
+            break
+        values.append(bytes(binary[place : place + length]))
+        place += length
+    if place != len(binary) or len(values) != count:
+        raise InputError(
+            f"binary values must be {count} texts, each behind its length in {_LENGTH_BYTES} bytes, got {len(binary)} "
+            f"bytes that are not"
+        )
+    return values
 
 
 def _outputs(asked: Any, names: Sequence[str], *, binary_output: bool) -> tuple[tuple[str, bool], ...]:

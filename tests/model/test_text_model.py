@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from text_encoders import SENTENCES, write_encoder
+from text_encoders import CARDS, CARDS_L2
 
 import featcache
 from featcache.errors import CorruptError, FeatcacheError, InputError, VerificationError
@@ -24,51 +24,33 @@ from featcache.runtime.prediction import Prediction
 from featcache.train.options import LinearOptions
 from featcache.verification import verify
 
-ROWS = [
-    (f"{text} {word}", "money" if "money" in text or "card" in text else "time")
-    for text in SENTENCES
-    for word in ("now", "today", "please")
-]
-
-HEAD = LinearOptions(l2=1e-2)  # weights of a usual size, whose sums rounding hardly moves
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(cards: Path) -> Path:
     """An encoder, a table, the cache of its texts, and a head."""
-    place = tmp_path_factory.mktemp("texts")
-    write_encoder(place / "tiny")
-    with open(place / "cards.csv", "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *ROWS])
-    featcache.build_cache(
-        place / "cards.csv", place / "cache", backbone=str(place / "tiny"), engine="torch", precision="fp32",
-        dtype="float32",
-    )  # fmt: skip
-    featcache.train_head(place / "cache", head=HEAD).save(place / "head")
-    return place
+    return cards
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> Path:
-    result = featcache.merge(folder / "head", folder / "cache", out=folder / "model")
-    assert result.max_abs_diff < 1e-3 and result.cached_agreement == 1.0 and result.n_compared > 10
-    return folder / "model"
+def model(cards: Path) -> Path:
+    return cards / "model"
 
 
 @pytest.fixture(scope="module")
-def bundle(folder: Path, model: Path) -> Path:
-    report = featcache.export(model, out=folder / "bundle", formats=["openvino"], cache=folder / "cache")
+def bundle(folder: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("text-bundle") / "bundle"
+    report = featcache.export(model, out=place, formats=["openvino"], cache=folder / "cache")
     assert {name: made.executed for name, made in report.formats.items()} == {"onnx": True, "openvino": True}
     for made in report.formats.values():
         assert made.tolerance is not None and made.max_abs_diff is not None and made.max_abs_diff <= made.tolerance
-    return folder / "bundle"
+    return place
 
 
 def test_model_of_texts_loads_without_its_encoders_directory(model: Path, tmp_path: Path) -> None:
     """The network, its tokenizer and golden texts are in the MODEL; what is changed there is found out."""
     loaded = load_model(model)
     golden = Golden.load(model / "golden")
-    assert golden.suffix == ".txt" and golden.images[0].decode() in dict(ROWS)
+    assert golden.suffix == ".txt" and golden.images[0].decode() in dict(CARDS)
     batch = loaded.input.stack([loaded.input.prepare(data) for data in golden.images])
     with torch.inference_mode():
         np.testing.assert_allclose(loaded(torch.from_numpy(batch))[0].numpy(), golden.logits, atol=1e-5)
@@ -125,13 +107,13 @@ def test_bundle_answers_texts_files_of_lines_and_columns(bundle: Path, tmp_path:
     same_answer(rows[0], one)
     [failed] = predict(bundle, " ")
     assert failed.reason == "the text is empty"
-    many = predict(bundle, [text for text, _ in ROWS])
-    assert [one.path for one in many] == [text for text, _ in ROWS]
+    many = predict(bundle, [text for text, _ in CARDS])
+    assert [one.path for one in many] == [text for text, _ in CARDS]
 
 
 def test_bundle_is_evaluated_on_its_table_as_the_head_was(bundle: Path, folder: Path) -> None:
     evaluation = featcache.evaluate(bundle, folder / "cards.csv")
-    assert evaluation.n == len(ROWS) and evaluation.accuracy is not None and evaluation.accuracy > 0.9
+    assert evaluation.n == len(CARDS) and evaluation.accuracy is not None and evaluation.accuracy > 0.9
     other = featcache.evaluate(bundle, folder / "cards.csv", format="openvino")
     assert other.accuracy == evaluation.accuracy
 
@@ -139,9 +121,9 @@ def test_bundle_is_evaluated_on_its_table_as_the_head_was(bundle: Path, folder: 
 def test_known_texts_are_answered_from_the_cache(model: Path, folder: Path) -> None:
     from featcache import predict
 
-    known, unknown = predict(model, [ROWS[0][0], "a text of no table"], cache=folder / "cache")
+    known, unknown = predict(model, [CARDS[0][0], "a text of no table"], cache=folder / "cache")
     assert known.cached and not unknown.cached
-    [head] = predict(folder / "head", [ROWS[0][0]], cache=folder / "cache")
+    [head] = predict(folder / "head", [CARDS[0][0]], cache=folder / "cache")
     assert head.cached and head.label == known.label
 
 
@@ -265,7 +247,9 @@ def test_format_that_holds_images_alone_says_so(folder: Path, model: Path, tmp_p
 
 @pytest.mark.long
 def test_one_command_makes_all_of_a_table(folder: Path, tmp_path: Path) -> None:
-    report = featcache.run(folder / "cards.csv", out=tmp_path / "job", backbone=str(folder / "tiny"), head=HEAD)
+    report = featcache.run(
+        folder / "cards.csv", out=tmp_path / "job", backbone=str(folder / "tiny"), head=LinearOptions(l2=CARDS_L2)
+    )
     assert [row["model"] for row in report.table] == ["float", "int8"]
     assert any("nothing was pruned" in note for note in report.notes)
     assert Path(report.report_html).is_file() and (Path(report.bundle) / "tokenizer.json").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -44,6 +45,22 @@ def test_a_lone_image_does_not_wait_for_others() -> None:
     started = time.monotonic()
     assert put(batcher).result(5).tolist() == [7.0]
     assert time.monotonic() - started < 5
+    batcher.close()
+
+
+def test_inputs_that_do_not_go_together_are_batches_of_their_own() -> None:
+    """Those that are left behind are the next batch, and are answered without anything further coming."""
+    model = Model()
+    model.gate.clear()
+
+    def alike(waiting: Sequence[np.ndarray]) -> int:
+        return next((i for i, one in enumerate(waiting) if one.shape != waiting[0].shape), len(waiting))
+
+    batcher = Batcher(model.run, max_batch=8, max_delay=30, together=alike)
+    answers = [put(batcher, np.full((side, side, 3), side, dtype=np.uint8)) for side in (1, 2, 2, 3, 3, 3)]
+    model.gate.set()
+    assert [answer.result(5).tolist() for answer in answers] == [[float(side)] for side in (1, 2, 2, 3, 3, 3)]
+    assert model.sizes == [1, 2, 3]
     batcher.close()
 
 

@@ -166,7 +166,7 @@ def test_a_full_queue_answers_503_and_when_to_come_again(narrow: Running, photos
     assert {status for status, _, _ in found} == {200, 503}
     for status, retry, answer in found:
         assert retry == ("1" if status == 503 else None)
-        assert status == 200 or "images wait already" in line_of(json.loads(answer))
+        assert status == 200 or "inputs wait already" in line_of(json.loads(answer))
     assert narrow.metric("featcache_waiting_images") == 0
 
 
@@ -181,12 +181,12 @@ def test_room_is_counted_and_given_back() -> None:
         waiting = Gauge()
 
     service = Service(None, SMALL, Metrics())  # type: ignore[arg-type]
-    with service.room_for(3):
+    with service.room_for(3, "image"):
         service.check_room()
-        with service.room_for(1), pytest.raises(RefusedError) as caught:
+        with service.room_for(1, "image"), pytest.raises(RefusedError) as caught:
             service.check_room()
         assert (caught.value.status, caught.value.headers["retry-after"]) == (503, "1")
-        with pytest.raises(RefusedError, match="3 images wait already, 4 is the most"), service.room_for(2):
+        with pytest.raises(RefusedError, match="3 inputs wait already, 4 is the most"), service.room_for(2, "image"):
             pass
     assert Metrics.waiting.value == 0
 

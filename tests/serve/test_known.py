@@ -15,7 +15,7 @@ from featcache.errors import FormatError, InputError, MissingError
 from featcache.graph.head_part import head_part
 from featcache.heads import load_head
 from featcache.runtime import open_bundle, predict
-from featcache.serve.known import KnownImages, StoredFeatures
+from featcache.serve.known import KnownInputs, StoredFeatures
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,8 @@ def test_a_compressed_bundle_has_other_features_than_the_cache(made: Path) -> No
     try:
         steps = [*bundle.lineage["steps"], {"verb": "quantize"}]
         with pytest.raises(InputError, match=r"was changed since \(quantize\)"):
-            KnownImages(dataclasses.replace(bundle, lineage={**bundle.lineage, "steps": steps}), stored)
+            KnownInputs(dataclasses.replace(bundle, lineage={**bundle.lineage, "steps": steps}), stored)
         with pytest.raises(InputError, match="has none: export it with --format onnx"):
-            KnownImages(dataclasses.replace(bundle, formats={"tflite": ("model.tflite",)}), stored)
+            KnownInputs(dataclasses.replace(bundle, formats={"tflite": ("model.tflite",)}), stored)
     finally:
         stored.close()

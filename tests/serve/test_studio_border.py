@@ -104,6 +104,10 @@ def test_from_elsewhere_only_the_workspace_is_read(tmp_path: Path) -> None:
         headers = {"Authorization": "Bearer t", "Content-Type": "application/json"}
         status, answer, _ = client.request("POST", "/api/jobs", body, headers)
         assert (status, b"must lie in the workspace" in answer) == (400, True)
+        for encoder in (str(tmp_path / "outside"), "../outside"):
+            body = json.dumps({"kind": "build", "name": "x", "input": "text", "backbone": encoder})
+            status, answer, _ = client.request("POST", "/api/jobs", body, headers)
+            assert (status, b"an encoder must lie in the workspace" in answer) == (400, True)
 
 
 def test_class_names_are_text_and_nothing_else(client: Client) -> None:

@@ -103,7 +103,7 @@ def test_files_of_a_web_export_have_addresses_that_nobody_can_guess(pets: Path, 
         allowed = {"Authorization": "Bearer s3cret"}
         assert client.request("GET", "/api/web?bundle=bundles/pets")[0] == 401
         status, data, _ = client.request("GET", "/api/web?bundle=bundles/plain", headers=allowed)
-        assert (status, json.loads(data)) == (200, {"address": None})
+        assert (status, json.loads(data)) == (200, {"input": "image", "shown": "picture", "address": None})
         address = json.loads(client.request("GET", "/api/web?bundle=bundles/pets", headers=allowed)[1])["address"]
         root = address.removesuffix("frame.html")
         assert len(root.split("/")[2]) >= 32

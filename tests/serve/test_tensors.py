@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from featcache.errors import InputError
-from featcache.serve.tensors import read_request, write_answer
+from featcache.serve.tensors import TensorSpec, read_request, write_answer
 
 SHAPE = (1, 2, 3)
 IMAGES = np.arange(12, dtype=np.uint8).reshape(2, *SHAPE)
@@ -17,9 +17,14 @@ TENSOR: dict[str, Any] = {"name": "image", "datatype": "UINT8", "shape": [2, *SH
 BINARY = {**{key: TENSOR[key] for key in ("name", "datatype", "shape")}, "parameters": {"binary_data_size": 12}}
 
 
-def read(body: bytes, header_length: str | None = None) -> Any:
+IMAGE = (TensorSpec("image", "UINT8", SHAPE),)
+
+
+def read(
+    body: bytes, header_length: str | None = None, *, inputs: tuple[TensorSpec, ...] = IMAGE, noun: str = "image"
+) -> Any:
     return read_request(
-        body, header_length=header_length, image_shape=SHAPE, outputs=("logits", "probabilities"), most_images=4
+        body, header_length=header_length, inputs=inputs, outputs=("logits", "probabilities"), most=4, noun=noun
     )
 
 
@@ -34,8 +39,8 @@ def test_nested_flat_and_binary_values_are_the_same_images() -> None:
         read(with_tensor(data=IMAGES.reshape(-1).tolist())),
         read(text + IMAGES.tobytes(), str(len(text))),
     ):
-        np.testing.assert_array_equal(asked.images, IMAGES)
-        assert asked.images.dtype == np.uint8
+        np.testing.assert_array_equal(asked.values, IMAGES)
+        assert asked.values.dtype == np.uint8
         assert asked.outputs == (("logits", False), ("probabilities", False))
 
 

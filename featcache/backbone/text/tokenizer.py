@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -81,6 +82,12 @@ class TextTokenizer:
         """Return the ids of each text, one to ``max_length`` of them; `InputError` for what is no text."""
         encodings = self._tokenizer.encode_batch_fast([self._prepared(text) for text in texts])
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    @functools.cached_property
+    def vocabulary(self) -> int:
+        """One more than the largest id that a text can have."""
+        ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return max(ids.values()) + 1
 
     def _prepared(self, text: str) -> str:
         most = self.preprocessing.max_characters

@@ -56,6 +56,10 @@ class DeployedInput(ABC):
         """Return what `prepare` gave of several inputs as one batch."""
         return np.stack(arrays)
 
+    def together(self, arrays: Sequence[npt.NDArray[Any]]) -> int:
+        """Return how many of the first of `arrays`, one at least, make a batch that is worth it: all of one shape."""
+        return len(arrays)
+
     def batches(self, sources: Sequence[Source], *, failures: dict[int, str]) -> Iterator[PreparedBatch]:
         """Yield all of `sources` prepared, in batches as they suit the network; as `prepared_batches`."""
         return prepared_batches(sources, self.prepare, self.stack, failures=failures)

@@ -40,6 +40,16 @@ class DeployedTexts(DeployedInput):
         self._tokenizer = TextTokenizer(tokenizer, preprocessing)
         self._buckets = Buckets(preprocessing.max_length, _TOKENS_PER_BATCH)
 
+    @property
+    def max_length(self) -> int:
+        """How many tokens of a text are read at most."""
+        return self._settings.max_length
+
+    @property
+    def vocabulary(self) -> int:
+        """One more than the largest id that a text can have."""
+        return self._tokenizer.vocabulary
+
     def prepare(self, data: bytes, *, decoder: Decoder | None = None) -> npt.NDArray[np.int64]:
         """Return the ids (length,) of a text's UTF-8."""
         return self._tokenizer.encode([read_text(data)])[0]
@@ -51,6 +61,15 @@ class DeployedTexts(DeployedInput):
         for row, ids in zip(batch, arrays, strict=True):
             row[: len(ids)] = ids
         return batch
+
+    def together(self, arrays: Sequence[npt.NDArray[Any]]) -> int:
+        """Return how many of the first make a batch of few tokens, of which padding is no more than half."""
+        longest = tokens = 0
+        for count, ids in enumerate(arrays):
+            longest, tokens = max(longest, len(ids)), tokens + len(ids)
+            if count and (count + 1) * longest > min(_TOKENS_PER_BATCH, 2 * tokens):
+                return count
+        return len(arrays)
 
     def batches(self, sources: Sequence[Source], *, failures: dict[int, str]) -> Iterator[PreparedBatch]:
         """Yield texts of about one length together, those of a window the longest first."""

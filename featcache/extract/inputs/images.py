@@ -33,6 +33,7 @@ class ImageInput(Input):
 
     name, noun = "image", "image"
     default_backbone = EMBEDDED_BACKBONE
+    shown = "picture"
     decodes_apart = True
 
     def recognizes(self, source: str) -> bool:

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,8 @@ class Input(ABC):
         Names of the ``input_options`` that `scan` and `open_extractor` read; all others are refused.
     default_backbone : str or None
         What a new cache takes where none is named.
+    shown : {"picture", "text"} or None
+        What `show` gives: a JPEG, a text in UTF-8, or nothing that a person could label by looking at it.
     decodes_apart : bool
         Whether tasks of their own decode for actors that have a GPU, in a cluster.
 
@@ -86,6 +88,7 @@ class Input(ABC):
     scan_options: ClassVar[tuple[str, ...]] = ()
     recipe_options: ClassVar[tuple[str, ...]] = ()
     default_backbone: ClassVar[str | None] = None
+    shown: ClassVar[Literal["picture", "text"] | None] = None
     decodes_apart: ClassVar[bool] = False
 
     @abstractmethod

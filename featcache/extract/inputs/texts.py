@@ -59,6 +59,7 @@ class TextInput(Input):
     """Rows of tables and ``.txt`` files, UTF-8."""
 
     name, noun = "text", "text"
+    shown = "text"
     scan_options = ("text_column", "label_column")
     recipe_options = ("max_length", "pooling", "normalize", "prefix")
 

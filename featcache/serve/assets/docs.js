@@ -44,7 +44,9 @@ function curl(path, verb, operation) {
   const content = operation.requestBody?.content ?? {};
   if (verb === "get") return `curl ${address}`;
   if (content["multipart/form-data"]) {
-    return `curl -F files=@one.jpg -F files=@two.png ${address}\ncurl --data-binary @one.jpg ${address}`;
+    const files = `curl -F files=@one.jpg -F files=@two.png ${address}\ncurl --data-binary @one.jpg ${address}`;
+    const texts = content["application/json"]?.example;
+    return texts ? `${files}\ncurl -H 'Content-Type: application/json' -d '${JSON.stringify(texts)}' ${address}` : files;
   }
   const body = content["application/json"]?.example;
   return `curl -H 'Content-Type: application/json' -d '${JSON.stringify(body ?? {})}' ${address}`;

@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from featcache.cache import open_cache
 from featcache.cache.table import sample_table
-from featcache.errors import InputError
+from featcache.errors import InputError, SampleError
+from featcache.extract.inputs.registry import find_input
 from featcache.serve.refusals import RefusedError
 from featcache.serve.studio.database import Database
 from featcache.serve.studio.labels import Change, History, LabelStore
 from featcache.serve.studio.likeness import Likeness
+from featcache.serve.studio.words import Words
 from featcache.system.files import safe_name
 from featcache.system.machine import memory_bytes_of_machine
 
@@ -29,14 +32,15 @@ _LONGEST_CLASS = 100
 class Collection:
     """The data set `dataset` of the cache at `path`; `name` is that path in the workspace.
 
-    `features` (n, d) float32, `digests` (n, 32) uint8, `paths` and `splits` are of the images that have a row; a sample
-    is called by its position among them, as long as `generation` stays. `groups` (n,): a number
-    that equal images share. `failures`: (path, reason) of the others.
+    `features` (n, d) float32, `digests` (n, 32) uint8, `paths` and `splits` are of the images, or
+    texts, that have a row; a sample is called by its position among them, as long as `generation` stays. `groups` (n,):
+    a number that equal ones share. `failures`: (path, reason) of the others. `kind`: what they are.
 
     Raises
     ------
     InputError
-        For a data set of another task than classification, and one that does not fit into half of the memory.
+        For a data set of another task than classification, one of a kind that nobody can look at, and one that does not
+        fit into half of the memory.
     """
 
     def __init__(self, database: Database, path: Path, name: str, dataset: str) -> None:
@@ -56,7 +60,13 @@ class Collection:
             samples = cache.samples(self.dataset)
             if samples.task != "classification":
                 raise InputError(
-                    f"the studio labels images with one class each, the data set {self.dataset!r} is for {samples.task}"
+                    f"the studio gives one class each, the data set {self.dataset!r} is for {samples.task}"
+                )
+            self.kind = find_input(cache.recipe.input)
+            if self.kind.shown is None:
+                raise InputError(
+                    f"the studio shows pictures and texts, the cache {self.name!r} holds the input kind "
+                    f"{self.kind.name!r}, which says no way to be seen: train with featcache train"
                 )
             selection = cache.select(dataset=self.dataset, labelled=False)
             needed = len(selection.rows) * cache.num_features * 4
@@ -64,7 +74,7 @@ class Collection:
             if memory is not None and needed > memory // 2:
                 raise InputError(
                     f"the features must fit into half of the memory, {len(selection.rows)} x {cache.num_features} "
-                    f"numbers take {needed / 1e9:.1f} GB: label a part of the images"
+                    f"numbers take {needed / 1e9:.1f} GB: label a part of them"
                 )
             self.samples, self._indices = samples, selection.indices
             self.features = cache.gather(selection.rows)
@@ -77,6 +87,7 @@ class Collection:
         self.paths = [cells[0] for cells in kept]
         self.splits = np.array([SPLITS.index(cells[2]) for cells in kept], dtype=np.int8)
         self.digests = samples.digests[selection.indices]
+        self._words = Words(self.kind, self.source, len(kept)) if self.kind.shown == "text" else None
         self._keys = [digest.tobytes() for digest in self.digests]
         self._equal: dict[bytes, list[int]] = {}
         for index, key in enumerate(self._keys):
@@ -115,8 +126,24 @@ class Collection:
             return self._likeness
 
     def source(self, sample: int) -> bytes:
-        """Return the bytes of the image file of `sample`; `ImageError` where it is gone or another one by now."""
+        """Return the bytes of `sample`; `SampleError` where it is gone or another one by now."""
         return self.samples.sources([int(self._indices[sample])])[0]()
+
+    def text(self, sample: int) -> tuple[str | None, str | None]:
+        """Return what `sample` says, None where it is no text, and why that cannot be read, None where it can."""
+        if self._words is None:
+            return None, None
+        try:
+            return self._words.of(sample), None
+        except SampleError as error:
+            return None, str(error)
+
+    def holding(self, wanted: str) -> npt.NDArray[np.bool_]:
+        """Return (n,) which texts, or names of images, hold `wanted`, in any case."""
+        if self._words is not None:
+            return self._words.holding(wanted)
+        folded = wanted.casefold()
+        return np.fromiter((folded in path.casefold() for path in self.paths), bool, len(self))
 
     def digest(self, sample: int) -> str:
         """Return the digest of the image's bytes as 64 hexadecimal digits."""
@@ -219,14 +246,20 @@ class Collection:
             self.store.note_made(name)
 
     def table(self) -> str:
-        """Return the labels as CSV: ``path,label,split``, paths as they are below the images' folder."""
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("path", "label", "split"))
+        """Return the labels as CSV, again a data set: ``path,label,split``, or ``text,label,split`` of texts.
+
+        Raises `SampleError` for a text that is gone.
+        """
+        table = io.StringIO(newline="")
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(("path" if self._words is None else "text", "label", "split"))
         with self.lock:
-            for path, label, split in zip(self.paths, self.labels.tolist(), self.splits.tolist(), strict=True):
-                writer.writerow((path, self.class_name(label) or "", SPLITS[split]))
-        return text.getvalue()
+            for sample, (path, label, split) in enumerate(
+                zip(self.paths, self.labels.tolist(), self.splits.tolist(), strict=True)
+            ):
+                named = path if self._words is None else self._words.whole(sample)
+                writer.writerow((named, self.class_name(label) or "", SPLITS[split]))
+        return table.getvalue()
 
     def counts(self) -> dict[str, list[int]]:
         """Return the number of labelled images of each class, and of unlabelled ones last, in each split."""

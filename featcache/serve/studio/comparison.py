@@ -54,7 +54,7 @@ def contenders(workspace: Workspace, desk: Desk, collection: Collection) -> list
         if artefact.kind == "head" and _is_of(workspace, artefact.name, collection):
             found.append(Contender("head", f"head:{artefact.name}", artefact.name))
     for entry in desk.datasets():
-        if entry["cache"] != collection.name:
+        if entry["cache"] != collection.name and entry["input"] == collection.kind.name:
             name = f"{entry['name']} ({entry['backbone']})"
             found.append(Contender("dataset", f"dataset:{entry['id']}", name))
     return found

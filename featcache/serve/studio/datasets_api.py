@@ -71,9 +71,10 @@ def datasets_router(studio: Studio) -> APIRouter:
         collection = desk.collection(number)
         history = collection.history()
         return Dataset(
-            id=number, cache=collection.name, name=collection.dataset, images=len(collection),
-            backbone=collection.backbone, revision=history.revision, generation=collection.generation,
-            undo=history.undo, redo=history.redo, classes=list(collection.classes), counts=collection.counts(),
+            id=number, cache=collection.name, name=collection.dataset, input=collection.kind.name,
+            shown=collection.kind.shown, images=len(collection), backbone=collection.backbone,
+            revision=history.revision, generation=collection.generation, undo=history.undo, redo=history.redo,
+            classes=list(collection.classes), counts=collection.counts(),
             failures=[{"path": path, "reason": reason} for path, reason in collection.failures],  # type: ignore[misc]
         )  # fmt: skip
 
@@ -97,8 +98,9 @@ def datasets_router(studio: Studio) -> APIRouter:
         fitted, _ = desk.fitted(number)
         return [_sample(collection, fitted, sample) for sample in asked.samples]
 
-    @router.get("/{number}/samples/{sample}/picture", summary="A sample as a small JPEG", response_class=Response,
-                responses={200: {"content": {"image/jpeg": {}}}})  # fmt: skip
+    @router.get("/{number}/samples/{sample}/picture", response_class=Response,
+                summary="A sample as a person sees it: a small JPEG, or the text",
+                responses={200: {"content": {"image/jpeg": {}, "text/plain": {}}}})  # fmt: skip
     async def picture(
         number: Id, sample: Annotated[int, Path(ge=0, lt=2**31)],
         side: Annotated[int, Query(description=f"One of {SIDES}.")] = SIDES[0],
@@ -107,8 +109,10 @@ def datasets_router(studio: Studio) -> APIRouter:
             raise RefusedError(400, f"side must be one of {SIDES}, got {side}")
         collection = await studio.in_thread(desk.collection, number)
         digest = collection.digest(collection.check_sample(sample))
-        data = await studio.thumbnails.get(digest, lambda: collection.source(sample), side=side)
-        return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=86400"})
+        media_type, data = await studio.thumbnails.get(
+            collection.kind, digest, lambda: collection.source(sample), side=side
+        )
+        return Response(data, media_type=media_type, headers={"cache-control": "private, max-age=86400"})
 
     # --- labels ---
 
@@ -138,8 +142,8 @@ def datasets_router(studio: Studio) -> APIRouter:
         events.publish("classes", dataset=number)
         return dataset(number)
 
-    @router.get("/{number}/labels.csv", summary="Labels as a table: path,label,split", response_class=Response,
-                responses={200: {"content": {"text/csv": {}}}})  # fmt: skip
+    @router.get("/{number}/labels.csv", summary="Labels as a table: path,label,split; of texts text,label,split",
+                response_class=Response, responses={200: {"content": {"text/csv": {}}}})  # fmt: skip
     def table(number: Id) -> Response:
         return Response(
             desk.collection(number).table().encode("utf-8", "backslashreplace"), media_type="text/csv; charset=utf-8",
@@ -243,12 +247,13 @@ def datasets_router(studio: Studio) -> APIRouter:
 
 def _sample(collection: Collection, fitted: Fitted | None, sample: int) -> Sample:
     collection.check_sample(sample)
-    told: dict[str, Any] = {}
+    text, failure = collection.text(sample)
+    told: dict[str, Any] = {"text": text, "failure": failure}
     if fitted is not None and sample < len(fitted.probabilities):
         row = fitted.probabilities[sample]
         best = np.argsort(-row)[:_TOP]
         names = [collection.classes[fitted.classes[column]] for column in best]
-        told = {
+        told |= {
             "predicted": names[0],
             "probability": round(float(row[best[0]]), 4),
             "top": [(name, round(float(row[column]), 4)) for name, column in zip(names, best, strict=True)],

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from featcache.cache import open_cache
 from featcache.errors import FeatcacheError
+from featcache.extract.inputs.registry import find_input
 from featcache.serve.logs import log
 from featcache.serve.refusals import RefusedError
 from featcache.serve.studio.collection import Collection
@@ -86,10 +87,11 @@ class Desk:
                     for name in cache.datasets:
                         number, made = self._number(artefact.name, name)
                         if not made:
-                            images, backbone = len(cache.samples(name)), cache.recipe.model
+                            kind = find_input(cache.recipe.input)
                             found.append(
-                                {"id": number, "cache": artefact.name, "name": name, "images": images,
-                                 "backbone": backbone}
+                                {"id": number, "cache": artefact.name, "name": name, "input": kind.name,
+                                 "shown": kind.shown, "images": len(cache.samples(name)),
+                                 "backbone": cache.recipe.model}
                             )  # fmt: skip
             except (FeatcacheError, OSError) as error:  # damaged, or being made: the others are listed
                 log("cache left out", level=logging.WARNING, cache=artefact.name, reason=str(error))

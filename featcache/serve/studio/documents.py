@@ -27,12 +27,16 @@ class DatasetEntry(BaseModel):
     id: int
     cache: str = Field(description="The cache's path in the workspace.", examples=["caches/pets"])
     name: str
-    images: int
+    input: str = Field(description="The kind of what it holds.", examples=["image", "text"])
+    shown: Literal["picture", "text"] | None = Field(
+        description="As what a person sees one; null: it cannot be opened."
+    )
+    images: int = Field(description="How many images, or texts.")
     backbone: str
 
 
 class Failure(BaseModel):
-    """An image that cannot be read, and why."""
+    """An image or text that cannot be read, and why."""
 
     path: str
     reason: str
@@ -51,10 +55,12 @@ class Dataset(DatasetEntry):
 
 
 class Sample(BaseModel):
-    """An image as it stands."""
+    """An image or text as it stands."""
 
     id: int
     path: str
+    text: str | None = Field(None, description="What it says, of a text: its first 4000 characters.")
+    failure: str | None = Field(None, description="Why the text cannot be read any more.")
     digest: str
     split: str
     label: str | None
@@ -210,14 +216,17 @@ class Labels(BaseModel):
 
 
 class BuildRequest(_Asked):
-    """Images to bring in: those dropped under `name`, or of a folder on this machine."""
+    """Images or texts to bring in: those dropped under `name`, or of a folder or table on this machine."""
 
     kind: Literal["build"]
     name: Name
     images: Text | None = Field(None, description="A path on the server's machine; null: what was uploaded.")
-    backbone: Name | None = None
+    input: Name | None = Field(None, description="image or text; null: what it looks like.", examples=[None])
+    backbone: Text | None = Field(None, description="A name, or of texts an encoder's directory or OWNER/MODEL.")
     weights: Name | None = None
     engine: Name | None = None
+    text_column: Text | None = Field(None, description="Of a table of texts; null: by its name.")
+    label_column: Text | None = None
 
 
 class ShipRequest(_Asked):
@@ -281,9 +290,11 @@ class ReportEntry(BaseModel):
     name: str
 
 
-class WebFrame(BaseModel):
-    """Where a bundle's own web export runs, for a page to frame."""
+class TryWays(BaseModel):
+    """How a bundle is tried: what it takes, and where its own web export runs, for a page to frame."""
 
+    input: str = Field(description="The kind of what it takes.", examples=["image", "text"])
+    shown: Literal["picture", "text"] | None = Field(description="As what a person brings one.")
     address: str | None = Field(description="null: the bundle has no web export.")
 
 
@@ -303,7 +314,7 @@ class ClassProbability(BaseModel):
 
 
 class Tried(BaseModel):
-    """What a bundle says of an image."""
+    """What a bundle says of an image or a text."""
 
     label: str | None
     probability: float | None
@@ -316,6 +327,6 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, said in (
         (400, "What is asked makes no sense."), (403, "A foreign host or page."), (404, "There is no such thing."),
         (408, "The body came too slowly."), (409, "What was looked at has changed since."), (413, "Too large."),
-        (415, "Not an image."), (503, "No room now."),
+        (415, "Not an image that can be read."), (503, "No room now."),
     )
 }  # fmt: skip

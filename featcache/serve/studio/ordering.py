@@ -1,4 +1,4 @@
-"""Which images are shown, and in which order."""
+"""Which images or texts are shown, and in which order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class View:
     """What is asked for: an `order` of `ORDERS`, and what must hold of each image; None: anything.
 
     `similar_to`: the sample that ``similarity`` is to. `label`: its class, "" for none. `predicted`: what the head
-    says. `split`: its split. `search`: a part of its path, in any case.
+    says. `split`: its split. `search`: a part of its path, or of the text, in any case.
     """
 
     order: str = "path"
@@ -51,8 +51,7 @@ def ordered(collection: Collection, fitted: Fitted | None, view: View) -> npt.ND
             number = _number(collection, view.predicted)
             mask &= fitted.predicted == number if fitted is not None else False
         if view.search:
-            wanted = view.search.casefold()
-            mask &= np.fromiter((wanted in path.casefold() for path in collection.paths), bool, len(collection))
+            mask &= collection.holding(view.search)
         rows = np.flatnonzero(mask)
         if view.order == "similarity":
             if view.similar_to is None:

@@ -11,6 +11,8 @@ from typing import Any
 from featcache.errors import MissingError
 from featcache.serve.studio.workspace import Workspace, check_name
 
+_OF_BUILD = ("input", "backbone", "weights", "engine", "text_column", "label_column")
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -25,17 +27,20 @@ class Step:
 
 
 def build_steps(workspace: Workspace, parameters: Mapping[str, Any]) -> list[Step]:
-    """Return the one step that brings a cache up to date with a folder of images.
+    """Return the one step that brings a cache up to date with a folder of images, or a table of texts.
 
-    `parameters`: ``name`` of the cache, ``images``: a path, None for what was dropped in under that name; ``backbone``,
-    ``weights``, ``engine``: as for ``featcache build``, None for the default. Raises `MissingError` without images.
+    `parameters`: ``name`` of the cache, ``images``: a path, None for what was dropped in under that name; those of
+    `_OF_BUILD`: as for ``featcache build``, None for the default. Raises `MissingError` without images.
     """
     name = check_name(parameters["name"])
     named = parameters.get("images")
     images = Path(os.path.abspath(named)) if named else workspace.folder("images") / name
     if not images.exists():
         raise MissingError(f"there must be images in {str(images)!r}, there is nothing: check the path")
-    extra = [f"--{key}={parameters[key]}" for key in ("backbone", "weights", "engine") if parameters.get(key)]
+    given = {key: parameters[key] for key in _OF_BUILD if parameters.get(key)}
+    if os.path.isdir(given.get("backbone", "")):
+        given["backbone"] = os.path.abspath(given["backbone"])  # a job runs in the workspace
+    extra = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
     cache = workspace.place("cache", name)
     return [Step(("build", str(images), "--cache", str(cache), "--dataset", name, *extra, "--json"))]
 
@@ -54,9 +59,10 @@ def map_steps(workspace: Workspace, parameters: Mapping[str, Any]) -> list[Step]
 def ship_steps(workspace: Workspace, parameters: Mapping[str, Any]) -> list[Step]:
     """Return the steps from labels to a bundle: train, merge, compress where it is wanted, export.
 
-    `parameters`: ``cache`` and ``labelled``, a cache of the workspace and its data set with the labels; ``name`` of
-    what is made; ``l2``: the penalty, None for the one that is best on val; ``formats``; ``compress``: whether, with
-    ``max_drop`` and ``max_minutes``.
+    `parameters`: ``cache`` and ``labelled``, a cache of the workspace and its data set with the labels; ``input``: its
+    kind; ``name`` of what is made; ``l2``: the penalty, None for the one that is best on val; ``formats``;
+    ``compress``: whether, with ``max_drop`` and ``max_minutes``. Networks of texts are not searched: their weights
+    become integers.
     """
     name = check_name(parameters["name"])
     cache = str(workspace.existing("cache", parameters["cache"]))
@@ -72,8 +78,11 @@ def ship_steps(workspace: Workspace, parameters: Mapping[str, Any]) -> list[Step
         Step(("merge", head, cache, "--out", model, *data, *over)),
     ]
     if parameters.get("compress"):
-        budget = ("--max-drop", str(parameters["max_drop"]), "--max-minutes", str(parameters["max_minutes"]))
-        steps.append(Step(("compress", model, "--cache", cache, "--out", small, *budget, *data, *over)))
+        way: tuple[str, ...] = ("quantize", model, "--precision", "int8-dynamic")
+        if parameters.get("input", "image") == "image":
+            budget = ("--max-drop", str(parameters["max_drop"]), "--max-minutes", str(parameters["max_minutes"]))
+            way = ("compress", model, *budget)
+        steps.append(Step((*way, "--cache", cache, "--out", small, *data, *over)))
     source = small if parameters.get("compress") else model
     formats = ",".join(parameters["formats"])
     steps.append(Step(("export", source, "--out", bundle, "--format", formats, "--cache", cache, *data, *over)))

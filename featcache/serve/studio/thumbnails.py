@@ -1,4 +1,4 @@
-"""`Thumbnails`: small JPEGs of images, made when they are first looked at and kept by the digest of the image."""
+"""`Thumbnails`: samples as a person sees them; small JPEGs of images are kept by the digest of the image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from featcache.images.thumbnail import thumbnail
+from featcache.extract.inputs.interface import Input
 from featcache.system.threads import processor_count
 
 SIDES = (192, 1024)
@@ -22,27 +22,28 @@ class Thumbnails:
         self._place = place
         self._pool = ThreadPoolExecutor(processor_count(), thread_name_prefix="featcache-thumbnail")
 
-    async def get(self, digest: str, read: Callable[[], bytes], *, side: int) -> bytes:
-        """Return the JPEG, `side` pixels wide and high at most, of the image that `read` gives the bytes of.
+    async def get(self, kind: Input, digest: str, read: Callable[[], bytes], *, side: int) -> tuple[str, bytes]:
+        """Return media type and bytes of what `kind` shows of the bytes that `read` gives.
 
-        Raises `ImageError` where it cannot be read.
+        Of an image that is a JPEG, `side` pixels wide and high at most. Raises `SampleError` where it cannot be read.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._get, digest, read, side)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._get, kind, digest, read, side)
 
-    def _get(self, digest: str, read: Callable[[], bytes], side: int) -> bytes:
+    def _get(self, kind: Input, digest: str, read: Callable[[], bytes], side: int) -> tuple[str, bytes]:
         file = self._place / digest[:2] / f"{digest}.jpg"
-        if side == _KEPT:
+        kept = kind.shown == "picture" and side == _KEPT
+        if kept:
             try:
-                return file.read_bytes()
+                return "image/jpeg", file.read_bytes()
             except FileNotFoundError:
                 pass  # made now
-        data = thumbnail(read(), side=side)
-        if side == _KEPT:
+        media_type, data = kind.show(read(), side=side)
+        if kept:
             file.parent.mkdir(parents=True, exist_ok=True)
             aside = file.with_suffix(f".{os.urandom(4).hex()}.tmp")
             aside.write_bytes(data)  # made again where it is lost: it need not be durable, only whole
             os.replace(aside, file)
-        return data
+        return media_type, data
 
     def close(self) -> None:
         """End the threads."""

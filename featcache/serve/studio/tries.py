@@ -1,13 +1,13 @@
-"""`Tries`: what a bundle of the workspace says of a dropped image."""
+"""`Tries`: what a bundle of the workspace says of a dropped image, or of a text."""
 
 from __future__ import annotations
 
 import threading
 from typing import Any
 
-from featcache.images.load import load_image
 from featcache.runtime.classifier import Classifier, open_classifier
 from featcache.runtime.prediction import describe
+from featcache.serve.forms import form_of
 from featcache.serve.studio.workspace import Workspace
 
 _TOP = 5
@@ -22,9 +22,9 @@ class Tries:
         self._open: tuple[str, Classifier] | None = None
 
     def classify(self, bundle: str, data: bytes) -> dict[str, Any]:
-        """Return what the bundle says of the image file `data`: its label, whether it is unknown, the top classes.
+        """Return what the bundle says of the image or text `data`: its label, whether it is unknown, the top classes.
 
-        Raises `MissingError` for a bundle that is not there, `ImageError` for what is no image.
+        Raises `MissingError` for a bundle that is not there, `SampleError` for what is no such input.
         """
         path = self._workspace.existing("bundle", bundle)
         stamp = f"{bundle} {(path / 'manifest.json').stat().st_mtime_ns}"
@@ -33,7 +33,7 @@ class Tries:
                 self._close()
                 self._open = stamp, open_classifier(path)
             classifier = self._open[1]
-            logits = classifier.run(load_image(data, classifier.preprocessing, decoder="pillow")[None])[0]
+            logits = classifier.run(classifier.input.stack([form_of(classifier.input).prepare(data)]))[0]
         found = describe([""], logits[None], classifier.classes, classifier.task, top=_TOP, unknown=classifier.unknown)
         values = found[0].to_json()
         return {"unknown": False, **{name: value for name, value in values.items() if name != "path"}}

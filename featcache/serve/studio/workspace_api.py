@@ -1,4 +1,4 @@
-"""The rest of ``/api``: images that are dropped in, jobs, what the workspace holds, bundles to try, events."""
+"""The rest of ``/api``: images and tables that come in, jobs, what the workspace holds, bundles to try, events."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from starlette.responses import FileResponse, HTMLResponse, StreamingResponse
 
 from featcache.bundle.archive import pack
 from featcache.errors import InputError
+from featcache.extract.inputs.registry import find_input
+from featcache.runtime.bundle import open_bundle
 from featcache.serve.bodies import Bodies
 from featcache.serve.refusals import RefusedError
 from featcache.serve.studio.commands import device_formats
@@ -29,7 +31,7 @@ from featcache.serve.studio.documents import (
     Received,
     ReportEntry,
     Tried,
-    WebFrame,
+    TryWays,
 )
 from featcache.serve.studio.state import Studio
 from featcache.serve.studio.uploads import receive, safe_path, unpack_images
@@ -61,7 +63,10 @@ def workspace_router(studio: Studio) -> APIRouter:
     # --- images that come in ---
 
     @router.put(
-        "/images/{folder}/file", tags=["images"], summary="Put an image file into a folder", openapi_extra=_BYTES
+        "/images/{folder}/file",
+        tags=["images"],
+        summary="Put an image file, or a table of texts, into a folder",
+        openapi_extra=_BYTES,
     )
     async def put_file(
         folder: Folder, path: Annotated[str, Query(max_length=1000, examples=["cat/1.jpg"])], request: Request
@@ -106,13 +111,18 @@ def workspace_router(studio: Studio) -> APIRouter:
         elif asked.kind == "build":
             check_name(asked.name)
             if asked.images is not None and not studio.local:
-                _check_inside(workspace.root, asked.images)
+                _check_inside(workspace.root, asked.images, "images")
+            if asked.backbone is not None and not studio.local:
+                # as this process, or a job, which runs in the workspace, would understand it
+                for path in (os.path.abspath(asked.backbone), os.path.join(workspace.root, asked.backbone)):
+                    if os.path.exists(path):
+                        _check_inside(workspace.root, path, "an encoder")
         else:
             check_name(asked.name)
             collection = studio.desk.collection(asked.dataset)
             labelled = f"{asked.name}-labelled"
             collection.save_labelled(labelled)
-            parameters |= {"cache": collection.name, "labelled": labelled}
+            parameters |= {"cache": collection.name, "labelled": labelled, "input": collection.kind.name}
         return Job(**jobs.add(asked.kind, parameters))
 
     @router.get("/jobs/{job}", tags=["jobs"], summary="A job")
@@ -164,11 +174,13 @@ def workspace_router(studio: Studio) -> APIRouter:
     def report(name: Annotated[str, Query(max_length=300, description="Its name in /api/reports.")]) -> FileResponse:
         return FileResponse(workspace.report(name), media_type="text/html; charset=utf-8", headers=_REPORT_HEADERS)
 
-    @router.get("/web", tags=["artefacts"], summary="Where a bundle's own web export runs")
-    def web(bundle: Bundle) -> WebFrame:
-        return WebFrame(address=studio.frames.address(bundle))
+    @router.get("/web", tags=["artefacts"], summary="What a bundle takes, and where its own web export runs")
+    def web(bundle: Bundle) -> TryWays:
+        kind = find_input(open_bundle(workspace.existing("bundle", bundle)).preprocessing.input)
+        return TryWays(input=kind.name, shown=kind.shown, address=studio.frames.address(bundle))
 
-    @router.post("/classify", tags=["artefacts"], summary="What a bundle says of an image", openapi_extra=_BYTES)
+    @router.post("/classify", tags=["artefacts"], summary="What a bundle says of an image, or of a text in UTF-8",
+                 openapi_extra=_BYTES)  # fmt: skip
     async def classify(bundle: Bundle, request: Request) -> Tried:
         async with bodies.read(request) as data:
             return Tried(**await studio.in_thread(studio.tries.classify, bundle, data))
@@ -187,11 +199,11 @@ def _add_list(router: APIRouter, studio: Studio, kind: str) -> None:
         return [ArtefactEntry(kind=one.kind, name=one.name) for one in studio.workspace.artefacts() if one.kind == kind]
 
 
-def _check_inside(root: FilePath, path: str) -> None:
+def _check_inside(root: FilePath, path: str, what: str) -> None:
     """Raise `InputError` where `path` lies outside `root`: who asks from another machine sees the workspace alone."""
     if not FilePath(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         raise InputError(
-            f"images must lie in the workspace where the studio is reached from elsewhere, got {path[:100]!r}"
+            f"{what} must lie in the workspace where the studio is reached from elsewhere, got {path[:100]!r}"
         )
 
 

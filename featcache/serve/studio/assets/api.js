@@ -26,6 +26,11 @@ export async function get(path, query = {}) {
   return (await answer(await fetch(`/api${path}${text && `?${text}`}`))).json();
 }
 
+/** Return the text at `path`. */
+export async function getText(path) {
+  return (await answer(await fetch(`/api${path}`))).text();
+}
+
 /** Send `values` as JSON and return the JSON that comes back. */
 export async function post(path, values = {}) {
   const headers = { "Content-Type": "application/json" };

@@ -1,9 +1,9 @@
-// Bring: images of a folder on this machine, dropped files, folders and zips, the camera.
+// Bring: images or texts of a folder or table on this machine, dropped files, folders and zips, the camera.
 
 import { post, send } from "./api.js";
 import { Camera } from "./camera.js";
 import { button, complain, element, say } from "./dom.js";
-import { t } from "./texts.js";
+import { shown, t } from "./texts.js";
 
 const AT_ONCE = 4;
 
@@ -24,11 +24,66 @@ async function* walk(entry, path = "") {
 
 export class Bring {
   constructor(jobs) {
-    this.name = element("input", { value: "photos", maxlength: 64, pattern: "[A-Za-z0-9_][A-Za-z0-9_.\\-]*", required: true, "aria-label": t("name") });
-    this.path = element("input", { placeholder: t("path_example"), "aria-label": t("path"), class: "grow" });
+    this.name = element("input", { maxlength: 64, pattern: "[A-Za-z0-9_][A-Za-z0-9_.\\-]*", required: true, "aria-label": t("name") });
     this.status = element("p", { class: "quiet", "aria-live": "polite" });
+    this.ways = { picture: this.#pictures(), text: this.#texts() };
+    this.turns = Object.keys(this.ways).map((kind) => button(t("images", {}, kind), () => this.#turn(kind)));
+    this.jobs = element("div", { class: "card" }, element("h2", { text: t("jobs") }));
+    this.list = jobs.list;
+    this.hint = element("p", { class: "quiet" });
+    this.root = element(
+      "section", { class: "page bring" },
+      element("h1", { text: t("bring") }), this.hint,
+      element("div", { class: "columns" },
+        element("div", { class: "card" },
+          element("div", { class: "segments", role: "group", "aria-label": t("bring_what") }, ...this.turns),
+          element("label", { class: "field" }, element("span", { text: t("name") }), this.name),
+          ...Object.values(this.ways), this.status,
+        ),
+        this.jobs,
+      ),
+    );
+    this.#turn(shown);
+  }
+
+  /** Bring in images, or texts. */
+  #turn(kind) {
+    const before = this.kind;
+    this.kind = kind;
+    for (const [one, way] of Object.entries(this.ways)) way.hidden = one !== kind;
+    this.turns.forEach((one, index) => one.setAttribute("aria-pressed", String(Object.keys(this.ways)[index] === kind)));
+    this.hint.textContent = t("bring_hint", {}, kind);
+    if (!before || this.name.value === t("name_usual", {}, before)) this.name.value = t("name_usual", {}, kind);
+  }
+
+  #pictures() {
+    return element("div", {}, ...this.#fromPath("picture"), ...this.#fromBrowser("picture", "image/*,.zip"),
+      element("h2", { text: t("camera") }), this.#camera());
+  }
+
+  #texts() {
+    const remembered = (key) => element("input", { value: localStorage.getItem(key) ?? "", maxlength: 1000, on: { change: (event) => localStorage.setItem(key, event.target.value) } });
+    const field = (name, input) => element("label", { class: "field" }, element("span", { text: t(name) }), input);
+    this.encoder = remembered("encoder");
+    this.encoder.placeholder = t("encoder_example");
+    this.columns = { text_column: element("input", { maxlength: 1000 }), label_column: element("input", { maxlength: 1000 }) };
+    return element("div", {}, field("encoder", this.encoder),
+      element("details", { class: "more", "aria-label": t("columns") }, element("summary", { text: t("columns") }),
+        element("div", { class: "row budget" }, ...Object.entries(this.columns).map(([name, input]) => field(name, input)))),
+      ...this.#fromPath("text"), ...this.#fromBrowser("text", ".csv,.tsv,.jsonl,.ndjson,.parquet,.txt,.zip"));
+  }
+
+  #fromPath(kind) {
+    const path = element("input", { placeholder: t("path_example", {}, kind), "aria-label": t("path", {}, kind), class: "grow" });
+    return [element("h2", { text: t("from_path", {}, kind) }), element(
+      "form", { class: "row", on: { submit: (event) => (event.preventDefault(), this.#build(path.value)) } },
+      path, element("button", { text: t("bring_folder"), class: "main" }),
+    )];
+  }
+
+  #fromBrowser(kind, accept) {
     const pick = (properties) => element("input", { type: "file", multiple: true, hidden: true, ...properties, on: { change: (event) => this.#picked(event.target) } });
-    const files = pick({ accept: "image/*,.zip" });
+    const files = pick({ accept });
     const folder = pick({ webkitdirectory: true });
     const drop = element(
       "div",
@@ -40,30 +95,11 @@ export class Bring {
           drop: (event) => (drop.classList.remove("over"), this.#dropped(event)),
         },
       },
-      element("p", { class: "big", text: t("drop_here") }),
-      element("p", { class: "quiet", text: t("drop_hint") }),
+      element("p", { class: "big", text: t("drop_here", {}, kind) }),
+      element("p", { class: "quiet", text: t("drop_hint", {}, kind) }),
       element("div", { class: "row center" }, files, folder, button(t("choose_files"), () => files.click()), button(t("choose_folder"), () => folder.click())),
     );
-    const byPath = element(
-      "form", { class: "row", on: { submit: (event) => (event.preventDefault(), this.#build(this.path.value)) } },
-      this.path, element("button", { text: t("bring_folder"), class: "main" }),
-    );
-    this.jobs = element("div", { class: "card" }, element("h2", { text: t("jobs") }));
-    this.list = jobs.list;
-    this.root = element(
-      "section", { class: "page bring" },
-      element("h1", { text: t("bring") }),
-      element("p", { class: "quiet", text: t("bring_hint") }),
-      element("div", { class: "columns" },
-        element("div", { class: "card" },
-          element("label", { class: "field" }, element("span", { text: t("name") }), this.name),
-          element("h2", { text: t("from_path") }), byPath,
-          element("h2", { text: t("from_browser") }), drop, this.status,
-          element("h2", { text: t("camera") }), this.#camera(),
-        ),
-        this.jobs,
-      ),
-    );
+    return [element("h2", { text: t("from_browser") }), drop];
   }
 
   enter() {
@@ -73,10 +109,17 @@ export class Bring {
   async #build(images) {
     if (!this.name.reportValidity()) return;
     try {
-      await post("/jobs", { kind: "build", name: this.name.value, images: images || null });
+      await post("/jobs", { kind: "build", name: this.name.value, images: images || null, ...this.#ofTexts() });
     } catch (error) {
       complain(error);
     }
+  }
+
+  /** Return what `build` has to be told of texts besides. */
+  #ofTexts() {
+    if (this.kind !== "text") return {};
+    const columns = Object.entries(this.columns).map(([name, input]) => [name, input.value || null]);
+    return { input: "text", backbone: this.encoder.value.trim() || null, ...Object.fromEntries(columns) };
   }
 
   async #dropped(event) {

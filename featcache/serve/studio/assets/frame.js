@@ -1,6 +1,5 @@
-// A bundle's own classifier, running in a frame of its own that is handed images and hands back what it says.
+// A bundle's own classifier, running in a frame of its own that is handed images or texts and hands back what it says.
 
-import { get } from "./api.js";
 import { element } from "./dom.js";
 import { t } from "./texts.js";
 
@@ -8,16 +7,13 @@ export class Frame {
   constructor() {
     this.place = element("div", { hidden: true });
     this.waiting = new Map(); // number of a question → what to do with its answer
-    this.asked = this.opened = 0;
+    this.asked = 0;
     this.element = this.ready = this.loading = this.address = null;
     addEventListener("message", (event) => this.#hear(event));
   }
 
-  /** Open the web export of a bundle, if it has one and is not open: then there is an `element` that can be asked. */
-  async open(bundle) {
-    const number = ++this.opened;
-    const { address } = bundle ? await get("/web", { bundle }) : { address: null };
-    if (number !== this.opened) return;
+  /** Open a web export at its address, null for none, unless it is open: then there is an `element` that can be asked. */
+  async open(address) {
     if (address !== this.address) {
       this.#end();
       this.address = address;
@@ -34,13 +30,13 @@ export class Frame {
     });
   }
 
-  /** Return {label, unknown, entries, milliseconds} of an image file, once what runs there is loaded. */
-  async classify(image) {
+  /** Return {label, unknown, entries, milliseconds} of an image or text file, once what runs there is loaded. */
+  async classify(input) {
     await this.loading;
     if (!this.element) throw new Error(t("try_closed"));
     return new Promise((resolve, reject) => {
       this.waiting.set(++this.asked, { resolve, reject });
-      this.element.contentWindow.postMessage({ number: this.asked, image }, "*");
+      this.element.contentWindow.postMessage({ number: this.asked, input }, "*");
     });
   }
 

@@ -1,10 +1,10 @@
-// A grid of any number of pictures, of which only those in sight are in the page.
+// A grid, or list, of any number of samples, of which only those in sight are in the page.
 
 import { complain, element, hueOf, percent } from "./dom.js";
 import { t } from "./texts.js";
+import { view } from "./views.js";
 
 const GAP = 8;
-const FOOT = 30; // of a tile, below its picture
 const MARGIN_ROWS = 2;
 
 export class Grid {
@@ -15,7 +15,7 @@ export class Grid {
     this.selected = new Set();
     this.current = 0; // place of the tile with the focus
     this.anchor = 0; // where a range begins
-    this.side = Number(localStorage.getItem("tile")) || 132;
+    this.size = Number(localStorage.getItem(view.sizes.stored)) || view.sizes.usual; // of a tile, as its view counts
     this.tiles = new Map(); // place → element
     this.canvas = element("div", { class: "tiles" });
     this.root = element(
@@ -47,9 +47,9 @@ export class Grid {
     this.onSelect(this.chosen());
   }
 
-  resize(side) {
-    this.side = side;
-    localStorage.setItem("tile", side);
+  resize(size) {
+    this.size = size;
+    localStorage.setItem(view.sizes.stored, size);
     this.#forget();
     this.render();
     this.#reveal();
@@ -100,9 +100,10 @@ export class Grid {
 
   #measure() {
     const width = Math.max(this.root.clientWidth - GAP, 1);
-    const columns = Math.max(Math.floor(width / (this.side + GAP)), 1);
-    const side = Math.floor(width / columns) - GAP;
-    return { columns, side, step: side + FOOT + GAP };
+    const columns = Math.max(view.columns(width, this.size), 1);
+    const tile = Math.floor(width / columns) - GAP;
+    const height = view.height(tile, this.size);
+    return { columns, width: tile, height, step: height + GAP };
   }
 
   #range() {
@@ -118,7 +119,7 @@ export class Grid {
   }
 
   render() {
-    const { columns, side, step } = this.#measure();
+    const { columns, width, height, step } = this.#measure();
     this.canvas.style.height = `${Math.ceil(this.order.length / columns) * step + GAP}px`;
     const [first, last] = this.#range();
     for (const [place, tile] of this.tiles) {
@@ -129,10 +130,10 @@ export class Grid {
     }
     for (let place = first; place < last; place++) {
       const tile = this.tiles.get(place) ?? this.#make(place);
-      tile.style.width = `${side}px`;
-      tile.style.height = `${side + FOOT}px`;
-      tile.style.transform = `translate(${GAP + (place % columns) * (side + GAP)}px, ${GAP + Math.floor(place / columns) * step}px)`;
-      this.#dress(tile, place);
+      tile.style.width = `${width}px`;
+      tile.style.height = `${height}px`;
+      tile.style.transform = `translate(${GAP + (place % columns) * (width + GAP)}px, ${GAP + Math.floor(place / columns) * step}px)`;
+      this.#dress(tile, place, width);
     }
     this.root.setAttribute("aria-activedescendant", `tile-${this.current}`);
     this.#describe();
@@ -154,16 +155,10 @@ export class Grid {
   }
 
   #make(place) {
-    const number = this.order[place];
-    const picture = element("img", {
-      alt: "", loading: "lazy", decoding: "async", draggable: "false",
-      src: `/api/datasets/${this.session.dataset.id}/samples/${number}/picture?at=${this.session.dataset.generation}`,
-      on: { error: (event) => event.target.classList.add("broken") },
-    });
     const tile = element(
       "div",
-      { class: "tile", role: "option", id: `tile-${place}`, draggable: "true", "aria-setsize": this.order.length, "aria-posinset": place + 1 },
-      picture,
+      { class: `tile ${view.tileClass}`, role: "option", id: `tile-${place}`, draggable: "true", "aria-setsize": this.order.length, "aria-posinset": place + 1 },
+      view.tile(this.session, this.order[place]),
       element("span", { class: "chip" }),
       element("span", { class: "mark", "aria-hidden": "true" }),
     );
@@ -174,10 +169,11 @@ export class Grid {
   }
 
   #dressAll() {
-    for (const [place, tile] of this.tiles) this.#dress(tile, place);
+    const { width } = this.#measure();
+    for (const [place, tile] of this.tiles) this.#dress(tile, place, width);
   }
 
-  #dress(tile, place) {
+  #dress(tile, place, width) {
     const number = this.order[place];
     const sample = this.session.samples.get(number);
     const selected = this.selected.has(number);
@@ -191,7 +187,8 @@ export class Grid {
     tile.classList.toggle("against", Boolean(sample?.label && sample.predicted && sample.predicted !== sample.label));
     tile.dataset.split = sample?.split ?? "";
     if (shown !== null) tile.style.setProperty("--hue", hueOf(this.session.dataset.classes.indexOf(shown)));
-    if (sample) tile.setAttribute("aria-label", `${sample.path}. ${chip.textContent}`);
+    view.dress(tile, sample, { width, size: this.size });
+    if (sample) tile.setAttribute("aria-label", `${view.name(sample)}. ${chip.textContent}`);
     tile.title = sample ? `${sample.path} · ${t(sample.split)}` : "";
   }
 

@@ -45,7 +45,7 @@ export class Jobs extends EventTarget {
     const at = progress ? progress.done / Math.max(progress.total, 1) : 0;
     const bar = element("progress", { max: 1, "aria-label": t("progress"), ...(progress && { value: at }) });
     const said = element("pre", { class: "log" });
-    const log = element("details", { "data-job": job.id, on: { toggle: () => log.open && this.#log(job.id, said).catch(complain) } }, element("summary", { text: t("log") }), said);
+    const log = element("details", { "data-job": job.id, "aria-label": t("log"), on: { toggle: () => log.open && this.#log(job.id, said).catch(complain) } }, element("summary", { text: t("log") }), said);
     log.open = open;
     const step = job.state === "running" && job.doing && t("step", { step: job.step + 1, steps: job.steps, doing: job.doing });
     const line = [t(`kind_${job.kind}`), step, progress && `${progress.what} ${progress.done}/${progress.total}`, progress?.rate, progress?.seconds_left != null && t("seconds_left", { seconds: progress.seconds_left })];
@@ -60,16 +60,18 @@ export class Jobs extends EventTarget {
       job.state === "running" ? bar : "",
       element("p", { class: "quiet", text: line.filter(Boolean).join(" · ") }),
       job.error ? element("p", { class: "bad", text: job.error }) : "",
-      job.state === "done" && job.kind === "build" && job.result ? this.#built(job.result) : "",
+      job.state === "done" && job.kind === "build" && job.result ? this.#built(job) : "",
       log,
     );
   }
 
-  #built(result) {
+  #built(job) {
+    const { result } = job;
     const failures = result.failures ?? [];
-    const made = element("div", {}, element("p", { text: t("built", { images: result.images, extracted: result.extracted, reused: result.reused, seconds: result.wall_seconds.toFixed(1) }) }));
+    const kind = job.parameters.input === "text" ? "text" : "picture";
+    const made = element("div", {}, element("p", { text: t("built", { images: result.images, extracted: result.extracted, reused: result.reused, seconds: result.wall_seconds.toFixed(1) }, kind) }));
     if (failures.length) {
-      made.append(element("details", {}, element("summary", { text: t("broken", { count: failures.length }) }),
+      made.append(element("details", {}, element("summary", { text: t("broken", { count: failures.length }, kind) }),
         element("ul", {}, ...failures.slice(0, 200).map((one) => element("li", { text: `${one.path}: ${one.reason}` })))));
     }
     return made;

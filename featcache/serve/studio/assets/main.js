@@ -81,8 +81,8 @@ async function listDatasets({ prefer } = {}) {
 
 jobs.addEventListener("done", async (event) => {
   if (event.detail.kind !== "build") return;
+  location.assign("#teach"); // first: the page may be read anew for another kind of data set
   await listDatasets({ prefer: `caches/${event.detail.parameters.name}` }).catch(complain);
-  location.assign("#teach");
 });
 addEventListener("hashchange", route);
 dark.addEventListener("change", () => setTheme(chosenTheme()));

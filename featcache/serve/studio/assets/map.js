@@ -1,12 +1,18 @@
-// A map of the features: a dot for each image; a lasso, or a ring moved by keys, around some shows them.
+// A map of the features: a dot for each sample; a lasso, or a ring moved by keys, around some shows them.
 
 import { element, hueOf } from "./dom.js";
 import { t } from "./texts.js";
 
 const STEP = 0.03; // of the map's width, by which a key moves the ring
+const NEAR = 12; // pixels of the map from which a dot is pointed at
 
-/** Return the canvas of `points` ([x, y] in [-1, 1], or null where the map lacks an image), coloured by `labels`. */
-export function featureMap(points, labels, onChosen) {
+/**
+ * Return the canvas of `points` ([x, y] in [-1, 1], or null where the map lacks a sample), coloured by `labels`.
+ *
+ * `onChosen` is told of the samples that somebody asks for, `onPointed` of the one under the mouse or next to the
+ * ring's middle, null for none.
+ */
+export function featureMap(points, labels, onChosen, onPointed) {
   const canvas = element("canvas", { class: "map", width: 720, height: 480, tabindex: "0", role: "application", "aria-label": t("map_keys") });
   const places = points.map((point) => point && [(point[0] * 0.47 + 0.5) * canvas.width, (0.5 - point[1] * 0.47) * canvas.height]);
   const ring = { x: canvas.width / 2, y: canvas.height / 2, radius: 60, shown: false };
@@ -44,6 +50,14 @@ export function featureMap(points, labels, onChosen) {
     const box = canvas.getBoundingClientRect();
     return [((event.clientX - box.left) / box.width) * canvas.width, ((event.clientY - box.top) / box.height) * canvas.height];
   };
+  const point = ([x, y], reach) => {
+    let [nearest, least] = [null, reach];
+    places.forEach((place, index) => {
+      const distance = place ? Math.hypot(place[0] - x, place[1] - y) : Infinity;
+      if (distance < least) [nearest, least] = [index, distance];
+    });
+    onPointed(nearest);
+  };
   const key = (event) => {
     const step = STEP * canvas.width;
     const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
@@ -54,6 +68,7 @@ export function featureMap(points, labels, onChosen) {
     } else if (event.key in grows) ring.radius = Math.min(Math.max(ring.radius * grows[event.key], 6), canvas.width);
     else if (event.key === "Enter") choose(([x, y]) => Math.hypot(x - ring.x, y - ring.y) <= ring.radius);
     else return;
+    point([ring.x, ring.y], ring.radius);
     event.preventDefault();
     paint();
   };
@@ -64,7 +79,10 @@ export function featureMap(points, labels, onChosen) {
       lasso = [at(event)];
     },
     pointermove: (event) => {
-      if (!lasso.length) return;
+      if (!lasso.length) {
+        point(at(event), NEAR);
+        return;
+      }
       lasso.push(at(event));
       paint();
     },

@@ -4,6 +4,7 @@ import { get, post } from "./api.js";
 import { button, card, complain, element } from "./dom.js";
 import { featureMap } from "./map.js";
 import { t } from "./texts.js";
+import { view } from "./views.js";
 
 const KINDS = ["components", "neighbours"];
 
@@ -17,7 +18,9 @@ export class MapCard {
     this.state = element("p", { class: "quiet map-state", role: "status" });
     this.make = button(t("map_make"), () => this.#make(), { hidden: true });
     this.place = element("div", {});
-    this.root = card(t("map"), "", element("div", { class: "segments", role: "group", "aria-label": t("map") }, ...this.buttons), this.hint, this.place, element("div", { class: "row" }, this.state, this.make));
+    this.pointed = element("div", { class: `pointed ${view.tileClass}`, "aria-live": "polite" });
+    this.asked = null; // the sample that is pointed at
+    this.root = card(t("map"), "", element("div", { class: "segments", role: "group", "aria-label": t("map") }, ...this.buttons), this.hint, this.place, this.pointed, element("div", { class: "row" }, this.state, this.make));
   }
 
   async refresh() {
@@ -32,7 +35,20 @@ export class MapCard {
     const shown = JSON.stringify([plane, labels]);
     if (shown === this.shown) return; // a ring that somebody moves stays
     this.shown = shown;
-    this.place.replaceChildren(plane.made ? featureMap(plane.points, labels, this.show) : "");
+    this.place.replaceChildren(plane.made ? featureMap(plane.points, labels, this.show, (number) => this.#point(number).catch(complain)) : "");
+    this.asked = null;
+    this.pointed.replaceChildren();
+  }
+
+  /** Show the sample that is pointed at; the last one stays until another is. */
+  async #point(number) {
+    if (number === null || number === this.asked) return;
+    this.asked = number;
+    await this.session.describe([number]);
+    const sample = this.session.samples.get(number);
+    if (number !== this.asked || !sample) return;
+    const label = sample.label ?? sample.predicted;
+    this.pointed.replaceChildren(view.small(this.session, number), element("p", { class: "quiet", text: [sample.path, label].filter(Boolean).join(" · ") }));
   }
 
   #turn(kind) {

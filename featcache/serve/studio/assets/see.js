@@ -7,6 +7,7 @@ import { ConfusionCard } from "./confusion.js";
 import { button, card, complain, element, hueOf, percent, say } from "./dom.js";
 import { MapCard } from "./map_card.js";
 import { t } from "./texts.js";
+import { view } from "./views.js";
 
 export class See {
   /** `show(view)` opens images under Teach. */
@@ -19,7 +20,7 @@ export class See {
     this.cards = [new ConfusionCard(session, show), new MapCard(session, images(t("map"))), new CompareCard(session, images(t("compare")))];
     const [confusion, map, compare] = this.cards.map((one) => one.root);
     this.root = element(
-      "section", { class: "page see" },
+      "section", { class: `page see ${view.tileClass}` },
       element("h1", { text: t("see") }),
       element("div", { class: "columns masonry" },
         card(t("accuracy_over_labels"), t("accuracy_hint"), this.accuracy),
@@ -67,16 +68,17 @@ export class See {
 
   async #showDoubts() {
     const doubts = await this.#from("/doubts");
-    const { dataset } = this.session;
     if (!doubts.length) {
       this.doubts.replaceChildren(element("p", { class: "quiet", text: t("doubts_none") }));
       return;
     }
+    const first = doubts.slice(0, 12);
+    await this.session.describe(first.map((doubt) => doubt.id));
     const all = () => this.show({ order: "path", ids: doubts.map((doubt) => doubt.id), title: t("doubts") });
     const entry = (one) => element("button", { type: "button", class: "doubt", on: { click: all } },
-      element("img", { src: `/api/datasets/${dataset.id}/samples/${one.id}/picture`, alt: "", loading: "lazy" }),
+      view.small(this.session, one.id),
       element("span", { text: t("doubt", { label: one.label, likelier: one.likelier, own: percent(one.own_probability, 0), probability: percent(one.probability, 0) }) }));
-    this.doubts.replaceChildren(element("div", { class: "doubts" }, ...doubts.slice(0, 12).map(entry)), button(t("show_all", { count: doubts.length }), all));
+    this.doubts.replaceChildren(element("div", { class: `doubts ${view.tileClass}` }, ...first.map(entry)), button(t("show_all", { count: doubts.length }), all));
   }
 
   #duplicates() {

@@ -2,7 +2,7 @@
 
 import { get, post } from "./api.js";
 import { complain, say } from "./dom.js";
-import { t } from "./texts.js";
+import { speakOf, t } from "./texts.js";
 
 export class Session extends EventTarget {
   constructor() {
@@ -22,7 +22,9 @@ export class Session extends EventTarget {
   }
 
   async open(number) {
-    this.dataset = await get(`/datasets/${number}`);
+    const dataset = await get(`/datasets/${number}`);
+    await speakOf(dataset.shown);
+    this.dataset = dataset;
     this.head = await get(`/datasets/${number}/head`, { revision: this.dataset.revision, seconds: 1 });
     this.samples.clear();
     this.stale.clear();

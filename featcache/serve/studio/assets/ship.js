@@ -4,6 +4,7 @@ import { get, post } from "./api.js";
 import { card, complain, element } from "./dom.js";
 import { t } from "./texts.js";
 import { TryCard } from "./try.js";
+import { view } from "./views.js";
 
 export class Ship {
   constructor(session, jobs) {
@@ -75,7 +76,7 @@ export class Ship {
   }
 
   #showBudget() {
-    this.budget.hidden = !this.compress.checked;
+    this.budget.hidden = !this.compress.checked || !view.searched;
   }
 
   async #ship() {

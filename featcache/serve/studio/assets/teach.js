@@ -1,10 +1,11 @@
-// Teach: look at images in an order that pays, label them, see what the head makes of it.
+// Teach: look at images, or texts, in an order that pays, label them, see what the head makes of it.
 
 import { intervalBar } from "./charts.js";
 import { button, complain, element, hueOf, percent } from "./dom.js";
 import { Grid } from "./grid.js";
 import { classOf, keyOf } from "./keys.js";
 import { t } from "./texts.js";
+import { view } from "./views.js";
 
 const ORDERS = ["path", "uncertainty", "disagreement", "class"];
 
@@ -42,7 +43,7 @@ export class Teach {
       on: { change: () => this.show({ ...this.view, search: this.search.value || undefined, ids: undefined }) },
     });
     this.size = element("input", {
-      type: "range", min: 72, max: 260, step: 4, value: this.grid.side, "aria-label": t("tile_size"), class: "size",
+      type: "range", min: view.sizes.min, max: view.sizes.max, step: view.sizes.step, value: this.grid.size, "aria-label": t("tile_size"), class: "size",
       on: { input: () => this.grid.resize(Number(this.size.value)) },
     });
     this.count = element("span", { class: "quiet count" });
@@ -74,7 +75,7 @@ export class Teach {
     );
     this.detail = element("div", { class: "card detail" });
     this.root = element(
-      "section", { class: "teach" },
+      "section", { class: `teach ${view.tileClass}` },
       element("aside", { class: "left" }, element("h2", { text: t("classes") }), this.classes, form, element("p", { class: "quiet hint", text: t("label_hint") })),
       element("div", { class: "middle" }, bar, this.filter, this.grid.root),
       element("aside", { class: "right" }, this.worth, this.detail, suggestions),
@@ -175,13 +176,13 @@ export class Teach {
       bar.querySelector(".fill").style.width = `${probability * 100}%`;
       return bar;
     });
-    const source = `/api/datasets/${session.dataset.id}/samples/${number}/picture?side=1024&at=${session.dataset.generation}`;
+    const source = `${session.dataset.id} ${session.dataset.generation} ${number}`;
     if (this.detail.dataset.source !== source) {
-      this.picture = element("img", { src: source, alt: sample.path, on: { click: () => this.#enlarge(number) } });
+      this.seen = view.detail(session, number, sample, () => this.#enlarge(number));
       this.detail.dataset.source = source;
     }
     this.detail.replaceChildren(
-      this.picture,
+      this.seen,
       element("p", { class: "path", text: sample.path }),
       element("p", { class: "quiet", text: t(`split_${sample.split}`) }),
       ...bars,
@@ -252,9 +253,9 @@ export class Teach {
   #enlarge(number) {
     const sample = this.session.samples.get(number);
     const dialog = element(
-      "dialog", { class: "large", on: { close: () => dialog.remove(), click: () => dialog.close() } },
-      element("img", { src: `/api/datasets/${this.session.dataset.id}/samples/${number}/picture?side=1024`, alt: sample?.path ?? "" }),
-      element("p", { text: sample?.path ?? "" }),
+      "dialog", { class: "large", "aria-label": sample?.path ?? "", on: { close: () => dialog.remove(), click: () => dialog.close() } },
+      view.enlarged(this.session, number, sample),
+      element("p", { class: "quiet", text: sample?.path ?? "" }),
     );
     document.body.append(dialog);
     dialog.showModal();

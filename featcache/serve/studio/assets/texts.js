@@ -7,9 +7,12 @@ export const languages = LANGUAGES;
 const texts = await (await fetch(`/assets/texts/${language}.json`)).json();
 document.documentElement.lang = language;
 
-/** Return the text called `key`, with `{name}` replaced by the value of that name. */
-export function t(key, values = {}) {
-  const text = texts[key] ?? key;
+/** As what a person sees what the data set holds, which the words for it go by: `picture` or `text`. */
+export const shown = localStorage.getItem("shown") === "text" ? "text" : "picture";
+
+/** Return the text called `key`, of `kind` where that has its own, with `{name}` replaced by the value of that name. */
+export function t(key, values = {}, kind = shown) {
+  const text = texts[`${key}@${kind}`] ?? texts[key] ?? key;
   return text.replace(/\{(\w+)\}/g, (_, name) => String(values[name] ?? ""));
 }
 
@@ -17,4 +20,12 @@ export function t(key, values = {}) {
 export function choose(name) {
   localStorage.setItem("language", name);
   location.reload();
+}
+
+/** Go on once the page speaks of what is shown as `kind`: else it is read anew, and this never ends. */
+export async function speakOf(kind) {
+  if (kind === shown) return;
+  localStorage.setItem("shown", kind);
+  location.reload();
+  await new Promise(() => {});
 }
