@@ -108,6 +108,9 @@ def test_from_elsewhere_only_the_workspace_is_read(tmp_path: Path) -> None:
             body = json.dumps({"kind": "build", "name": "x", "input": "text", "backbone": encoder})
             status, answer, _ = client.request("POST", "/api/jobs", body, headers)
             assert (status, b"an encoder must lie in the workspace" in answer) == (400, True)
+        body = json.dumps({"kind": "build", "name": "x", "weights": "../outside"})
+        status, answer, _ = client.request("POST", "/api/jobs", body, headers)
+        assert (status, b"weights must lie in the workspace" in answer) == (400, True)
 
 
 def test_class_names_are_text_and_nothing_else(client: Client) -> None:

@@ -112,11 +112,13 @@ def workspace_router(studio: Studio) -> APIRouter:
             check_name(asked.name)
             if asked.images is not None and not studio.local:
                 _check_inside(workspace.root, asked.images, "images")
-            if asked.backbone is not None and not studio.local:
+            for named, what in ((asked.backbone, "an encoder"), (asked.weights, "weights")):
+                if named is None or studio.local:
+                    continue
                 # as this process, or a job, which runs in the workspace, would understand it
-                for path in (os.path.abspath(asked.backbone), os.path.join(workspace.root, asked.backbone)):
+                for path in (os.path.abspath(named), os.path.join(workspace.root, named)):
                     if os.path.exists(path):
-                        _check_inside(workspace.root, path, "an encoder")
+                        _check_inside(workspace.root, path, what)
         else:
             check_name(asked.name)
             collection = studio.desk.collection(asked.dataset)
