@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ import pytest
 
 WORDS = "the card has not arrived yet where is my money please help me now today how long does it take to come"
 SENTENCES = [" ".join(WORDS.split()[i : i + n]) for n in (1, 2, 5, 9) for i in range(0, len(WORDS.split()) - n, 2)]
+ROWS = [
+    (f"{text} {word}", "money" if "money" in text or "card" in text else "time")
+    for text in SENTENCES
+    for word in ("now", "today", "please")
+]
 
 
 def tokenizer_json() -> bytes:
@@ -76,6 +82,21 @@ def write_encoder(
             place.mkdir(exist_ok=True)
             (place / "config.json").write_text(json.dumps(pooling or {"pooling_mode_mean_tokens": True}))
     return folder
+
+
+def write_table(path: Path, rows: Sequence[tuple[str, str]] = ROWS) -> Path:
+    """Return `path` with a CSV of texts and labels."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    return path
+
+
+def build_text_cache(table: Path, cache: Path, *, encoder: Path) -> Path:
+    """Return `cache` with the texts of `table`, computed in floats by torch."""
+    from featcache.extract.build import build_cache
+
+    build_cache(table, cache, backbone=str(encoder), engine="torch", precision="fp32", dtype="float32")
+    return cache
 
 
 def packaged_encoder() -> Path:

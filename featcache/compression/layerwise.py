@@ -353,7 +353,9 @@ def run_node(node: onnx.NodeProto, rows: Sequence[Sequence[Tensor | None]], *, o
         {name: value.numpy() for name, value in zip(node.input, row, strict=True) if value is not None} for row in rows
     ]
     declared = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
+        helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(value.dtype), _common_shape([feed[name] for feed in arrays])
+        )
         for name, value in arrays[0].items()
     ]
     outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
@@ -362,6 +364,11 @@ def run_node(node: onnx.NodeProto, rows: Sequence[Sequence[Tensor | None]], *, o
     session = open_session(model.SerializeToString())
     results = [[torch.from_numpy(np.asarray(value)) for value in session.run(None, feed)] for feed in arrays]
     return [list(values) for values in zip(*results, strict=True)]
+
+
+def _common_shape(values: Sequence[npt.NDArray[Any]]) -> list[int | None]:
+    """Return the sizes of all `values` along each axis, None where these differ."""
+    return [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*(v.shape for v in values), strict=True)]
 
 
 def _stored_tensors(graph: onnx.GraphProto, nodes: frozenset[str]) -> frozenset[str]:

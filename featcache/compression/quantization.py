@@ -91,7 +91,7 @@ def quantize(
     model
         A MODEL directory, or the model itself; not quantized yet.
     cache
-        The one that its head was trained on, with its images where they were.
+        The one that its head was trained on, with its images, or texts, where they were.
     out
         The MODEL directory to write.
     precision
@@ -99,8 +99,8 @@ def quantize(
         weights that rows are multiplied with; the rows are rounded at run time, nothing is calibrated. ``fp16``:
         weights are stored in half precision and computed with in floats; the head is the old one.
     method
-        Of ``int8``. ``ptq``: calibrated, no training. ``qat``: trained from there, which val can refuse: then it is as
-        ``ptq``.
+        Of ``int8``. ``ptq``: calibrated, no training. ``qat``, of images: trained from there, which val can refuse:
+        then it is as ``ptq``.
     recover
         How long ``qat`` trains: minutes, or ``auto`` (the default) for what the data are worth. ``ptq`` takes ``off``.
     head_precision
@@ -115,7 +115,8 @@ def quantize(
     images
         Where the images of the cache lie by now, if no longer where they were built from.
     calibration_images
-        How many training images of 224 pixels the walk sees; as many pixels of smaller or larger ones.
+        How many training images of 224 pixels, or texts of 64 tokens, the walk sees; as many pixels or tokens of
+        smaller or larger ones, up to four times as many of them.
     float_share
         The first convolutions, up to this share of the multiplications, stay in floats: they read pixels, have few
         channels, and their error reaches everything.

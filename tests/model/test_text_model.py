@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from text_encoders import SENTENCES, write_encoder
+from text_encoders import ROWS, build_text_cache, write_encoder, write_table
 
 import featcache
 from featcache.errors import CorruptError, FeatcacheError, InputError, VerificationError
@@ -23,12 +23,6 @@ from featcache.runtime.prediction import Prediction
 from featcache.train.options import LinearOptions
 from featcache.verification import verify
 
-ROWS = [
-    (f"{text} {word}", "money" if "money" in text or "card" in text else "time")
-    for text in SENTENCES
-    for word in ("now", "today", "please")
-]
-
 HEAD = LinearOptions(l2=1e-2)  # weights of a usual size, whose sums rounding hardly moves
 
 
@@ -36,13 +30,7 @@ HEAD = LinearOptions(l2=1e-2)  # weights of a usual size, whose sums rounding ha
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder, a table, the cache of its texts, and a head."""
     place = tmp_path_factory.mktemp("texts")
-    write_encoder(place / "tiny")
-    with open(place / "cards.csv", "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *ROWS])
-    featcache.build_cache(
-        place / "cards.csv", place / "cache", backbone=str(place / "tiny"), engine="torch", precision="fp32",
-        dtype="float32",
-    )  # fmt: skip
+    build_text_cache(write_table(place / "cards.csv"), place / "cache", encoder=write_encoder(place / "tiny"))
     featcache.train_head(place / "cache", head=HEAD).save(place / "head")
     return place
 
@@ -213,12 +201,12 @@ def test_half_precision_halves_the_weights(folder: Path, model: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     ("verb", "settings"),
-    [("prune", {"method": "channel", "amount": 0.3}), ("quantize", {"precision": "int8"}), ("recover", {})],
+    [("prune", {"method": "channel", "amount": 0.3}), ("quantize", {"method": "qat"}), ("recover", {})],
 )
 def test_what_needs_images_says_so(
     folder: Path, model: Path, tmp_path: Path, verb: str, settings: dict[str, object]
 ) -> None:
-    with pytest.raises(InputError, match=r"needs a backbone of images.*'text'"):
+    with pytest.raises(InputError, match=r"needs a backbone of images"):
         getattr(featcache, verb)(model, cache=folder / "cache", out=tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
 
