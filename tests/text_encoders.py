@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,17 @@ import pytest
 
 WORDS = "the card has not arrived yet where is my money please help me now today how long does it take to come"
 SENTENCES = [" ".join(WORDS.split()[i : i + n]) for n in (1, 2, 5, 9) for i in range(0, len(WORDS.split()) - n, 2)]
+
+
+def label_of(text: str) -> str:
+    """Return the class of a text in `CARDS`."""
+    return "money" if "money" in text or "card" in text else "time"
+
+
+CARDS_L2 = 1e-2  # weights of a usual size, whose sums rounding hardly moves
+CARDS = [
+    (text, label_of(text)) for text in (f"{text} {word}" for text in SENTENCES for word in ("now", "today", "please"))
+]
 
 
 def tokenizer_json() -> bytes:
@@ -79,28 +90,26 @@ def write_encoder(
     return folder
 
 
-def label_of(text: str) -> str:
-    """Return the class of a text in `write_cards`."""
-    return "money" if "money" in text or "card" in text else "time"
+def write_table(path: Path, rows: Sequence[tuple[str, str]] = CARDS) -> Path:
+    """Return `path` with a CSV of texts and labels."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    return path
 
 
-CARDS_L2 = 1e-2  # weights of a usual size, whose sums rounding hardly moves
-CARDS = [
-    (text, label_of(text)) for text in (f"{text} {word}" for text in SENTENCES for word in ("now", "today", "please"))
-]
+def build_text_cache(table: Path, cache: Path, *, encoder: Path) -> Path:
+    """Return `cache` with the texts of `table`, computed in floats by torch."""
+    from featcache.extract.build import build_cache
+
+    build_cache(table, cache, backbone=str(encoder), engine="torch", precision="fp32", dtype="float32")
+    return cache
 
 
 def write_cards(place: Path) -> Path:
     """Return `place` with a table of `CARDS`, an encoder ``tiny``, their ``cache``, head, model and ``bundle``."""
     import featcache
 
-    write_encoder(place / "tiny")
-    with open(place / "cards.csv", "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *CARDS])
-    featcache.build_cache(
-        place / "cards.csv", place / "cache", backbone=str(place / "tiny"), engine="torch", precision="fp32",
-        dtype="float32",
-    )  # fmt: skip
+    build_text_cache(write_table(place / "cards.csv"), place / "cache", encoder=write_encoder(place / "tiny"))
     featcache.train_head(place / "cache", head=featcache.LinearOptions(l2=CARDS_L2)).save(place / "head")
     result = featcache.merge(place / "head", place / "cache", out=place / "model")
     assert result.max_abs_diff < 1e-3 and result.cached_agreement == 1.0 and result.n_compared > 10

@@ -148,8 +148,8 @@ def quantize(
     precision: Annotated[
         Precision,
         typer.Option(
-            help="int8: integers with scales from the training images. int8-dynamic: a transformer's weights, rows "
-            "rounded at run time. fp16: weights of half the bytes, the same answers."
+            help="int8: integers with scales from training images or texts. int8-dynamic: a transformer's weights, "
+            "rows rounded at run time. fp16: weights of half the bytes, the same answers."
         ),
     ] = Precision.int8,
     method: Annotated[QuantizeMethod, typer.Option(help="ptq only calibrates; qat then trains, rounding inside.")] = (

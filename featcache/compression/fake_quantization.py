@@ -188,7 +188,8 @@ class FakeQuantized(nn.Module):
             low, high = (0.0, None) if node.kind == "Relu" else node.limits()
             return inputs[0].clipped(-math.inf if low is None else low, math.inf if high is None else high)
         # no two programs compute floats alike: here a last bit would decide roundings further on
-        return tuple(run_node(node.proto, [_array(_real(value)) for value in inputs], opset=self._opset))
+        outputs = run_node(node.proto, [[_array(_real(value)) for value in inputs]], opset=self._opset)
+        return tuple(value for (value,) in outputs)
 
     def _value(self, name: str, known: Mapping[str, Any]) -> Any:
         if not name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import onnx
 import torch
 
 from featcache.compression.layerwise import Calibrated
+from featcache.graph.qdq import consumers_of
 from featcache.graph.write import write_onnx
 from featcache.model.kinds import model_kind
 from featcache.model.merged import MergedModel
@@ -20,12 +22,18 @@ from featcache.model.merged import MergedModel
 class FoldedModel:
     """`model` in floats, norms folded; `graph`: input → features, of the very same weights.
 
-    `adjustable`: those initializers of the graph that the model holds as they are, under the same names.
+    `held`: by the names of those initializers of the graph that may become others, what they are called in the model's
+    state. A linear layer holds its weight the other way round.
     """
 
     model: MergedModel
     graph: onnx.ModelProto
-    adjustable: frozenset[str]
+    held: Mapping[str, str]
+
+    @property
+    def adjustable(self) -> frozenset[str]:
+        """Names of the initializers that may become others."""
+        return frozenset(self.held)
 
 
 def fold_model(model: MergedModel) -> FoldedModel:
@@ -34,12 +42,24 @@ def fold_model(model: MergedModel) -> FoldedModel:
     with tempfile.TemporaryDirectory() as folder:
         graph = onnx.load(str(write_onnx(plain, Path(folder) / "float.onnx", outputs=("features",))))
     state = {name: tensor for name, tensor in plain.state_dict().items() if name.startswith("backbone.")}
-    adjustable = frozenset(
-        tensor.name
-        for tensor in graph.graph.initializer
-        if tensor.name in state and np.array_equal(onnx.numpy_helper.to_array(tensor), state[tensor.name].numpy())
-    )
-    return FoldedModel(plain, graph, adjustable)
+    return FoldedModel(plain, graph, _held(graph, state))
+
+
+def _held(graph: onnx.ModelProto, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return the name in `state` of each initializer of one reader that stands there, as it is or transposed."""
+    readers = consumers_of(graph.graph)
+    held = {}
+    for tensor in graph.graph.initializer:
+        if len(readers.get(tensor.name, ())) != 1:
+            continue
+        (node,) = readers[tensor.name]
+        linear = f"{node.name.rpartition('/')[0]}.weight"
+        values = onnx.numpy_helper.to_array(tensor)
+        if tensor.name in state and np.array_equal(values, state[tensor.name].numpy()):
+            held[tensor.name] = tensor.name
+        elif node.op_type == "MatMul" and linear in state and np.array_equal(values, state[linear].numpy().T):
+            held[tensor.name] = linear
+    return held
 
 
 def with_integers(folded: FoldedModel, found: Calibrated) -> MergedModel:
@@ -48,7 +68,9 @@ def with_integers(folded: FoldedModel, found: Calibrated) -> MergedModel:
     state = model.state_dict()
     with torch.no_grad():
         for name, values in found.values.items():
-            state[name].copy_(torch.from_numpy(values))
+            here = torch.from_numpy(values)
+            stored = state[folded.held[name]]
+            stored.copy_(here if folded.held[name] == name else here.T)
     return type(model)(
         model.backbone, model.fitted_head, recipe=model.recipe, surgery=model.surgery, quantization=found.quantization,
         lineage=model.lineage,

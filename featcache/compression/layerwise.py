@@ -3,14 +3,16 @@
 At each layer the quantized network's own inputs are at hand, so that its weights are rounded for them, its bias takes
 back the usual error that arrived (Nagel et al. 2019, bias correction), and its output's range fits what it will hold.
 Only the tensors still to be read are kept. It works on any graph: whatever is not computed in integers is run by ONNX
-Runtime, node by node.
+Runtime, node by node. Inputs of several shapes, as texts are, are walked side by side, a batch for each shape: nothing
+that is put behind a shorter one is ever looked at.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,29 +53,36 @@ class Calibrated:
     answers_error: float = math.nan
 
 
+Batches = list[Tensor]  # what a tensor of the graph is for each batch of inputs
+
+
 @one_torch_thread()  # two hardly save time; on a busy machine they wait for each other at every layer
 def calibrate(
     model: onnx.ModelProto,
-    images: npt.NDArray[np.uint8],
+    inputs: Sequence[npt.NDArray[Any]],
     *,
     nodes: Sequence[str],
     adjustable: frozenset[str],
+    tables: Sequence[str] = (),
     limit: int = LIMIT,
     power: float = 1.5,
     answers: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = None,
 ) -> Calibrated:
     """Return scales, rounded weights and corrected biases of a float `model` for 8-bit integers.
 
-    `images` (n, height, width, 3) uint8: training images, all held at once. `nodes`: names of the Conv, MatMul and Add
-    nodes to compute in integers. `adjustable`: initializers that may be given other values; the others are rounded to
-    nearest, and their scales alone are stored. `limit`: the largest integer of a weight. `power`: of the errors that
-    ranges minimise. `answers`: features (n, d) → what a head says of them (n, k).
+    `inputs`: training inputs as the graph takes them, a batch (n, …) of each shape, all held at once. `nodes`: names of
+    the Conv, MatMul and Add nodes to compute in integers. `adjustable`: initializers that may be given other values;
+    the others are rounded to nearest, and their scales alone are stored. `tables`: those whose rows are looked up,
+    stored as integers as well. `limit`: the largest integer of a weight. `power`: of the errors that ranges minimise.
+    `answers`: features (n, d) → what a head says of them (n, k).
     """
-    walk = _Walk(model, images, nodes=frozenset(nodes), adjustable=adjustable, limit=limit, power=power)
+    walk = _Walk(
+        model, inputs, nodes=frozenset(nodes), adjustable=adjustable, tables=frozenset(tables), limit=limit, power=power
+    )
     for node in tqdm(model.graph.node, desc="quantize", unit="layer", disable=None):
         walk.step(node)
     output = model.graph.output[0].name
-    exact, rough = walk.exact[output], walk.rough[output]
+    exact, rough = torch.cat(walk.exact[output]), torch.cat(walk.rough[output])
     asked = math.nan if answers is None else _answers_error(answers(exact.numpy()), answers(rough.numpy()))
     quantization = Quantization(tuple(nodes), walk.activations, walk.weights)
     return Calibrated(walk.values, quantization, error_over_variance(exact, rough), asked)
@@ -85,21 +94,23 @@ class _Walk:
     def __init__(
         self,
         model: onnx.ModelProto,
-        images: npt.NDArray[np.uint8],
+        inputs: Sequence[npt.NDArray[Any]],
         *,
         nodes: frozenset[str],
         adjustable: frozenset[str],
+        tables: frozenset[str],
         limit: int,
         power: float,
     ) -> None:
         graph = model.graph
-        self.nodes, self.adjustable, self.limit, self.power = nodes, adjustable, limit, power
+        self.nodes, self.adjustable, self.tables, self.limit, self.power = nodes, adjustable, tables, limit, power
         self.opset = opset_of(model)
         self.graph = Graph(model)
-        self.convolutions = {node.name: node for node in self.graph.nodes if node.kind == "Conv"}
+        self.layers = {node.name: node for node in self.graph.nodes if node.name in nodes}
         self.constants = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
-        self.exact: dict[str, Tensor] = {graph.input[0].name: torch.from_numpy(images)}
-        self.rough: dict[str, Tensor] = dict(self.exact)
+        self.exact: dict[str, Batches] = {graph.input[0].name: [torch.from_numpy(batch) for batch in inputs]}
+        self.rough: dict[str, Batches] = dict(self.exact)
+        self.count = len(inputs)
         self.unread = {name: len(readers) for name, readers in consumers_of(graph).items()}
         self.stored = _stored_tensors(graph, nodes)
         self.values: dict[str, npt.NDArray[np.float32]] = {}
@@ -114,19 +125,28 @@ class _Walk:
                 self._convolve(node)
             elif node.name in self.nodes and node.op_type == "MatMul":
                 self._multiply(node)
+            elif node.op_type == "Gather" and node.input[0] in self.tables:
+                self._look_up(node)
             else:
-                for known in (self.exact, self.rough):
-                    results = self._run(node, [self._value(known, name) for name in node.input])
-                    known.update(zip(node.output, results, strict=True))
+                self._carry(node)
             self._release(node)
             for name in node.output:
                 if name in self.stored:
                     least, most = _useful_limits(self.graph.readers(name))
-                    self.activations[name] = power_range(self.rough[name], power=self.power, least=least, most=most)
-                    self.rough[name] = fake_quantize(self.rough[name], self.activations[name])
+                    params = power_range(self.rough[name], power=self.power, least=least, most=most)
+                    self.activations[name] = params
+                    self.rough[name] = [fake_quantize(values, params) for values in self.rough[name]]
 
-    def _value(self, known: Mapping[str, Tensor], name: str) -> Tensor | None:
-        return self.constants.get(name, known.get(name))
+    def _carry(self, node: onnx.NodeProto) -> None:
+        """Compute `node` as it is, of what arrives: once, where nothing of that was rounded."""
+        self.exact.update(zip(node.output, self._run(node, self.exact), strict=True))
+        untouched = all(self.rough.get(name) is self.exact.get(name) for name in node.input)
+        results = [self.exact[name] for name in node.output] if untouched else self._run(node, self.rough)
+        self.rough.update(zip(node.output, results, strict=True))
+
+    def _value(self, known: Mapping[str, Batches], name: str, number: int) -> Tensor | None:
+        """Return what tensor `name` is for batch `number`; None for an input that is left out."""
+        return known[name][number] if name in known else self.constants.get(name)
 
     def _release(self, node: onnx.NodeProto) -> None:
         for name in node.input:
@@ -135,28 +155,36 @@ class _Walk:
                 self.exact.pop(name, None)
                 self.rough.pop(name, None)
 
+    def _look_up(self, node: onnx.NodeProto) -> None:
+        name = node.input[0]
+        table = self.constants[name]
+        scales = channel_scales(table.T)
+        self.weights[name] = along_axis(scales.tolist(), axis=1)
+        rounded = round_nearest(table.T, scales).T
+        places = self.exact[node.input[1]]
+        self.exact[node.output[0]] = [table[batch] for batch in places]
+        self.rough[node.output[0]] = [rounded[batch] for batch in places]
+
     def _convolve(self, node: onnx.NodeProto) -> None:
         source, weight_name = node.input[0], node.input[1]
-        bias_name = node.input[2] if len(node.input) > 2 else ""
+        layer = self.layers[node.name]
+        bias_name = bias_of(self.graph, layer)
         weight, bias = self.constants[weight_name], self.constants.get(bias_name)
-        shape = Convolution(self.convolutions[node.name])
-        wanted = shape(self.exact[source], weight, bias)
+        shape = Convolution(layer)
+        wanted = [shape(batch, weight, bias) for batch in self.exact[source]]
         scales = channel_scales(weight, limit=self.limit)
         if bias is not None:  # a bias must fit 32 bits at the scale input · weight, also where all weights are tiny
             scales = torch.maximum(scales, bias.abs() / (_LARGEST_BIAS * self.activations[source].scale[0]))
         if weight_name in self.adjustable:
             moments = MomentsSum()
-            for start in range(0, len(wanted), _BATCH):
-                moments.add(self._some(shape.patches(self.rough[source][start : start + _BATCH])))
+            for inputs in self._parts(source):
+                moments.add(self._some(shape.patches(inputs)))
             rounded = round_jointly(weight, scales, moments.result(), limit=self.limit)
             self.values[weight_name] = rounded.numpy()
         else:
             rounded = round_nearest(weight, scales, limit=self.limit)
-        got = shape(self.rough[source], rounded, bias)
-        if bias is not None and bias_name in self.adjustable:
-            correction = usual_error(wanted - got)
-            self.values[bias_name] = (bias + correction).numpy()
-            got += correction.view(1, -1, 1, 1)
+        got = [shape(batch, rounded, bias) for batch in self.rough[source]]
+        got = self._corrected(bias_name, wanted, got, channels=1)
         self.weights[weight_name] = along_axis(scales.tolist(), axis=0)
         self.exact[node.output[0]], self.rough[node.output[0]] = wanted, got
 
@@ -166,16 +194,33 @@ class _Walk:
         scales = channel_scales(weight.T, limit=self.limit)
         if weight_name in self.adjustable:
             moments = MomentsSum()
-            for start in range(0, len(self.rough[source]), _BATCH):
-                inputs = self.rough[source][start : start + _BATCH]
+            for inputs in self._parts(source):
                 moments.add(self._some(inputs.reshape(1, -1, weight.shape[0]).transpose(1, 2)))
             rounded = round_jointly(weight.T.contiguous(), scales, moments.result(), limit=self.limit).T
             self.values[weight_name] = np.ascontiguousarray(rounded.numpy())
         else:
             rounded = round_nearest(weight.T, scales, limit=self.limit).T
         self.weights[weight_name] = along_axis(scales.tolist(), axis=1)
-        self.exact[node.output[0]] = self.exact[source] @ weight
-        self.rough[node.output[0]] = self.rough[source] @ rounded
+        wanted = [batch @ weight for batch in self.exact[source]]
+        got = [batch @ rounded for batch in self.rough[source]]
+        got = self._corrected(bias_of(self.graph, self.layers[node.name]), wanted, got, channels=-1)
+        self.exact[node.output[0]], self.rough[node.output[0]] = wanted, got
+
+    def _corrected(self, bias: str, wanted: Batches, got: Batches, *, channels: int) -> Batches:
+        """Return `got`, channels along that axis, without its usual error, which `bias` takes back if it may.
+
+        Of a product, whose bias is added by the one node that reads it, it is taken back before the sum already.
+        """
+        if bias not in self.adjustable:
+            return got
+        error = usual_error(wanted, got, channels=channels)
+        self.values[bias] = (self.constants[bias] + error).numpy()
+        return shifted(got, error, channels=channels)
+
+    def _parts(self, name: str) -> Iterator[Tensor]:
+        """Yield what the quantized network makes of a tensor, of a few inputs at a time."""
+        for batch in self.rough[name]:
+            yield from torch.split(batch, _BATCH)
 
     def _some(self, inputs: Tensor) -> Tensor:
         """Return `inputs` (groups, d, positions) at some of the positions, drawn with a fixed seed."""
@@ -184,19 +229,13 @@ class _Walk:
             return inputs
         return inputs[:, :, torch.randint(inputs.shape[2], (limit,), generator=self.generator)]
 
-    def _run(self, node: onnx.NodeProto, inputs: Sequence[Tensor | None]) -> list[Tensor]:
+    def _run(self, node: onnx.NodeProto, known: Mapping[str, Batches]) -> list[Batches]:
         """Return the outputs of one node, computed by torch where that is at hand, else by ONNX Runtime."""
-        if node.op_type in ("Add", "Mul") and len(inputs) == 2:
-            first, second = inputs
-            assert first is not None
-            assert second is not None
-            return [first + second if node.op_type == "Add" else first * second]
-        if node.op_type == "Relu" and inputs[0] is not None:
-            return [inputs[0].relu()]
-        if node.op_type == "Clip" and inputs[0] is not None:
-            low, high = (*inputs[1:], None, None)[:2]
-            return [inputs[0].clamp(min=None if low is None else float(low), max=None if high is None else float(high))]
-        return run_node(node, inputs, opset=self.opset)
+        rows = [[self._value(known, name, number) for name in node.input] for number in range(self.count)]
+        compute = _in_torch(node)
+        if compute is not None:
+            return [[compute(*row) for row in rows]]
+        return run_node(node, rows, opset=self.opset)
 
 
 class Convolution:
@@ -256,30 +295,80 @@ def _useful_limits(readers: Sequence[Node]) -> tuple[float | None, float | None]
     return None, None
 
 
-def usual_error(difference: Tensor) -> Tensor:
-    """Return the mean (channels,) of `difference` (n, channels, h, w) without its largest and smallest fifth.
+def usual_error(wanted: Batches, got: Batches, *, channels: int) -> Tensor:
+    """Return the mean of `wanted` less `got` for each channel, of that axis, without its largest and smallest fifth.
 
     A range that clips a few large values makes a few large errors, and a mean follows those: taken back by the bias, it
     would move the many values that were right.
     """
-    errors = difference.transpose(0, 1).flatten(1)
+    each = [(one - other).movedim(channels, 0).flatten(1) for one, other in zip(wanted, got, strict=True)]
+    errors = torch.cat(each, dim=1)
     errors = errors[:, :: max(1, errors.shape[1] // _MOST_TRIMMED) | 1].sort(dim=1).values
     left_out = int(_TRIMMED * errors.shape[1])
     return errors[:, left_out : errors.shape[1] - left_out].mean(dim=1)
 
 
-def run_node(node: onnx.NodeProto, inputs: Sequence[Tensor | None], *, opset: int) -> list[Tensor]:
-    """Return the outputs of one ONNX node as ONNX Runtime computes it."""
-    arrays = {name: value.numpy() for name, value in zip(node.input, inputs, strict=True) if name and value is not None}
+def shifted(batches: Batches, by: Tensor, *, channels: int) -> Batches:
+    """Return `batches` with each channel, of that axis, moved by its value in `by` (channels,)."""
+    shape = [1] * batches[0].ndim
+    shape[channels] = -1
+    return [batch + by.view(shape) for batch in batches]
+
+
+def bias_of(graph: Graph, layer: Node) -> str:
+    """Return the name of the constant that a convolution, or a product's one reader, adds; "" where there is none."""
+    if layer.kind == "Conv":
+        return layer.inputs[2] if layer.has(2) else ""
+    reader = graph.only_reader(layer.output)
+    if reader is None or reader.kind != "Add":
+        return ""
+    (other,) = [name for name in reader.inputs if name != layer.output] or [""]
+    weight = graph.constants[layer.inputs[1]]
+    return other if other in graph.constants and graph.constants[other].shape == weight.shape[1:] else ""
+
+
+def _in_torch(node: onnx.NodeProto) -> Callable[..., Tensor] | None:
+    """Return how torch computes a node of the usual kinds, whose every input is there; None for others."""
+    if node.op_type == "Add":
+        return torch.add
+    if node.op_type == "Mul":
+        return torch.mul
+    if node.op_type == "Relu":
+        return torch.relu
+    if node.op_type == "Clip":
+        return _clip
+    return None
+
+
+def _clip(values: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    return values.clamp(min=None if low is None else float(low), max=None if high is None else float(high))
+
+
+def run_node(node: onnx.NodeProto, rows: Sequence[Sequence[Tensor | None]], *, opset: int) -> list[Batches]:
+    """Return the outputs of one ONNX node, each for every batch, as ONNX Runtime computes them.
+
+    `rows`: for each batch what the node reads, None for an input that is left out.
+    """
+    arrays = [
+        {name: value.numpy() for name, value in zip(node.input, row, strict=True) if value is not None} for row in rows
+    ]
     declared = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), list(value.shape))
-        for name, value in arrays.items()
+        helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(value.dtype), _common_shape([feed[name] for feed in arrays])
+        )
+        for name, value in arrays[0].items()
     ]
     outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
     graph = helper.make_graph([node], "node", declared, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     session = open_session(model.SerializeToString())
-    return [torch.from_numpy(np.asarray(value)) for value in session.run(None, arrays)]
+    results = [[torch.from_numpy(np.asarray(value)) for value in session.run(None, feed)] for feed in arrays]
+    return [list(values) for values in zip(*results, strict=True)]
+
+
+def _common_shape(values: Sequence[npt.NDArray[Any]]) -> list[int | None]:
+    """Return the sizes of all `values` along each axis, None where these differ."""
+    return [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*(v.shape for v in values), strict=True)]
 
 
 def _stored_tensors(graph: onnx.GraphProto, nodes: frozenset[str]) -> frozenset[str]:

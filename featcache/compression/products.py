@@ -16,6 +16,7 @@ from featcache.errors import InputError
 from featcache.graph.cost import node_macs
 from featcache.model.quantization import Quantization, along_axis
 
+_TABLE_AXES = 2
 _LEAST_SHARE = 0.5  # of the multiplications; below, most of the network would stay as it is
 
 
@@ -43,8 +44,19 @@ def integer_products(graph: onnx.ModelProto, *, limit: int) -> Quantization:
     for node in products:
         weight = torch.from_numpy(numpy_helper.to_array(weights[node.input[1]]).copy())  # (inputs, outputs)
         scales[node.input[1]] = along_axis(channel_scales(weight.T, limit=limit).tolist(), axis=1)
-    for node in graph.graph.node:
-        if node.op_type == "Gather" and node.input[0] in weights and len(weights[node.input[0]].dims) == 2:
-            table = torch.from_numpy(numpy_helper.to_array(weights[node.input[0]]).copy())
-            scales[node.input[0]] = along_axis(channel_scales(table.T).tolist(), axis=1)
+    for name in looked_up_tables(graph):
+        table = torch.from_numpy(numpy_helper.to_array(weights[name]).copy())
+        scales[name] = along_axis(channel_scales(table.T).tolist(), axis=1)
     return Quantization((), weights=scales, dynamic=tuple(node.name for node in products))
+
+
+def looked_up_tables(graph: onnx.ModelProto) -> list[str]:
+    """Return the names of the tables (rows, width) of which a computed choice of rows is all that the graph reads."""
+    sizes = {tensor.name: len(tensor.dims) for tensor in graph.graph.initializer}
+    lookups, others = [], set()
+    for node in graph.graph.node:
+        is_lookup = node.op_type == "Gather" and sizes.get(node.input[0]) == _TABLE_AXES and node.input[1] not in sizes
+        if is_lookup:
+            lookups.append(node.input[0])
+        others.update(node.input[1:] if is_lookup else node.input)
+    return [name for name in dict.fromkeys(lookups) if name not in others]

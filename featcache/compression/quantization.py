@@ -18,7 +18,7 @@ from featcache.cache import FeatureCache, borrow_cache
 from featcache.compression.choosing import FLOAT_SHARE, fewest_floats, integer_nodes, nodes_without
 from featcache.compression.folded import FoldedModel, fold_model, with_integers
 from featcache.compression.layerwise import Calibrated, calibrate
-from featcache.compression.products import integer_products
+from featcache.compression.products import integer_products, looked_up_tables
 from featcache.compression.qat import train_quantized, training_settings
 from featcache.compression.ranges import POWERS
 from featcache.compression.recovering import finish_step, work_of
@@ -39,11 +39,12 @@ from featcache.errors import InputError, MissingError
 from featcache.extract.inputs import find_input
 from featcache.graph.cost import node_macs
 from featcache.heads import Head, LinearHead
-from featcache.images.batches import first_decoded
 from featcache.model.halves import in_halves
+from featcache.model.kinds import model_kind
 from featcache.model.merged import MergedModel, changed_recipe
 from featcache.model.quantization import Quantization, along_axis
 from featcache.system.files import refuse_existing
+from featcache.system.sources.batches import first_prepared, stacked_by_shape
 
 HeadPrecision = Literal["int8", "float"]
 QuantizeMethod = Literal["ptq", "qat"]
@@ -90,7 +91,7 @@ def quantize(
     model
         A MODEL directory, or the model itself; not quantized yet.
     cache
-        The one that its head was trained on, with its images where they were.
+        The one that its head was trained on, with its images, or texts, where they were.
     out
         The MODEL directory to write.
     precision
@@ -98,8 +99,8 @@ def quantize(
         weights that rows are multiplied with; the rows are rounded at run time, nothing is calibrated. ``fp16``:
         weights are stored in half precision and computed with in floats; the head is the old one.
     method
-        Of ``int8``. ``ptq``: calibrated, no training. ``qat``: trained from there, which val can refuse: then it is as
-        ``ptq``.
+        Of ``int8``. ``ptq``: calibrated, no training. ``qat``, of images: trained from there, which val can refuse:
+        then it is as ``ptq``.
     recover
         How long ``qat`` trains: minutes, or ``auto`` (the default) for what the data are worth. ``ptq`` takes ``off``.
     head_precision
@@ -114,7 +115,8 @@ def quantize(
     images
         Where the images of the cache lie by now, if no longer where they were built from.
     calibration_images
-        How many training images of 224 pixels the walk sees; as many pixels of smaller or larger ones.
+        How many training images of 224 pixels, or texts of 64 tokens, the walk sees; as many pixels or tokens of
+        smaller or larger ones, up to four times as many of them.
     float_share
         The first convolutions, up to this share of the multiplications, stay in floats: they read pixels, have few
         channels, and their error reaches everything.
@@ -168,17 +170,22 @@ def quantize(
     refuse_existing(Path(out), overwrite=overwrite)
     with borrow_cache(cache, images=images, dataset=dataset) as opened:
         source = open_source(model, opened, dataset=dataset)
+        if method == "qat" and not model_kind(source.model.recipe.input).can_be_trained:
+            raise InputError(
+                f"--method must be 'ptq' for a model of {source.model.input.noun}s, got 'qat': training needs a "
+                "backbone of images"
+            )
         before = float_features(source)
         if precision != "int8":
             with tempfile.TemporaryDirectory() as folder:
                 make = _in_halves if precision == "fp16" else _with_integer_products
                 return make(source, before, Shipping(Path(folder), out, head_precision, processor, overwrite))
-        pixels = calibration_pixels(source, calibration_images)
+        inputs = calibration_inputs(source, calibration_images)
         folded = fold_model(source.model)
-        found, errors = _calibrated_within(folded, pixels, float_share, processor, max_error)
+        found, errors = _calibrated_within(folded, inputs, float_share, processor, max_error)
         calibrated_error = found.error
         settings: dict[str, Any] = {
-            "method": method, "calibration_images": len(pixels), "processor": processor,
+            "method": method, "calibration_images": sum(map(len, inputs)), "processor": processor,
             **({"float_share": float_share} if max_error is None else {"max_error": max_error}),
         }  # fmt: skip
         notes: tuple[str, ...] = ()
@@ -330,37 +337,38 @@ def _finish(
 
 def quantized_model(
     model: MergedModel,
-    pixels: npt.NDArray[np.uint8],
+    inputs: Sequence[npt.NDArray[Any]],
     *,
     float_share: float = FLOAT_SHARE,
     processor: ProcessorKind = "any",
 ) -> MergedModel:
     """Return `model` with its backbone's stored scales, rounded weights and corrected biases; the head is the old one.
 
-    `pixels` (n, height, width, 3) uint8: training images. `float_share`: of the multiplications, left in floats.
+    `inputs`: training inputs, a batch of each shape. `float_share`: of the multiplications, left in floats.
     `processor`: as of `quantize`.
     """
     folded = fold_model(model)
-    return with_integers(folded, _calibrated(folded, pixels, float_share, processor))
+    return with_integers(folded, _calibrated(folded, inputs, float_share, processor))
 
 
 def _calibrated(
-    folded: FoldedModel, pixels: npt.NDArray[np.uint8], float_share: float, processor: ProcessorKind
+    folded: FoldedModel, inputs: Sequence[npt.NDArray[Any]], float_share: float, processor: ProcessorKind
 ) -> Calibrated:
-    walks = _walks(folded, pixels, integer_nodes(folded.graph, float_share=float_share), processor)
+    walks = _walks(folded, inputs, integer_nodes(folded.graph, float_share=float_share), processor)
     return min(walks, key=lambda walk: walk.answers_error)
 
 
 def _walks(
-    folded: FoldedModel, pixels: npt.NDArray[np.uint8], nodes: Sequence[str], processor: ProcessorKind
+    folded: FoldedModel, inputs: Sequence[npt.NDArray[Any]], nodes: Sequence[str], processor: ProcessorKind
 ) -> list[Calibrated]:
     """Return the integers by each power of the errors that ranges minimise: which is best differs between networks."""
     return [
         calibrate(
             folded.graph,
-            pixels,
+            inputs,
             nodes=nodes,
             adjustable=folded.adjustable,
+            tables=looked_up_tables(folded.graph),
             limit=weight_limit(processor),
             power=power,
             answers=folded.model.fitted_head.predict_logits,
@@ -371,20 +379,20 @@ def _walks(
 
 def _calibrated_within(
     folded: FoldedModel,
-    pixels: npt.NDArray[np.uint8],
+    inputs: Sequence[npt.NDArray[Any]],
     float_share: float,
     processor: ProcessorKind,
     max_error: float | None,
 ) -> tuple[Calibrated, tuple[LayerError, ...]]:
     """Return the integers; with a budget also what each layer's alone cost, the worst first."""
     if max_error is None:
-        return _calibrated(folded, pixels, float_share, processor), ()
+        return _calibrated(folded, inputs, float_share, processor), ()
 
     def walk(floats: Collection[str]) -> Calibrated:
-        walks = _walks(folded, pixels, nodes_without(folded.graph, floats), processor)
+        walks = _walks(folded, inputs, nodes_without(folded.graph, floats), processor)
         return min(walks, key=lambda walk: walk.error)  # the budget is one of the features
 
-    errors = layer_errors(folded.graph, pixels, walk(()))
+    errors = layer_errors(folded.graph, inputs, walk(()))
     found = fewest_floats(
         walk, {entry.layer: entry.error for entry in errors}, node_macs(folded.graph), max_error=max_error
     )
@@ -397,27 +405,29 @@ def weight_limit(processor: str) -> int:
     return LIMIT if processor == "any" else FULL_LIMIT
 
 
-def calibration_pixels(source: Source, count: int) -> npt.NDArray[np.uint8]:
-    """Return training images as the network's input, drawn by their digest: the same ones every time.
+def calibration_inputs(source: Source, count: int) -> list[npt.NDArray[Any]]:
+    """Return training inputs as the network takes them, a batch of each shape, drawn by digest: the same every time.
 
-    As many as `count` images of 224 pixels hold, up to four times that: small images say little each, and of large ones
-    all are held at once, layer by layer.
+    As many as `count` of a usual size are worth, up to four times that: small ones say little each, and of large ones
+    all are held at once, layer by layer. Nothing is put behind any of them to make them alike.
 
     Raises `MissingError` where none can be read any more.
     """
     samples = source.cache.samples(source.dataset)
     samples.require_images()
     chosen = source.cache.select(split="train", dataset=source.dataset, labelled=False).indices
-    size = source.model.preprocessing
-    largest = min(max(1, count * 224 * 224 // (size.height * size.width)), _MOST_SMALL * count)
     drawn = [index for _, index in sorted((samples.digests[index].tobytes(), int(index)) for index in chosen)]
-    # the refit, which needs every image, says which ones are gone or have changed
-    pixels = first_decoded(samples.sources(drawn), size, count=largest).pixels
-    if not len(pixels):
+    # the refit, which needs every input, says which ones are gone or have changed
+    deployed = source.model.input
+    found = first_prepared(
+        samples.sources(drawn), deployed.prepare, most=_MOST_SMALL * count, values=count * deployed.usual_size
+    )
+    if not found:
         raise MissingError(
-            f"training images must be read from {samples.root!r} to calibrate, none is there unchanged any more"
+            f"training {deployed.noun}s must be read from {samples.root!r} to calibrate, none is there unchanged any "
+            "more"
         )
-    return pixels
+    return stacked_by_shape(found)
 
 
 def integer_head(head: LinearHead, quantization: Quantization, features: Features) -> tuple[LinearHead, Quantization]:

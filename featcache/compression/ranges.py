@@ -5,6 +5,8 @@ Functions are named after those of torch.ao, but for `power_range`, which it has
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,14 +31,14 @@ def affine_qparams(low: float, high: float) -> QuantParams:
 
 
 def power_range(
-    values: Tensor, *, power: float = 1.5, least: float | None = None, most: float | None = None
+    batches: Sequence[Tensor], *, power: float = 1.5, least: float | None = None, most: float | None = None
 ) -> QuantParams:
-    """Return the range with the least mean error on `values`, to this `power`, of 26 shares of the full one.
+    """Return the range with the least mean error on all values of `batches`, to this `power`, of 26 shares of the full.
 
-    `least`, `most`: beyond them values are as good as they
-    themselves to everything that reads them, so that nothing is spent there.
+    `least`, `most`: beyond them values are as good as they themselves to everything that reads them, so that nothing is
+    spent there.
     """
-    flat = values.flatten()
+    flat = torch.cat([values.flatten() for values in batches])
     step = max(1, len(flat) // _SAMPLED_VALUES) | 1  # odd, so as not to fall in step with rows and channels
     sample, ends = flat[::step].contiguous(), torch.stack([flat.min(), flat.max()])
     if least is not None or most is not None:

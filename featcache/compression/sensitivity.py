@@ -6,7 +6,7 @@ it on to the features: one run of the graph for each layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,23 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from featcache.compression.choosing import layers_with_weights
-from featcache.compression.layerwise import Calibrated, Convolution, error_over_variance, usual_error
+from featcache.compression.layerwise import (
+    Batches,
+    Calibrated,
+    Convolution,
+    bias_of,
+    error_over_variance,
+    shifted,
+    usual_error,
+)
 from featcache.compression.ranges import fake_quantize
 from featcache.engines.session import open_session
 from featcache.graph.cost import node_macs
 from featcache.graph.nodes import Graph
 from featcache.model.quantization import QuantParams
 
-_PART = 8  # of the calibration images one is looked at: a ranking needs less than ranges do
-_LEAST_IMAGES = 8
+_PART = 8  # of the calibration inputs one is looked at: a ranking needs less than ranges do
+_LEAST = 8  # inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +54,18 @@ class LayerError:
         return {name: getattr(self, name) for name in ("layer", "error", "macs_share", "integers")}
 
 
-def layer_errors(model: onnx.ModelProto, images: npt.NDArray[np.uint8], found: Calibrated) -> tuple[LayerError, ...]:
+def layer_errors(
+    model: onnx.ModelProto, inputs: Sequence[npt.NDArray[Any]], found: Calibrated
+) -> tuple[LayerError, ...]:
     """Return what each layer costs of the float `model`, the worst first, with the integers of `found`.
 
-    `images` (n, height, width, 3) uint8: those that `found` was calibrated on; some of them are looked at. A layer that
+    `inputs`: those that `found` was calibrated on, a batch of each shape; some of them are looked at. A layer that
     `found` leaves in floats is not among them.
     """
     macs = node_macs(model)
     chosen = set(found.quantization.nodes)
     layers = [node for node in layers_with_weights(model) if node.name in chosen]
-    probe = _Probe(model, layers, images)
+    probe = _Probe(model, layers, inputs)
     errors = [
         LayerError(node.name, probe.error(node, found), macs[node.name] / sum(macs.values()), True) for node in layers
     ]
@@ -65,45 +75,50 @@ def layer_errors(model: onnx.ModelProto, images: npt.NDArray[np.uint8], found: C
 class _Probe:
     """The float graph with a value added to each layer's output, 0 where none is given."""
 
-    def __init__(self, model: onnx.ModelProto, layers: Sequence[onnx.NodeProto], images: npt.NDArray[np.uint8]) -> None:
-        self.images = images[: max(_LEAST_IMAGES, len(images) // _PART)]
-        self.convolutions = {node.name: Convolution(node) for node in Graph(model).nodes if node.kind == "Conv"}
+    def __init__(
+        self, model: onnx.ModelProto, layers: Sequence[onnx.NodeProto], inputs: Sequence[npt.NDArray[Any]]
+    ) -> None:
+        least = -(-_LEAST // len(inputs))
+        self.batches = [batch[: max(least, len(batch) // _PART)] for batch in inputs]
+        self.graph = Graph(model)
+        self.layers = {node.name: node for node in self.graph.nodes}
         self.constants = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in model.graph.initializer}
         self.session = open_session(_with_additions(model, layers).SerializeToString())
-        self.features = model.graph.output[0].name
+        self.start, self.features = model.graph.input[0].name, model.graph.output[0].name
         sources = sorted({node.input[0] for node in layers})
-        exact = self.session.run(sources, {"image": self.images})
-        self.inputs = {name: torch.from_numpy(np.asarray(value)) for name, value in zip(sources, exact, strict=True)}
-        batches = [images[start : start + _PART] for start in range(0, len(images), _PART)]
-        rows = [self.session.run([self.features], {"image": batch})[0] for batch in batches]
-        self.exact = torch.from_numpy(np.concatenate(rows))
+        exact = [self._run(sources, batch) for batch in self.batches]
+        self.inputs = dict(zip(sources, map(list, zip(*exact, strict=True)), strict=True))
+        parts = [batch[start : start + _PART] for batch in inputs for start in range(0, len(batch), _PART)]
+        self.all = torch.cat([self._run([self.features], part)[0] for part in parts])
+        self.exact = torch.cat([self._run([self.features], batch)[0] for batch in self.batches])
+
+    def _run(self, names: Sequence[str], batch: npt.NDArray[Any], **added: npt.NDArray[Any]) -> list[Tensor]:
+        values = self.session.run(names, {self.start: batch, **added})
+        return [torch.from_numpy(np.asarray(value)) for value in values]
 
     def error(self, node: onnx.NodeProto, found: Calibrated) -> float:
         """Return the features' error with `node` alone in integers."""
-        added = _integer_error(
-            node, self.inputs[node.input[0]], self.constants, found, self.convolutions.get(node.name)
-        )
-        rough = self.session.run([self.features], {"image": self.images, _addition(node): added.numpy()})[0]
-        return error_over_variance(self.exact[: len(rough)], torch.from_numpy(np.asarray(rough)), of=self.exact)
+        exact, rough = self._outputs(node, found)
+        if bias_of(self.graph, self.layers[node.name]):  # which takes back what it can
+            channels = 1 if node.op_type == "Conv" else -1
+            rough = shifted(rough, usual_error(exact, rough, channels=channels), channels=channels)
+        features = [
+            self._run([self.features], batch, **{_addition(node): (one - other).numpy()})[0]
+            for batch, one, other in zip(self.batches, rough, exact, strict=True)
+        ]
+        return error_over_variance(self.exact, torch.cat(features), of=self.all)
 
-
-def _integer_error(
-    node: onnx.NodeProto,
-    inputs: Tensor,
-    constants: Mapping[str, Tensor],
-    found: Calibrated,
-    convolution: Convolution | None,
-) -> Tensor:
-    """Return by how much the integers of layer `node` miss its float output of these float `inputs`."""
-    rough = fake_quantize(inputs, found.quantization.activations[node.input[0]])
-    weight = constants[node.input[1]]
-    rounded = _rounded(weight, found.quantization.weights[node.input[1]])
-    if convolution is None:
-        return rough @ rounded - inputs @ weight
-    error = convolution(rough, rounded, None) - convolution(inputs, weight, None)
-    if len(node.input) > 2:  # its bias takes back what it can
-        error += usual_error(-error).view(1, -1, 1, 1)
-    return error
+    def _outputs(self, node: onnx.NodeProto, found: Calibrated) -> tuple[Batches, Batches]:
+        """Return what `node` gives of its float inputs, without a bias: in floats, and in the integers of `found`."""
+        batches, params = self.inputs[node.input[0]], found.quantization.activations[node.input[0]]
+        rounded = [fake_quantize(batch, params) for batch in batches]
+        weight = self.constants[node.input[1]]
+        integers = _rounded(weight, found.quantization.weights[node.input[1]])
+        layer = self.layers[node.name]
+        if layer.kind == "Conv":
+            shape = Convolution(layer)
+            return [shape(b, weight, None) for b in batches], [shape(b, integers, None) for b in rounded]
+        return [batch @ weight for batch in batches], [batch @ integers for batch in rounded]
 
 
 def _rounded(weight: Tensor, params: QuantParams) -> Tensor:

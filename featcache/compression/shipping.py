@@ -93,7 +93,7 @@ def speed_notes(before: float, after: float, *, precision: str, processor: str) 
     notes = []
     if after > before:
         notes.append(
-            f"{_SHOWN[precision]} is slower here: {after:.3g} ms against {before:.3g} ms in floats (one image, ONNX "
+            f"{_SHOWN[precision]} is slower here: {after:.3g} ms against {before:.3g} ms in floats (one input, ONNX "
             f"Runtime, {processor_name()}); it is smaller, not faster"
         )
     if precision != "fp16" and processor == "vnni" and not processor_has_int8():

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from featcache.cache import open_cache
+from featcache.cache import FeatureCache, open_cache
 from featcache.distillation.evaluation import val_accuracy
 from featcache.distillation.join import join_images
 from featcache.distillation.lesson import choose_lesson
@@ -27,8 +27,9 @@ from featcache.distillation.student import create_student
 from featcache.distillation.targets import CachedTargets
 from featcache.distillation.trainer import Trainer, has_bf16
 from featcache.distillation.work_directory import WorkDirectory
-from featcache.errors import StorageError
+from featcache.errors import InputError, StorageError
 from featcache.heads.base import Head
+from featcache.recipe import Preprocessing
 from featcache.system.files import refuse_existing
 
 CHECKPOINT_SECONDS = 120.0
@@ -113,8 +114,8 @@ def distill(
     Raises
     ------
     InputError
-        Where teacher and images do not join, a view is not cached, the student cannot take its input, or another run
-        is unfinished in ``OUT.work``.
+        Where a teacher is none of images, teacher and images do not join, a view is not cached, the student cannot take
+        its input, or another run is unfinished in ``OUT.work``.
     BackboneError
         For an unknown student.
     CorruptError
@@ -140,6 +141,8 @@ def distill(
     with ExitStack() as stack:
         paths = [teacher] if isinstance(teacher, str | Path) else list(teacher)
         caches = [stack.enter_context(open_cache(path)) for path in paths]
+        for cache in caches:
+            _refuse_other_inputs(cache)
         joined = join_images(images, caches)
         for note in joined.notes:
             say(f"note: {note}")
@@ -218,3 +221,12 @@ def distill(
         wall_seconds=time.perf_counter() - started,
         failures=joined.failures,
     )
+
+
+def _refuse_other_inputs(teacher: FeatureCache) -> None:
+    """Raise `InputError` for a teacher of something else than images: what a student would see are pixels."""
+    if not isinstance(teacher.recipe.preprocessing, Preprocessing):
+        raise InputError(
+            f"a student network must have a teacher of images, {str(teacher.path)!r} is one of input kind "
+            f"{teacher.recipe.input!r}: train --teacher distils that into a head"
+        )

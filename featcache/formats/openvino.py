@@ -47,6 +47,9 @@ class OpenVinoTarget(Target):
             model.set_rt_info(str(facts.task == "multilabel"), ["model_info", "multilabel"])
         preprocessing = canonical_json(preprocessing_to_json(facts.input.preprocessing))
         model.set_rt_info(preprocessing, ["featcache", "preprocessing"])
+        if facts.quantized and not facts.dynamic:
+            # else it rounds what a float layer with stored integers reads, a head's features, in groups of 32
+            model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
         xml = folder / "model.xml"
         save_network(model, xml)
         return Converted(

@@ -21,18 +21,12 @@ _ZERO_POINT = 128  # of unsigned bytes, which kernels multiply with signed ones 
 
 
 def expand_products(model: onnx.ModelProto) -> None:
-    """Make, in place, each MatMul of a computed value with dequantized integers of two axes a MatMulInteger.
-
-    Rows that are looked up in dequantized integers are looked up as integers, and made floats behind that.
-    """
+    """Make, in place, each MatMul of a computed value with dequantized integers of two axes a MatMulInteger."""
     graph = model.graph
     stored = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
     values = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        if node.op_type == "Gather" and node.input[0] in stored:
-            nodes += _lookup(node, stored[node.input[0]])
-            continue
         weight = stored.get(node.input[1]) if node.op_type == "MatMul" else None
         if weight is None or weight.input[0] not in values or node.input[0] in stored:
             nodes.append(node)
@@ -61,16 +55,6 @@ _CONSTANTS: dict[str, Array] = {
     "rows/one": np.array(1, dtype=np.float32),
     "rows/zero_point": np.array(_ZERO_POINT, dtype=np.uint8),
 }
-
-
-def _lookup(node: onnx.NodeProto, table: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Return the nodes for the lookup `node` of rows in the dequantized `table`, whose scales go along its columns."""
-    integers, scale, zero = table.input
-    rows = f"{node.name}/integers"
-    return [
-        helper.make_node("Gather", [integers, node.input[1]], [rows], rows, axis=0),
-        helper.make_node("DequantizeLinear", [rows, scale, zero], [node.output[0]], node.name, axis=-1),
-    ]
 
 
 def _product(node: onnx.NodeProto, integers: str, scale: str) -> list[onnx.NodeProto]:

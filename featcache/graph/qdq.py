@@ -56,8 +56,11 @@ class _Rewriter:
         for value in self.graph.input:
             self._quantize(value.name)
         for node in self.graph.node:
-            self._rewire(node)
-            self.nodes.append(node)
+            if node.op_type == "Gather" and node.input[0] in self.weights:
+                self._look_up(node)
+            else:
+                self._rewire(node)
+                self.nodes.append(node)
             for name in node.output:
                 self._quantize(name)
         used = {name for node in self.nodes for name in node.input}
@@ -108,17 +111,31 @@ class _Rewriter:
         if integer and node.op_type in ("Conv", "Gemm") and len(node.input) > _BIAS_INPUT and node.input[_BIAS_INPUT]:
             self._bias(node)
 
-    def _weight(self, name: str) -> str:
+    def _look_up(self, node: onnx.NodeProto) -> None:
+        """Look rows up as integers, and make floats of those alone: the float table never exists."""
+        rows = f"{node.name}/integers"
+        integers, scale, zero = self._stored(node.input[0])
+        self.nodes.append(helper.make_node("Gather", [integers, node.input[1]], [rows], rows, axis=0))
+        self.nodes.append(
+            helper.make_node("DequantizeLinear", [rows, scale, zero], [node.output[0]], node.name, axis=-1)
+        )
+
+    def _stored(self, name: str) -> list[str]:
+        """Return the names of a weight's integers, of its scales and of its zero points."""
         params = self.weights[name]
+        values = quantize_weight(numpy_helper.to_array(self.initializers[name]), params)
+        return [
+            self._constant(f"{name}/quantized", values),
+            self._constant(f"{name}/scale", np.array(params.scale, dtype=np.float32)),
+            self._constant(f"{name}/zero_point", np.array(params.zero_point, dtype=values.dtype)),
+        ]
+
+    def _weight(self, name: str) -> str:
         if f"{name}/dequantized" not in self.dequantized.values():
-            values = quantize_weight(numpy_helper.to_array(self.initializers[name]), params)
-            integers = self._constant(f"{name}/quantized", values)
-            scale = self._constant(f"{name}/scale", np.array(params.scale, dtype=np.float32))
-            zero = self._constant(f"{name}/zero_point", np.array(params.zero_point, dtype=values.dtype))
             self.nodes.append(
                 helper.make_node(
-                    "DequantizeLinear", [integers, scale, zero], [f"{name}/dequantized"], f"{name}/dequantize",
-                    axis=params.axis,
+                    "DequantizeLinear", self._stored(name), [f"{name}/dequantized"], f"{name}/dequantize",
+                    axis=self.weights[name].axis,
                 )
             )  # fmt: skip
             self.dequantized[name] = f"{name}/dequantized"

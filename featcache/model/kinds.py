@@ -23,11 +23,12 @@ class ModelKind(ABC):
     """The MODELs of one input kind.
 
     `asset_names`: files that one holds beside its weights. `can_be_pruned`: whether channels, attention heads and the
-    like can be cut out. `integers`: the precision of `featcache.quantize` that makes most of it.
+    like can be cut out, `can_be_trained`: whether the network can be, toward features that it gave. `integers`: the
+    precision of `featcache.quantize` that makes most of it.
     """
 
     asset_names: tuple[str, ...] = ()
-    can_be_pruned = True
+    can_be_pruned = can_be_trained = True
     integers: Literal["int8", "int8-dynamic"] = "int8"
 
     @abstractmethod
@@ -99,7 +100,7 @@ class TextModels(ModelKind):
     """Encoders of transformers' own classes."""
 
     asset_names = ("tokenizer.json",)
-    can_be_pruned = False
+    can_be_pruned = can_be_trained = False
     integers = "int8-dynamic"
 
     def merged(self, backbone: nn.Module, head: Head, *, recipe: Recipe, **settings: Any) -> MergedModel:

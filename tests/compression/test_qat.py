@@ -70,7 +70,7 @@ def calibrated(place: Path, backbone: str) -> tuple[FoldedModel, Calibrated, npt
     nodes = integer_nodes(folded.graph, float_share=0)
     return (
         folded,
-        calibrate(folded.graph, pixels[:8], nodes=nodes, adjustable=folded.adjustable, limit=LIMIT),
+        calibrate(folded.graph, [pixels[:8]], nodes=nodes, adjustable=folded.adjustable, limit=LIMIT),
         pixels[8:],
     )
 
@@ -314,7 +314,7 @@ def test_what_is_deployed_chooses_the_classes_that_torch_said(tinyimagenet: Path
 
         seen, fresh = pixels_of("train", 256), pixels_of("val", 2000)
     nodes = integer_nodes(folded.graph, float_share=0)
-    found = calibrate(folded.graph, seen, nodes=nodes, adjustable=folded.adjustable, limit=LIMIT)
+    found = calibrate(folded.graph, [seen], nodes=nodes, adjustable=folded.adjustable, limit=LIMIT)
     network = fake_quantized(folded, found, limit=LIMIT)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     for start in range(0, len(seen), 32):

@@ -20,7 +20,7 @@ from featcache.compression.choosing import integer_nodes
 from featcache.compression.folded import fold_model
 from featcache.compression.layerwise import calibrate, usual_error
 from featcache.compression.measurement import graph_macs, integer_share
-from featcache.compression.quantization import calibration_pixels, integer_head, quantized_model
+from featcache.compression.quantization import calibration_inputs, integer_head, quantized_model
 from featcache.compression.ranges import affine_qparams, fake_quantize, power_range
 from featcache.compression.refitting import SplitRows, open_source
 from featcache.compression.rounding import FULL_LIMIT, LIMIT, MomentsSum, channel_scales, round_jointly, round_nearest
@@ -71,10 +71,10 @@ def test_calibration_reads_unchanged_images_only(place: Path, tmp_path: Path) ->
     build_cache(tmp_path / "photos", tmp_path / "cache", backbone=BACKBONE, weights="random:3", precision="fp32")
     with open_cache(tmp_path / "cache") as cache:
         source = open_source(place / "model", cache, dataset=None)
-        before = calibration_pixels(source, 100)
+        [before] = calibration_inputs(source, 100)
         index = int(cache.select(split="train").indices[0])
         write_photo(Path(cache.samples().listing.absolute(index)), seed=999, size=(180, 170))
-        after = calibration_pixels(source, 100)
+        [after] = calibration_inputs(source, 100)
     assert len(after) == len(before) - 1
     assert {image.tobytes() for image in after} < {image.tobytes() for image in before}
 
@@ -120,7 +120,7 @@ def test_integer_logits_stay_near_the_float_ones(place: Path, result: CompressRe
     float_model = load_model(place / "model")
     images = Golden.load(place / "model" / "golden").images
     pixels = load_pixels(images, float_model.preprocessing)
-    rough = quantized_model(float_model, pixels)
+    rough = quantized_model(float_model, [pixels])
     exact_logits = logits_of(write_onnx(float_model, tmp_path / "f.onnx"), pixels)
     rough_logits = logits_of(write_onnx(rough, tmp_path / "q.onnx"), pixels)
     error = np.square(exact_logits - rough_logits).mean() / exact_logits.var()
@@ -211,9 +211,9 @@ def test_a_model_for_one_kind_of_processor_has_all_levels(place: Path) -> None:
             for name, params in model.quantization.weights.items()
         )
 
-    assert largest(quantized_model(float_model, pixels)) == LIMIT
-    assert largest(quantized_model(float_model, pixels, processor="vnni")) == FULL_LIMIT
-    assert largest(quantized_model(float_model, pixels, processor="arm")) == FULL_LIMIT
+    assert largest(quantized_model(float_model, [pixels])) == LIMIT
+    assert largest(quantized_model(float_model, [pixels], processor="vnni")) == FULL_LIMIT
+    assert largest(quantized_model(float_model, [pixels], processor="arm")) == FULL_LIMIT
 
 
 def test_a_refit_that_val_says_is_worse_is_not_kept(
@@ -250,7 +250,7 @@ def test_of_two_walks_the_one_counts_that_the_head_answers_nearer(place: Path, m
     monkeypatch.setattr(quantization, "calibrate", noted)
     float_model = load_model(place / "model")
     pixels = load_pixels(Golden.load(place / "model" / "golden").images[:4], float_model.preprocessing)
-    model = quantized_model(float_model, pixels)
+    model = quantized_model(float_model, [pixels])
     assert len(walks) == 2 and walks[0].quantization != walks[1].quantization
     chosen, other = sorted(walks, key=lambda walk: walk.answers_error)
     assert model.quantization == chosen.quantization
@@ -268,7 +268,7 @@ def test_what_a_head_answers_is_compared_as_its_variance(place: Path) -> None:
         asked.append(features)
         return features[:, :3]
 
-    found = calibrate(folded.graph, pixels, nodes=nodes, adjustable=folded.adjustable, answers=answers)
+    found = calibrate(folded.graph, [pixels], nodes=nodes, adjustable=folded.adjustable, answers=answers)
     exact, rough = (features[:, :3] for features in asked)
     assert found.answers_error == pytest.approx(np.square(rough - exact).mean() / exact.var(axis=0).mean(), rel=1e-5)
 
@@ -382,18 +382,18 @@ def test_covering_holds_zero_exactly_and_the_ends_nearly(low: float, high: float
 
 def test_best_range_clips_outliers_but_not_plain_values() -> None:
     plain = torch.linspace(-1, 1, 100_001)
-    assert power_range(plain).scale[0] == pytest.approx(2 / 255, rel=0.03)
+    assert power_range([plain]).scale[0] == pytest.approx(2 / 255, rel=0.03)
     spiked = torch.cat([plain * 0.05, torch.tensor([1.0, -1.0])])
-    assert power_range(spiked).scale[0] < 1.7 / 255
+    assert power_range([spiked]).scale[0] < 1.7 / 255
 
 
 def test_a_range_spends_nothing_where_its_reader_tells_nothing_apart() -> None:
     """Hard swish makes 0 of everything below -3, however far below."""
     values = torch.cat([torch.linspace(-3, 3, 1001), torch.linspace(-40, -3, 1001)])
-    found = power_range(values, least=-3.0)
+    found = power_range([values], least=-3.0)
     assert found.scale[0] == pytest.approx(6 / 255, rel=0.03)
-    assert power_range(values).scale[0] > 3 * found.scale[0]
-    assert power_range(values, least=-3.0, most=1.0).scale[0] == pytest.approx(4 / 255, rel=0.03)
+    assert power_range([values]).scale[0] > 3 * found.scale[0]
+    assert power_range([values], least=-3.0, most=1.0).scale[0] == pytest.approx(4 / 255, rel=0.03)
 
 
 def test_bias_correction_takes_back_the_mean_error() -> None:
@@ -413,7 +413,7 @@ def test_bias_correction_takes_back_the_mean_error() -> None:
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     images = generator.integers(200, 256, size=(8, 8, 8, 4), dtype=np.uint8)
-    found = calibrate(model, images, nodes=["conv"], adjustable=frozenset({"w", "b"}))
+    found = calibrate(model, [images], nodes=["conv"], adjustable=frozenset({"w", "b"}))
     planes = torch.from_numpy(images).permute(0, 3, 1, 2).float()
 
     def outputs(w: np.ndarray, b: np.ndarray) -> torch.Tensor:
@@ -430,7 +430,9 @@ def test_the_usual_error_is_not_moved_by_a_few_clipped_values() -> None:
     difference = torch.randn(4, 2, 10, 10, generator=torch.Generator().manual_seed(0)) * 0.01
     difference[:, 1] += 0.5
     difference[:, :, 0] += 40
-    assert torch.allclose(usual_error(difference), torch.tensor([0.0, 0.5]), atol=0.01)
+    assert torch.allclose(
+        usual_error([difference], [torch.zeros_like(difference)], channels=1), torch.tensor([0.0, 0.5]), atol=0.01
+    )
     assert difference.mean(dim=(0, 2, 3))[0] > 3
 
 
@@ -449,7 +451,7 @@ def test_hard_swish_networks_are_quantized_too(place: Path) -> None:
     with open_cache(place / "v3") as cache:
         source = open_source(place / "v3model", cache, dataset=None)
         pixels = load_pixels(Golden.load(place / "v3model" / "golden").images[:4], source.model.preprocessing)
-    model = quantized_model(source.model, pixels)
+    model = quantized_model(source.model, [pixels])
     graph = write_onnx(model, place / "v3.onnx", outputs=("features",))
     integer, convolutions = integer_share(str(graph))
     assert integer >= 0.8 * convolutions

@@ -38,7 +38,7 @@ def pixels(count: int, model: MergedModel) -> np.ndarray:
 
 def int8(name: str, **model_kwargs: object) -> MergedModel:
     model = small_model(classes=CLASSES, name=name, gain=0.1, **model_kwargs)
-    return quantized_model(model, pixels(4, model))
+    return quantized_model(model, [pixels(4, model)])
 
 
 def facts_of(model: MergedModel, *, quantized: bool = True) -> ModelFacts:

@@ -37,7 +37,7 @@ def pixels(count: int, model: MergedModel) -> np.ndarray:
 
 def int8(name: str) -> MergedModel:
     model = small_model(classes=tuple("abcdefghij"), name=name, gain=0.1)
-    return quantized_model(model, pixels(4, model))
+    return quantized_model(model, [pixels(4, model)])
 
 
 def facts_of(model: MergedModel) -> ModelFacts:

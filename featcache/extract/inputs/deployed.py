@@ -26,6 +26,8 @@ class DeployedInput(ABC):
         What such a classifier is called on the model hub.
     suffix : str
         Of the files of golden samples.
+    usual_size : int
+        Numbers in one prepared input of a usual size, by which it is counted how much several of them say.
     preprocessing : InputPreprocessing
         The kind's part of the Recipe.
     assets : mapping
@@ -40,6 +42,7 @@ class DeployedInput(ABC):
     noun: ClassVar[str]
     pipeline: ClassVar[str]
     suffix: ClassVar[str]
+    usual_size: ClassVar[int]
     preprocessing: InputPreprocessing
     assets: Mapping[str, bytes] = {}
     lengths: tuple[int, ...] = ()

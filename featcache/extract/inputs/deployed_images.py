@@ -18,6 +18,7 @@ class DeployedImages(DeployedInput):
     """RGB pixels (n, height, width, 3) uint8; normalisation is inside the network."""
 
     tensor, noun, pipeline, suffix = "image", "image", "image-classification", ".jpg"
+    usual_size = 224 * 224 * 3
 
     recipe_changes: ClassVar[Mapping[str, Any]] = {"decoder": "pillow", "dct_scaling": False}
 

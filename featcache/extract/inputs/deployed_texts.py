@@ -32,6 +32,7 @@ class DeployedTexts(DeployedInput):
     """Token ids (n, length) int64, behind a text -1."""
 
     tensor, noun, pipeline, suffix = "input_ids", "text", "text-classification", ".txt"
+    usual_size = 64
 
     def __init__(self, preprocessing: TextPreprocessing, tokenizer: bytes) -> None:
         self.preprocessing = self._settings = preprocessing

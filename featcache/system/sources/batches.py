@@ -81,3 +81,39 @@ def _reader(sources: Sequence[Source]) -> Iterator[Callable[[int], bytes]]:
         return
     with ReadAhead(lambda index: sources[index](), len(sources), size=len) as ahead:
         yield ahead.take
+
+
+def first_prepared(
+    sources: Sequence[Source], prepare: Callable[[bytes], npt.NDArray[Any]], *, most: int, values: int
+) -> list[npt.NDArray[Any]]:
+    """Return the first of `sources` that can be prepared: up to `most` arrays, of at most `values` numbers together.
+
+    One at least, whatever its size; none where none can be.
+    """
+    found: list[npt.NDArray[Any]] = []
+    left = values
+    for batch in prepared_batches(sources, prepare, _side_by_side, failures={}):
+        for array in batch.values:
+            if found and (len(found) == most or array.size > left):
+                return found
+            found.append(array)
+            left -= array.size
+    return found
+
+
+def _side_by_side(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Return `arrays`, of any shapes, as the elements of one."""
+    elements = np.empty(len(arrays), dtype=object)
+    for place, array in enumerate(arrays):
+        elements[place] = array
+    return elements
+
+
+def stacked_by_shape(arrays: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """Return `arrays` as batches, one of each shape, the smallest first.
+
+    >>> [batch.shape for batch in stacked_by_shape([np.zeros(3), np.zeros(2), np.zeros(3)])]
+    [(1, 2), (2, 3)]
+    """
+    shapes = sorted({array.shape for array in arrays})
+    return [np.stack([array for array in arrays if array.shape == shape]) for shape in shapes]
