@@ -168,23 +168,20 @@ class TfliteGraph(ChannelsLastGraph):
         )  # fmt: skip
 
     def lookup(self, name: str, table: Constant, key: str, rows: str) -> str:
-        """Return float rows of `table` (count, width), called `key`, at the computed `rows`.
+        """Return rows of `table` (count, width), called `key`, at the computed `rows`: integers, or else floats.
 
-        Raises `NotImplementedError` for integers with a scale for each row.
+        Raises `NotImplementedError` for integers with a scale, which is to be applied to rows alone.
         """
-        values, scale = table.values, table.scale
-        if scale is not None and scale.shape[0] > 1:
-            raise NotImplementedError("Gather of rows that have a scale of their own")
-        halved = self._halves and scale is None and is_of_halves(values)
+        values = table.values
+        if table.scale is not None:
+            raise NotImplementedError("Gather of what was made floats before")
+        halved = self._halves and is_of_halves(values)
         stored = self.stored(values.astype(np.float16) if halved else values, key)
         shape = (*self.sizes(rows), *values.shape[1:])
         taken = self.node(
             "GATHER", name, stored, rows, shape=shape, table="GatherOptions", axis=0, dtype=self.tensors[stored].dtype
         )
-        made = self.cast(f"{name}/floats", taken, "float32")
-        if scale is None:
-            return made
-        return self.elementwise("Mul", f"{name}/scaled", made, self.numbers(scale, f"{key}/scale"))
+        return self.cast(f"{name}/floats", taken, "float32") if halved else taken
 
     def reduce(self, kind: str, name: str, x: str, axes: Sequence[int], *, keep: bool) -> str:
         """Compute `kind` over `axes`."""

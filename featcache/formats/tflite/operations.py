@@ -32,7 +32,7 @@ from featcache.formats.channels_last.operations import (
     unary,
 )
 from featcache.formats.tflite.graph import Scale, TfliteGraph
-from featcache.graph.nodes import Array, Graph, Node, Window
+from featcache.graph.nodes import Array, Graph, Node, Window, along_axis
 
 _ROW_AXES = 2  # of a batch of vectors
 
@@ -60,12 +60,32 @@ def _quantize(graph: TfliteGraph, node: Node) -> None:
 
 
 def _dequantize(graph: TfliteGraph, node: Node) -> None:
-    if dequantize_constant(graph, node):
+    if dequantize_constant(graph, node) or _dequantize_rows(graph, node):
         return
     source, scale = graph.scaled(node.inputs[0]), graph.rounded(node)
     if graph.tensors[source.node].scale != scale:
         raise NotImplementedError(f"{node.kind} with another scale than {node.inputs[0]!r} was quantized with")
     graph.put(node.output, source.node, order=source.order, scale=scale)
+
+
+def _dequantize_rows(graph: TfliteGraph, node: Node) -> bool:
+    """Return whether the DequantizeLinear `node` is one of rows of a table of integers, at places known or computed.
+
+    Raises `NotImplementedError` where the integers are not around zero.
+    """
+    source, taken = node.inputs[0], graph.constant(node.inputs[0])
+    if taken is None and graph.tensors[graph.scaled(source).node].scale is not None:
+        return False
+    scale, zero = graph.known(node, 1), graph.known(node, 2)
+    if scale is None or np.any(zero):
+        raise NotImplementedError(f"{node.kind} of rows around another number than zero")
+    factor = along_axis(scale, len(graph.shape(source)), node.attributes["axis"])
+    if taken is not None:
+        graph.keep(node.output, Constant(taken.values.astype(np.float32) * factor))
+        return True
+    floats = graph.cast(f"{node.output}/floats", graph.written(source).node, "float32")
+    graph.put(node.output, graph.elementwise("Mul", node.output, floats, graph.numbers(factor, node.inputs[1])))
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,8 +372,9 @@ def _gather(graph: TfliteGraph, node: Node) -> None:
     if table is None:
         OPERATIONS["Gather"](graph, node)
     elif places is not None:
-        taken = np.take(table.real(), places.values, axis=node.attributes["axis"])
-        graph.keep(node.output, Constant(taken))
+        if table.scale is not None:
+            table = Constant(table.real())
+        graph.keep(node.output, Constant(np.take(table.values, places.values, axis=node.attributes["axis"])))
     elif node.attributes["axis"] != 0 or table.values.ndim != _ROW_AXES:
         raise NotImplementedError("Gather at computed places of other than rows")
     else:
