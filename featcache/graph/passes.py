@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import math
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,8 @@ def _slim(proto: onnx.ModelProto, *, weights_aside: bool) -> onnx.ModelProto:
     """Return the graph simplified; `weights_aside`: as if large weights were inputs, which changes no text encoder's.
 
     Each of its many looks at shapes copies the whole file twice: of 90 MB, six times as long as the rest of it takes.
-    What it would do with a weight's values, to fold a neighbour into it, needs products of a fixed length.
+    What it would do with a weight's values, to fold a neighbour into it, needs products of a fixed length. A job asks
+    for the same graph again and again, with other large weights or none: what is left of it is simplified once.
     """
     import onnx
     import onnxslim
@@ -56,7 +58,7 @@ def _slim(proto: onnx.ModelProto, *, weights_aside: bool) -> onnx.ModelProto:
     light.graph.input.extend(
         onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in large.values()
     )
-    slim = onnxslim.slim(light)
+    slim = onnx.ModelProto.FromString(_slimmed(light.SerializeToString(deterministic=True)))
     inputs = [value for value in slim.graph.input if value.name not in large]
     del slim.graph.input[:]
     slim.graph.input.extend(inputs)
@@ -65,6 +67,16 @@ def _slim(proto: onnx.ModelProto, *, weights_aside: bool) -> onnx.ModelProto:
     tensors = [large[name] if name in large else small[name] for name in used]
     del slim.graph.initializer[:]
     slim.graph.initializer.extend(tensors)
+    return slim
+
+
+@functools.lru_cache(maxsize=8)
+def _slimmed(light: bytes) -> bytes:
+    """Return an ONNX file without its large weights simplified."""
+    import onnx
+    import onnxslim
+
+    slim: bytes = onnxslim.slim(onnx.ModelProto.FromString(light)).SerializeToString()
     return slim
 
 
