@@ -97,10 +97,8 @@ def assert_same(cache: Path, report: BuildReport, plain: tuple[Path, BuildReport
         assert (mine.failures, mine.splits.tolist()) == (other.failures, other.splits.tolist())
 
 
-@pytest.mark.parametrize(
-    "gpus",
-    [pytest.param(0, id="on processors"), pytest.param(0.5, id="decoding apart", marks=pytest.mark.long)],
-)
+@pytest.mark.long  # that of the killed worker compares as well
+@pytest.mark.parametrize("gpus", [pytest.param(0, id="on processors"), pytest.param(0.5, id="decoding apart")])
 def test_build_in_a_cluster_equals_the_plain_one(
     machines: Any, folder: Path, plain: tuple[Path, BuildReport], tmp_path: Path, gpus: float
 ) -> None:

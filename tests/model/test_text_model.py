@@ -195,17 +195,15 @@ def test_half_precision_halves_the_weights(folder: Path, model: Path, tmp_path: 
 
 
 @pytest.mark.target
-@pytest.mark.parametrize("precision", ["float", "int8", "int8-dynamic", "fp16"])
+@pytest.mark.parametrize("precision", ["int8", "int8-dynamic", "fp16"])
 def test_tensorflow_lite_answers_texts_of_every_length(
     folder: Path, model: Path, tmp_path: Path, precision: str
 ) -> None:
     """One file holds a graph for each length, the weights once; a text takes the shortest that it fits in."""
     if (reason := find_target("tflite").available()) is not None:
         pytest.skip(f"tflite: {reason}")
-    smaller = model
-    if precision != "float":
-        smaller = tmp_path / "smaller"
-        featcache.quantize(model, cache=folder / "cache", out=smaller, precision=precision)  # type: ignore[arg-type]
+    smaller = tmp_path / "smaller"
+    featcache.quantize(model, cache=folder / "cache", out=smaller, precision=precision)  # type: ignore[arg-type]
     report = featcache.export(smaller, out=tmp_path / "bundle", formats=["tflite"], cache=folder / "cache")
     made, reference = report.formats["tflite"], report.formats["onnx"]
     assert made.executed and made.n_compared > 10
