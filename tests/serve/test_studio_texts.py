@@ -205,8 +205,9 @@ def test_texts_are_labelled_by_keys_and_the_page_speaks_of_them(workspace: Path)
         typed(page, "input[type=search]", "")
         page.wait("document.querySelectorAll('.tile .chip.guess').length > 2")
         page.wait("document.querySelector('.worth').dataset.revision === '13'")
-        page.wait("document.querySelector('.detail .said')?.textContent === 'the now'")
-        page.run("document.querySelector('.detail .said').click()")
+        # at once: with the next head's numbers, what is beside the list is drawn anew
+        page.wait("(() => { const one = document.querySelector('.detail .said');"
+                  " if (one?.textContent !== 'the now') return false; one.click(); return true; })()")  # fmt: skip
         page.wait("document.querySelector('dialog .said')?.textContent === 'the now'")
         page.key("Escape")
         page.wait("!document.querySelector('dialog')")
