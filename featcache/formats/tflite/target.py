@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import InputError, VerificationError
+from featcache.extract.inputs.deployed_texts import NO_TOKEN, DeployedTexts
 from featcache.formats.interface import HALVES, Converted, ModelFacts, Runner, Target, numbers_of, single_tensors
 from featcache.system.files import write_atomically
 
 _MODEL = "model.tflite"
 _SIGNATURE = "serving_default"  # the name that converters of TensorFlow models give the only one
 _LENGTH = "tokens_"  # and a number: the name of the graph of texts of that length
-_PADDING = -1  # behind a text, as in the reference
 _OUTPUTS = ("logits", "probabilities")
 _RUNTIME = "ai-edge-litert"
 _NUMBERS = (
@@ -59,16 +59,15 @@ class TfliteTarget(Target):
         from featcache.graph.passes import fixed_batch
 
         proto, lengths = onnx.load(onnx_path), facts.input.lengths
-        fixed = {_SIGNATURE: fixed_batch(proto)} if not lengths else {
-            f"{_LENGTH}{length}": fixed_batch(proto, tokens=length) for length in lengths
-        }  # fmt: skip
+        fixed = {f"{_LENGTH}{length}": fixed_batch(proto, tokens=length) for length in lengths}
+        fixed = fixed or {_SIGNATURE: fixed_batch(proto)}
         graphs = {name: convert_graph(single, outputs=_OUTPUTS, halves=facts.halves) for name, single in fixed.items()}
         size = None if lengths else facts.image_shape[:2]
         metadata = metadata_bytes(
             name=facts.name,
             tensor=facts.input.tensor,
             description=(
-                f"numbers of tokens, {_PADDING} behind them, made as preprocess.json says"
+                f"numbers of tokens, {NO_TOKEN} behind them, made as preprocess.json says"
                 if size is None
                 else f"RGB, {size[1]} x {size[0]} pixels, bytes 0 to 255, made as preprocess.json says"
             ),
@@ -111,10 +110,21 @@ def _opened(path: Path, threads: int, *, delegate: bool = True) -> Runner:
     kernels = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
         interpreter = Interpreter(str(path), num_threads=threads, experimental_op_resolver_type=kernels)
-        names = [name for name in interpreter.get_signature_list() if name.startswith(_LENGTH)]
-        return _LengthsRunner(interpreter, names) if names else _TfliteRunner(interpreter, path)
+        signatures = {
+            name: entry["outputs"]
+            for name, entry in interpreter.get_signature_list().items()
+            if name.startswith(_LENGTH)
+        }
+        for outputs in signatures.values():
+            _require_logits(path, outputs)
+        return _LengthsRunner(interpreter, list(signatures)) if signatures else _TfliteRunner(interpreter, path)
     except (ValueError, RuntimeError) as error:
         raise VerificationError(f"LiteRT must load {path.name!r}, it says: {str(error).splitlines()[0]}") from error
+
+
+def _require_logits(path: Path, outputs: Collection[str]) -> None:
+    if "logits" not in outputs:
+        raise VerificationError(f"{path.name!r} must have the output 'logits', it has {sorted(outputs)!r:.100}")
 
 
 class _LengthsRunner(Runner):
@@ -129,13 +139,13 @@ class _LengthsRunner(Runner):
         """Return the logits of ids (n, length), -1 behind the shorter ones."""
         rows = []
         for ids in images:
-            tokens = ids[ids != _PADDING]
+            tokens = ids[ids != NO_TOKEN]
             length = next((length for length in self._runners if len(tokens) <= length), None)
             if length is None:
                 raise InputError(f"a text must have at most {max(self._runners)} tokens, got {len(tokens)}")
-            padded = np.full((1, length), _PADDING, dtype=np.int32)
+            padded = np.full((1, length), NO_TOKEN, dtype=np.int32)
             padded[0, : len(tokens)] = tokens
-            rows.append(self._runners[length](input_ids=padded)["logits"][0].copy())
+            rows.append(self._runners[length](**{DeployedTexts.tensor: padded})["logits"][0].copy())
         return np.stack(rows)
 
     def close(self) -> None:
@@ -150,8 +160,7 @@ class _TfliteRunner(Runner):
         interpreter.allocate_tensors()
         self._input = interpreter.get_input_details()[0]["index"]
         outputs = {entry["name"]: entry["index"] for entry in interpreter.get_output_details()}
-        if "logits" not in outputs:
-            raise VerificationError(f"{path.name!r} must have the output 'logits', it has {sorted(outputs)!r:.100}")
+        _require_logits(path, outputs)
         self._output = outputs["logits"]
 
     def run(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
