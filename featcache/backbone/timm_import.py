@@ -50,10 +50,11 @@ def declare_operators() -> None:
 
 
 def import_timm() -> ModuleType:
-    """Return the ``timm`` module."""
+    """Return the ``timm`` module, which knows the embedded backbone's architecture, too."""
     declare_operators()
     import timm
 
+    importlib.import_module("featcache.backbone.nano")
     return timm
 
 

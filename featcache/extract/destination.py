@@ -7,6 +7,7 @@ import dataclasses
 import os
 from functools import partial
 
+from featcache.backbone.embedded import EMBEDDED_BACKBONE, embedded_weights
 from featcache.cache import FeatureCache, open_cache
 from featcache.cache.creation import create_cache
 from featcache.cache.manifest import is_cache, may_be_cache, read_manifest
@@ -124,7 +125,10 @@ def refuse_other_recipe(cache: FeatureCache, recipe: Recipe) -> None:
         listed = "; ".join(
             f"{name}: the cache has {old!r}, this build {new!r}" for name, (old, new) in differences.items()
         )
+        what_else = "ask for what the cache has"
+        if "weights_sha256" in differences and cache.recipe.weights == recipe.weights == embedded_weights().name:
+            what_else = f"begin it anew with build --overwrite: {EMBEDDED_BACKBONE} has other weights since"
         raise RecipeMismatchError(
             f"the cache {str(cache.path)!r} must be extended with its own Recipe, got another ({listed}): "
-            "name another --cache, or ask for what the cache has"
+            f"name another --cache, or {what_else}"
         )

@@ -45,6 +45,16 @@ def test_table_is_of_the_very_weights_that_lie_in_the_package() -> None:
     assert probe.parameters == sum(parameter.numel() for parameter in backbone.parameters())
     size = backbone.preprocessing
     assert (probe.num_features, probe.height, probe.width) == (backbone.num_features, size.height, size.width)
+    assert (probe.parameters <= 1_700_000, probe.bytes <= 3_600_000) == (True, True), "a package stays small"
+
+
+def test_embedded_architecture_is_one_that_integers_suit() -> None:
+    """ReLU alone: no squeeze-and-excite, no hard-swish, nothing behind the pooling."""
+    network = create_random("mobilenetv4_conv_nano", {}, "random:0")
+    kinds = {type(module).__name__ for module in network.modules()}
+    assert not {"SqueezeExcite", "Hardswish", "Sigmoid", "Hardsigmoid", "SiLU", "GELU"} & kinds
+    assert isinstance(network.get_submodule("conv_head"), torch.nn.Identity)
+    assert network(torch.zeros(1, 3, 96, 96)).shape == (1, 1000), "with a classifier where one is asked for"
 
 
 def test_hub_weights_in_the_table_are_those_that_timm_takes_for_the_name() -> None:
@@ -60,12 +70,12 @@ def test_hub_weights_in_the_table_are_those_that_timm_takes_for_the_name() -> No
 def test_card_is_made_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """They can never disagree: `train_embedded.py card` writes both."""
     monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
-    from train_embedded import card
+    from train_embedded import card, training_file
 
     page = embedded_weights().with_suffix(".md").read_text(encoding="utf-8")
-    history = page[page.index("- Stage 1") : page.index("\n\n## Limits")]
     table = json.loads(embedded_weights().with_name("probes.json").read_text(encoding="utf-8"))["probes"]
-    assert card([Probe(**entry) for entry in table], history) == page
+    training = json.loads(training_file().read_text(encoding="utf-8"))
+    assert card([Probe(**entry) for entry in table], training) == page
 
 
 # --- what is found --------------------------------------------------------------------------------------------------
@@ -78,7 +88,7 @@ def test_embedded_backbone_alone_is_at_hand_where_the_hubs_cache_is_empty(hub_ca
         EMBEDDED_BACKBONE,
         "embedded",
         (96, 96),
-        1024,
+        1280,
     )
     assert nano.accuracy == probe_of(EMBEDDED_BACKBONE).accuracy
     assert nano.accuracy_with is None

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from featcache.backbone.embedded import EMBEDDED_BACKBONE
+from featcache.backbone.embedded import EMBEDDED_BACKBONE, embedded_weights
 from featcache.datasets.listing import Listing, Task, printable
 from featcache.datasets.place import WHAT_IMAGES_MAY_BE, images_place
 from featcache.datasets.scan import scan
@@ -128,6 +128,8 @@ class ImageInput(Input):
         package = find_engine(recipe.engine).package
         found: dict[str, Any] = {name: importlib.metadata.version(name) for name in ("timm", package)}
         weights = request.to_json().get("weights")
+        if weights is None and request.backbone == EMBEDDED_BACKBONE:
+            weights = str(embedded_weights())  # which another release of this package may have replaced
         if weights is not None and not weights.startswith("random:"):
             found["weights_file"] = file_stamp(weights)
         return found

@@ -1,0 +1,64 @@
+"""The architecture of the embedded backbone: MobileNetV4-conv-small without the layer behind its pooling.
+
+ReLU and plain convolutions throughout (Qin et al. 2024, arXiv 2404.10518): no squeeze-and-excite and no hard-swish,
+whose rounding costs an INT8 network accuracy and time. The 1,280-wide layer that timm's network has behind its pooling
+holds half of its parameters, for what a linear head does anyway; here the last convolution is that wide.
+
+timm knows it by its name once this module was imported, which `import_timm` does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import generate_default_cfgs, register_model
+from timm.models._builder import build_model_with_cfg
+from timm.models._efficientnet_builder import decode_arch_def
+from timm.models.mobilenetv3 import MobileNetV3
+from torch import nn
+
+NANO = "mobilenetv4_conv_nano"
+_STAGES = (
+    ("cn_r1_k3_s2_e1_c32", "cn_r1_k1_s1_e1_c32"),
+    ("cn_r1_k3_s2_e1_c96", "cn_r1_k1_s1_e1_c64"),
+    ("uir_r1_a5_k5_s2_e3_c96", "uir_r4_a0_k3_s1_e2_c96", "uir_r1_a3_k0_s1_e4_c96"),
+    ("uir_r1_a3_k3_s2_e6_c144", "uir_r1_a5_k5_s1_e4_c144", "uir_r1_a0_k5_s1_e4_c144", "uir_r1_a0_k5_s1_e3_c144",
+     "uir_r2_a0_k3_s1_e4_c144"),
+    ("cn_r1_k1_s1_c1280",),
+)  # fmt: skip
+default_cfgs = generate_default_cfgs(
+    {
+        NANO: {
+            "num_classes": 1000,
+            "input_size": (3, 96, 96),
+            "pool_size": (3, 3),
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "first_conv": "conv_stem",
+            "classifier": "classifier",
+        }
+    }
+)
+
+
+@register_model
+def mobilenetv4_conv_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Return the network; timm calls this by its name. There are no weights of it but those in this package."""
+    classes = kwargs.pop("num_classes", 1000)
+    network = build_model_with_cfg(
+        MobileNetV3,
+        NANO,
+        pretrained,
+        block_args=decode_arch_def([list(stage) for stage in _STAGES]),  # type: ignore[no-untyped-call]
+        stem_size=32,
+        act_layer=nn.ReLU,
+        norm_layer=nn.BatchNorm2d,
+        num_classes=0,
+        **kwargs,
+    )
+    network.conv_head = nn.Identity()
+    network.act2 = nn.Identity()
+    network.reset_classifier(classes)
+    return network

@@ -1,0 +1,107 @@
+"""Photos, teachers and a student brought together for a run, short or long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embedded.kept import KeptLessons
+from embedded.look import Look, look
+from embedded.loop import Lessons, Settings, Student, train
+from embedded.photos import Photos, read_photos
+from embedded.targets import Scale, as_tensor, soft_head, standardised, whitened
+from embedded.teachers import TEACHERS, answers
+from embedded.views import crop_boxes
+from featcache.backbone.timm_import import import_timm
+
+VIEWS = 4
+CHOOSING = range(180)  # classes of the short runs by which the means are chosen; the other 20 they never see
+WIDTH = 512  # of whitened targets
+BOXES = 1  # seed of the crops
+
+
+@dataclass(frozen=True)
+class School:
+    """What is kept in a folder: photos, crops, and each teacher's answers to them."""
+
+    photos: Photos
+    val: Photos
+    boxes: np.ndarray
+    answered: dict[str, np.ndarray]
+    val_answered: dict[str, np.ndarray]
+
+    def of_classes(self, wanted: range) -> School:
+        """Return the part of it that shows some classes."""
+        mine, theirs = np.isin(self.photos.labels, wanted), np.isin(self.val.labels, wanted)
+        return School(
+            self.photos.of_classes(wanted), self.val.of_classes(wanted), self.boxes[:, mine],
+            {name: np.ascontiguousarray(table[:, mine]) for name, table in self.answered.items()},
+            {name: table[:, theirs] for name, table in self.val_answered.items()},
+        )  # fmt: skip
+
+
+def open_school(images: Path, weights: Path, home: Path, say: Callable[[str], None]) -> School:
+    """Return the school in `home`, its teachers having answered; what is there already is not computed again."""
+    photos, val = read_photos(images / "train", home / "train.npz"), read_photos(images / "val", home / "val.npz")
+    boxes, whole = crop_boxes(len(photos), VIEWS, BOXES), crop_boxes(len(val), 1, BOXES)
+    answered, val_answered = {}, {}
+    for name, teacher in TEACHERS.items():
+        val_answered[name] = answers(teacher, val, whole, weights, home / f"val-{name}.npy", say)
+        answered[name] = answers(teacher, photos, boxes, weights, home / f"train-{name}.npy", say)
+    return School(photos, val, boxes, answered, val_answered)
+
+
+def scale_of(features: Tensor, settings: Settings) -> Scale:
+    """Return how a teacher's features become targets."""
+    return standardised(features) if settings.whitened is None else whitened(features, WIDTH, power=settings.whitened)
+
+
+def lessons_of(school: School, settings: Settings) -> KeptLessons:
+    """Return what a student learns there, soft labels from a linear head on all of its teachers."""
+    answered = [school.answered[name] for name in settings.teachers]
+    scales = [scale_of(as_tensor(table[0]), settings) for table in answered]
+    seen = [
+        scale(as_tensor(table[:2].reshape(-1, table.shape[2]))) for scale, table in zip(scales, answered, strict=True)
+    ]
+    head = soft_head(seen, torch.from_numpy(school.photos.labels).repeat(2), int(school.photos.labels.max()) + 1)
+    return KeptLessons(school.photos, school.boxes, answered, scales, head)
+
+
+def new_student(settings: Settings, lessons: Lessons) -> Student:
+    """Return a student whose weights follow from the settings' seed."""
+    torch.manual_seed(settings.seed)
+    network = import_timm().create_model(settings.network, num_classes=0)
+    with torch.no_grad():
+        width = network.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
+    return Student(network, width, lessons.widths, lessons.classes)
+
+
+def look_at(student: Student, school: School, lessons: KeptLessons, settings: Settings, unseen: Photos) -> Look:
+    """Return what a student is worth on val and on the photos `unseen`."""
+    targets = [
+        scale(as_tensor(school.val_answered[name][0]))
+        for scale, name in zip(lessons.scales, settings.teachers, strict=True)
+    ]
+    return look(student, school.val, targets, unseen, settings.sides[-1][1])
+
+
+def short_run(
+    school: School, settings: Settings, steps: int, home: Path, say: Callable[[str], None]
+) -> tuple[Look, float]:
+    """Train on the classes of `CHOOSING` alone; return what came of it, and what the teachers' head knows of val."""
+    chosen = school.of_classes(CHOOSING)
+    lessons = lessons_of(chosen, settings)
+    student = new_student(settings, lessons)
+    student.load_state_dict(train(student, lessons, settings, steps, home, say))
+    unseen = school.photos.of_classes(range(CHOOSING.stop, len(school.photos.classes)))
+    targets = torch.cat(
+        [s(as_tensor(chosen.val_answered[n][0])) for s, n in zip(lessons.scales, settings.teachers, strict=True)], 1
+    )
+    with torch.no_grad():
+        known = lessons.head(targets).argmax(1).numpy() == chosen.val.labels
+    return look_at(student, chosen, lessons, settings, unseen), float(known.mean())
