@@ -4,17 +4,13 @@ ReLU and plain convolutions throughout (Qin et al. 2024, arXiv 2404.10518): no s
 whose rounding costs an INT8 network accuracy and time. The 1,280-wide layer that timm's network has behind its pooling
 holds half of its parameters, for what a linear head does anyway; here the last convolution is that wide.
 
-timm knows it by its name once this module was imported, which `import_timm` does.
+timm knows it by its name after `register`, which `import_timm` calls.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from timm.models import generate_default_cfgs, register_model
-from timm.models._builder import build_model_with_cfg
-from timm.models._efficientnet_builder import decode_arch_def
-from timm.models.mobilenetv3 import MobileNetV3
 from torch import nn
 
 NANO = "mobilenetv4_conv_nano"
@@ -26,26 +22,35 @@ _STAGES = (
      "uir_r2_a0_k3_s1_e4_c144"),
     ("cn_r1_k1_s1_c1280",),
 )  # fmt: skip
-default_cfgs = generate_default_cfgs(
-    {
-        NANO: {
-            "num_classes": 1000,
-            "input_size": (3, 96, 96),
-            "pool_size": (3, 3),
-            "crop_pct": 0.875,
-            "interpolation": "bicubic",
-            "mean": (0.5, 0.5, 0.5),
-            "std": (0.5, 0.5, 0.5),
-            "first_conv": "conv_stem",
-            "classifier": "classifier",
-        }
-    }
-)
+_SETTINGS = {
+    "num_classes": 1000,
+    "input_size": (3, 96, 96),
+    "pool_size": (3, 3),
+    "crop_pct": 1.0,
+    "interpolation": "bicubic",
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "first_conv": "conv_stem",
+    "classifier": "classifier",
+}
+default_cfgs: dict[str, Any] = {}  # where timm looks for what a network's module says of its input
 
 
-@register_model
+def register() -> None:
+    """Make the network known to timm by its name."""
+    from timm.models import generate_default_cfgs, is_model, register_model
+
+    if not is_model(NANO):
+        default_cfgs.update(generate_default_cfgs({NANO: _SETTINGS}))
+        register_model(mobilenetv4_conv_nano)
+
+
 def mobilenetv4_conv_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Return the network; timm calls this by its name. There are no weights of it but those in this package."""
+    from timm.models._builder import build_model_with_cfg
+    from timm.models._efficientnet_builder import decode_arch_def
+    from timm.models.mobilenetv3 import MobileNetV3
+
     classes = kwargs.pop("num_classes", 1000)
     network = build_model_with_cfg(
         MobileNetV3,

@@ -54,7 +54,9 @@ def import_timm() -> ModuleType:
     declare_operators()
     import timm
 
-    importlib.import_module("featcache.backbone.nano")
+    from featcache.backbone.nano import register
+
+    register()
     return timm
 
 

@@ -152,7 +152,7 @@ def build_cache(
     >>> import featcache
     >>> report = featcache.build_cache("photos", "animals")
     >>> report.extracted, report.failed, report.num_features
-    (24, 0, 1024)
+    (24, 0, 1280)
     >>> featcache.build_cache("photos", "animals").extracted  # nothing has changed
     0
     """

@@ -165,14 +165,14 @@ def test_text_encoder_in_the_hubs_cache_is_listed_as_such(hub_cache: Path, tmp_p
 def test_weights_file_has_the_figure_of_its_very_bytes_only(hub_cache: Path, tmp_path: Path) -> None:
     same, other = tmp_path / "same.safetensors", tmp_path / "other.safetensors"
     same.write_bytes(embedded_weights().read_bytes())
-    untrained = create_random("mobilenetv3_small_100", {}, "random:0").state_dict()
-    save_file(untrained, other, {"timm_model": "mobilenetv3_small_100"})
+    untrained = create_random("mobilenetv4_conv_nano", {}, "random:0").state_dict()
+    save_file(untrained, other, {"timm_model": "mobilenetv4_conv_nano"})
     listed = {one.weights: one for one in available_backbones([tmp_path], note=pytest.fail)}
     assert listed[str(same)].accuracy == probe_of(EMBEDDED_BACKBONE).accuracy
-    assert (listed[str(same)].name, listed[str(same)].input_size) == ("mobilenetv3_small_100", (96, 96))
+    assert (listed[str(same)].name, listed[str(same)].input_size) == ("mobilenetv4_conv_nano", (96, 96))
     assert listed[str(other)].accuracy is None
-    assert (listed[str(other)].input_size, listed[str(other)].num_features) == ((224, 224), 1024)
-    assert listed[str(same)].parameters == listed[str(other)].parameters == 1517856
+    assert (listed[str(other)].input_size, listed[str(other)].num_features) == ((96, 96), 1280)
+    assert listed[str(same)].parameters == listed[str(other)].parameters == 1505728
 
 
 # --- what is damaged ------------------------------------------------------------------------------------------------

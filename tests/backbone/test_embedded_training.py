@@ -178,7 +178,7 @@ def test_packed_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     from embedded.pack import write_pack
     from embedded.teachers import TEACHERS
 
-    write_pack(made_photos(128), list(TEACHERS.values()), ROOT.parent / "shared" / "weights", tmp_path / "pack")
+    write_pack(made_photos(200), list(TEACHERS.values()), ROOT.parent / "shared" / "weights", tmp_path / "pack")
     for steps in ("1", "2"):
         command = [
             sys.executable, str(SCRIPTS / "train_embedded.py"), "train", "--home", str(tmp_path / "home"),
