@@ -121,7 +121,7 @@ Wanted were 0.70, 0.975 and 0.45, hoped for 0.76, 0.975 and 0.50. {verdict}
 Each alone in a short run: {mean_views:,} views of 180 classes at 64 pixels, one thread each, beside another such run.
 Distance: squared error of the teachers' features on val, 1 for a constant (only comparable where the targets are
 scaled alike). Val: what the student's classifier knows of these classes' 1,800 photos. Unseen: ridge regression on the
-features, 20 classes that the run never saw. These decide; clothing10 was not looked at.
+features, 20 classes that the run never saw. These decide; clothing10 was looked at when the whole run had ended.
 
 | means | distance | val, % | unseen, % | views/s |
 |---|---|---|---|---|
@@ -373,8 +373,9 @@ def course_in_words(training: Mapping[str, Any]) -> str:
     sides = ", then ".join(f"{side} pixels for {100 * share:.0f} %" for share, side in course["sides"])
     scaled = "standardised" if course["whitened"] is None else f"whitened to the power {course['whitened']:g}"
     return (
-        f"- {training['steps']:,} steps of {course['batch']} views: {sides}; targets {scaled}; relational loss weighed "
-        f"{course['relational']:g}; cut-mix in {100 * course['cutmix']:.0f} % of the batches.\n"
+        f"- {training['steps']:,} steps of {course['batch']} views: {sides}.\n"
+        f"- Targets {scaled}; relational loss weighed {course['relational']:g}; cut-mix in "
+        f"{100 * course['cutmix']:.0f} % of the batches.\n"
         f"- {course['optimizer']}, learning rate {course['learning_rate']:g} until {100 * course['hold']:.0f} % of the "
         f"steps, then falling; weight decay {course['weight_decay']:g}; weights averaged ({course['average']:g})."
     )

@@ -15,6 +15,7 @@ from embedded.school import School, short_run
 
 STEPS = 400
 BASE: dict[str, Any] = {"warmup": 300}
+TOGETHER: dict[str, Any] = {"optimizer": "muon", "learning_rate": 5e-3, "relational": 1.0, "whitened": 0.5}
 # What it is called: what it changes in the base.
 MEANS: dict[str, dict[str, Any]] = {
     "base": {},
@@ -25,7 +26,7 @@ MEANS: dict[str, dict[str, Any]] = {
     "targets half whitened": {"whitened": 0.5},
     "targets whitened": {"whitened": 1.0},
     "relational targets": {"relational": 1.0},
-    "no soft labels": {"soft": 0.0},
+    "no labels": {"soft": 0.0, "hard": 0.0},
     "Muon": {"optimizer": "muon"},
     "learning rate 4e-3": {"learning_rate": 4e-3},
     "cut-mix": {"cutmix": 0.5},
@@ -34,7 +35,14 @@ MEANS: dict[str, dict[str, Any]] = {
     "falling rate throughout": {"hold": 0.0},
     "48, then 64 pixels": {"sides": ((0.5, 48), (0.5, 64))},
     "96 pixels": {"sides": ((1.0, 96),)},
-    "together": {"optimizer": "muon", "learning_rate": 5e-3, "relational": 1.0, "whitened": 0.5},
+    "together": TOGETHER,
+    "together, no labels": {**TOGETHER, "soft": 0.0, "hard": 0.0},
+    "together, mobilenetv2 alone, no labels": {
+        **TOGETHER,
+        "teachers": ("mobilenetv2_100",),
+        "soft": 0.0,
+        "hard": 0.0,
+    },
 }
 
 
