@@ -47,7 +47,7 @@ from featcache.backbone.checkpoint import read_checkpoint
 from featcache.backbone.embedded import embedded_weights
 from featcache.backbone.probes import PROBES, Probe, probes_file
 from featcache.backbone.timm_import import import_timm
-from featcache.distillation.student import write_weights
+from featcache.distillation.student import stored_tensors, write_weights
 from featcache.system.json import DocumentKind, read_document
 from featcache.system.members import digest_file
 
@@ -216,11 +216,6 @@ def finish(student: Student, photos: Photos, home: Path) -> None:
 
 def write_student(student: Student, place: Path) -> None:
     """Write the student's network alone, as fp16, which `load_backbone` reads."""
-    tensors = {
-        name: (tensor.detach().half() if tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in student.network.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
     preprocessing = {
         "height": TEST_SIDE, "width": TEST_SIDE, "resize": TEST_RESIZE, "interpolation": "bicubic",
         "crop_mode": "center", "mean": [0.5] * 3, "std": [0.5] * 3,
@@ -228,7 +223,7 @@ def write_student(student: Student, place: Path) -> None:
     metadata = {"timm_kwargs": {}, "mean": [0.5] * 3, "std": [0.5] * 3, "preprocessing": preprocessing,
                 "course": dataclasses.asdict(COURSE)}  # fmt: skip
     told = {"timm_model": COURSE.network, **{name: json.dumps(value) for name, value in metadata.items()}}
-    say(f"{place}: {write_weights(place, tensors, told)} bytes")
+    say(f"{place}: {write_weights(place, stored_tensors(student.network.state_dict()), told)} bytes")
 
 
 def level(network: nn.Module, photos: Photos) -> None:
@@ -408,6 +403,7 @@ def main() -> None:
     weights = args.weights or args.home / "course.safetensors"
     until = stop_at(args.until, args.minutes)
     if args.what == "means":
+        torch.set_num_threads(1)  # the table's figures: start two at once, each with its own --only
         try_means(school_in(args.home, data), args.home, args.only.split(","), say)
     elif args.what == "pack":
         photos = read_photos(unpacked(IMAGES, data) / "train", args.home / "train.npz")

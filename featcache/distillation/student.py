@@ -120,11 +120,6 @@ def write_student(
             state |= {f"{prefix}.weight": layer.weight, f"{prefix}.bias": layer.bias}
             kwargs["num_classes"] = len(classes)
             notes = {**notes, "classes": list(classes)}
-    tensors = {
-        name: (tensor.detach().half() if tensor.is_floating_point() else tensor).cpu().contiguous()
-        for name, tensor in state.items()
-        if not name.endswith("num_batches_tracked")
-    }
     metadata = {
         "timm_model": settings.student,
         "timm_kwargs": json.dumps(kwargs),
@@ -133,7 +128,16 @@ def write_student(
         "preprocessing": json.dumps(preprocessing.to_json()),
         **{name: json.dumps(value) for name, value in notes.items()},
     }
-    return write_weights(place, tensors, metadata)
+    return write_weights(place, stored_tensors(state), metadata)
+
+
+def stored_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a network as its file holds them: float16, without batch norm's counters."""
+    return {
+        name: (tensor.detach().half() if tensor.is_floating_point() else tensor).cpu().contiguous()
+        for name, tensor in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
 
 
 def write_weights(place: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:

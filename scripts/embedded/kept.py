@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from embedded.loop import Lesson, Settings
+from embedded.loop import Lesson, Settings, draw_of
 from embedded.photos import Photos
 from embedded.processes import part
 from embedded.targets import Scale, as_tensor
@@ -31,25 +30,16 @@ class KeptLessons:
         self.labels = torch.from_numpy(photos.labels)
         self.widths = [one.matrix.shape[1] for one in scales]
         self.classes = head.out_features
-        self._order = lru_cache(maxsize=2)(self._drawn_order)
-
-    def _drawn_order(self, number: int, seed: int) -> Tensor:
-        return torch.randperm(len(self.photos), generator=torch.Generator().manual_seed(seed * 7_919 + number))
 
     def lesson(self, step: int, settings: Settings, side: int) -> Lesson:
         """Return the batch of a step: see `Lessons`."""
-        in_pass = len(self.photos) // settings.batch
-        number, place = divmod(step, in_pass)
-        chosen = self._order(number, settings.seed)[place * settings.batch : (place + 1) * settings.batch]
-        draw = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        views = part(torch.randint(len(self.boxes), (settings.batch,), generator=draw))
-        mirrored = part(torch.rand(settings.batch, generator=draw) < 0.5)
-        chosen = part(chosen)
-        where = (views.numpy(), chosen.numpy())
-        images = cut(self.pixels[chosen], torch.from_numpy(self.boxes[where]), side, mirrored=mirrored)
+        draw = draw_of(step, len(self.photos), settings)
+        views = part(torch.randint(len(self.boxes), (settings.batch,), generator=draw.generator))
+        where = (views.numpy(), draw.chosen.numpy())
+        images = cut(self.pixels[draw.chosen], torch.from_numpy(self.boxes[where]), side, mirrored=draw.mirrored)
         features = tuple(
             scale(as_tensor(table[where])) for scale, table in zip(self.scales, self.answered, strict=True)
         )
         with torch.no_grad():
             logits = self.head(torch.cat(features, 1))
-        return Lesson(images, features, logits, self.labels[chosen])
+        return Lesson(images, features, logits, self.labels[draw.chosen])

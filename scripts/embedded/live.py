@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from embedded.loop import Lesson, Settings
+from embedded.loop import Lesson, Settings, draw_of
 from embedded.photos import Photos
 from embedded.processes import part
 from embedded.targets import Scale, soft_head
@@ -50,13 +50,8 @@ class LiveLessons:
 
     def lesson(self, step: int, settings: Settings, side: int) -> Lesson:
         """Return the batch of a step: see `Lessons`."""
-        number, place = divmod(step, len(self.pixels) // settings.batch)
-        order = torch.randperm(
-            len(self.pixels), generator=torch.Generator().manual_seed(settings.seed * 7_919 + number)
-        )
-        chosen = part(order[place * settings.batch : (place + 1) * settings.batch]).to(self.device)
-        draw = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        mirrored = part(torch.rand(settings.batch, generator=draw) < 0.5).to(self.device)
+        draw = draw_of(step, len(self.pixels), settings)
+        chosen, mirrored = draw.chosen.to(self.device), draw.mirrored.to(self.device)
         drawn = crop_boxes(settings.batch, 2, settings.seed * 1_000_003 + step)[1]
         boxes = part(torch.from_numpy(np.ascontiguousarray(drawn))).to(self.device)
         pixels = self.pixels[chosen]

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedded.optimizer import optimizers
-from embedded.processes import processes, rank, summed
+from embedded.processes import part, processes, rank, summed
 from embedded.targets import relations
 from embedded.views import cutmix, recolour
 from featcache.distillation.depthwise import use_fast_gradients
+from featcache.distillation.losses import feature_loss, hard_loss, soft_loss
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,26 @@ class Lessons(Protocol):
         """Return the batch of a step, seen at `side` pixels; of several processes, this one's part of it."""
 
 
+@dataclass(frozen=True)
+class Draw:
+    """What chance decides of a batch, for this process's part of it: `chosen`: positions of photos; `mirrored`: (b,)
+    bool; `generator`: for what else is drawn, alike in all processes."""
+
+    chosen: Tensor
+    mirrored: Tensor
+    generator: torch.Generator
+
+
+def draw_of(step: int, count: int, settings: Settings) -> Draw:
+    """Return the draw of a step among `count` photos, each of which is seen once a pass."""
+    number, place = divmod(step, count // settings.batch)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed * 7_919 + number))
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+    mirrored = torch.rand(settings.batch, generator=generator) < 0.5
+    chosen = order[place * settings.batch : (place + 1) * settings.batch]
+    return Draw(part(chosen), part(mirrored), generator)
+
+
 class Student(nn.Module):
     """A network without classifier, and beside it what is dropped in the end: projections to targets, a classifier."""
 
@@ -92,20 +113,17 @@ def loss_of(student: Student, lesson: Lesson, settings: Settings, share: float) 
     """Return the loss; `share`: how much of each view is its own, the rest being that of the next one (`cutmix`)."""
     features, predicted, logits = student(lesson.images)
     targets = [_mixed(one, share) for one in lesson.features]
-    total = torch.stack(
-        [functional.mse_loss(mine, wanted) for mine, wanted in zip(predicted, targets, strict=True)]
-    ).mean()
+    total = torch.stack([feature_loss(mine, wanted) for mine, wanted in zip(predicted, targets, strict=True)]).mean()
     if settings.relational:
         apart = [functional.smooth_l1_loss(relations(features.float()), relations(one)) for one in targets]
         total = total + settings.relational * torch.stack(apart).mean()
     heat = settings.temperature
     wanted = _mixed((lesson.logits / heat).softmax(1), share)
-    total = total + settings.soft * heat * heat * functional.kl_div(
-        (logits / heat).log_softmax(1), wanted, reduction="batchmean"
-    )
-    hard = share * functional.cross_entropy(logits, lesson.labels)
+    every = torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
+    total = total + settings.soft * soft_loss(logits, every, wanted, temperature=heat)
+    hard = share * hard_loss(logits, lesson.labels)
     if share < 1:
-        hard = hard + (1 - share) * functional.cross_entropy(logits, lesson.labels.roll(-1))
+        hard = hard + (1 - share) * hard_loss(logits, lesson.labels.roll(-1))
     return total + settings.hard * hard
 
 
@@ -203,7 +221,7 @@ def _together(student: nn.Module, late: bool) -> bool:
 
 
 def _average(averaged: dict[str, Tensor], student: nn.Module, decay: float) -> None:
-    """Move the averages a step (Polyak & Juditsky 1992); counters and the like are taken as they are."""
+    """Move the averages of all that is no counter a step (Polyak & Juditsky 1992)."""
     with torch.no_grad():
         state = student.state_dict()
         floats = [name for name in averaged if state[name].is_floating_point()]

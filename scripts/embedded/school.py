@@ -81,15 +81,6 @@ def new_student(settings: Settings, lessons: Lessons) -> Student:
     return Student(network, width, lessons.widths, lessons.classes)
 
 
-def look_at(student: Student, school: School, lessons: KeptLessons, settings: Settings, unseen: Photos) -> Look:
-    """Return what a student is worth on val and on the photos `unseen`."""
-    targets = [
-        scale(as_tensor(school.val_answered[name][0]))
-        for scale, name in zip(lessons.scales, settings.teachers, strict=True)
-    ]
-    return look(student, school.val, targets, unseen, settings.sides[-1][1])
-
-
 def short_run(
     school: School, settings: Settings, steps: int, home: Path, say: Callable[[str], None]
 ) -> tuple[Look, float]:
@@ -99,9 +90,10 @@ def short_run(
     student = new_student(settings, lessons)
     student.load_state_dict(train(student, lessons, settings, steps, home, say))
     unseen = school.photos.of_classes(range(CHOOSING.stop, len(school.photos.classes)))
-    targets = torch.cat(
-        [s(as_tensor(chosen.val_answered[n][0])) for s, n in zip(lessons.scales, settings.teachers, strict=True)], 1
-    )
+    targets = [
+        scale(as_tensor(chosen.val_answered[name][0]))
+        for scale, name in zip(lessons.scales, settings.teachers, strict=True)
+    ]
     with torch.no_grad():
-        known = lessons.head(targets).argmax(1).numpy() == chosen.val.labels
-    return look_at(student, chosen, lessons, settings, unseen), float(known.mean())
+        known = lessons.head(torch.cat(targets, 1)).argmax(1).numpy() == chosen.val.labels
+    return look(student, chosen.val, targets, unseen, settings.sides[-1][1]), float(known.mean())
