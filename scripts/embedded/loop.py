@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from embedded.targets import relations
 from embedded.views import cutmix, recolour
 from featcache.distillation.depthwise import use_fast_gradients
 from featcache.distillation.losses import feature_loss, hard_loss, soft_loss
+from featcache.distillation.state import load_tensors, read_notes, save_state
 
 
 @dataclass(frozen=True)
@@ -236,29 +236,40 @@ def _keep(
     trained_by: Sequence[Any],
     settings: Settings,
 ) -> None:
-    place = home / "checkpoint.pt"
-    state = {
-        "step": step, "student": student.state_dict(), "averaged": averaged,
-        "optimizers": [one.state_dict() for one in trained_by],
-        "settings": json.dumps(dataclasses.asdict(settings)),
-    }  # fmt: skip
-    torch.save(state, place.with_suffix(".part"))
-    os.replace(place.with_suffix(".part"), place)
+    """Make all that a later call needs the checkpoint of `home`."""
+    names = {parameter: name for name, parameter in student.named_parameters()}
+    tensors = {f"student.{name}": tensor for name, tensor in student.state_dict().items()}
+    tensors |= {f"averaged.{name}": tensor for name, tensor in averaged.items()}
+    for optimizer in trained_by:
+        for parameter, values in optimizer.state.items():
+            tensors |= {f"moment.{kind}.{names[parameter]}": tensor for kind, tensor in values.items()}
+    save_state(home, step, tensors, {"identity": _told(settings), "epochs": 0, "losses": {}})
 
 
 def _resume(
     home: Path, student: nn.Module, averaged: dict[str, Tensor], trained_by: Sequence[Any], settings: Settings
 ) -> int:
     """Take up the checkpoint in `home`, where there is one, and return its step."""
-    place = home / "checkpoint.pt"
-    if not place.exists():
+    notes = read_notes(home)
+    if notes is None:
         return 0
-    state = torch.load(place, weights_only=True, map_location=next(student.parameters()).device)
-    if json.loads(state["settings"]) != json.loads(json.dumps(dataclasses.asdict(settings))):
-        raise SystemExit(f"{place} is of other settings: {state['settings']}; name another --home")
-    student.load_state_dict(state["student"])
-    for name, tensor in state["averaged"].items():
-        averaged[name].copy_(tensor)
-    for one, kept in zip(trained_by, state["optimizers"], strict=True):
-        one.load_state_dict(kept)
-    return int(state["step"])
+    if notes["identity"] != _told(settings):
+        raise SystemExit(f"the checkpoint in {home} is of other settings: {notes['identity']}; name another --home")
+    tensors = load_tensors(home, notes)
+    student.load_state_dict({name: tensors[f"student.{name}"] for name in averaged})
+    for name, tensor in averaged.items():
+        tensor.copy_(tensors[f"averaged.{name}"])
+    names = {parameter: name for name, parameter in student.named_parameters()}
+    for optimizer in trained_by:
+        for parameter in (one for group in optimizer.param_groups for one in group["params"]):
+            for kind in ("step", "exp_avg", "exp_avg_sq", "moving"):
+                tensor = tensors.get(f"moment.{kind}.{names[parameter]}")
+                if tensor is not None:  # a moment lies in memory as its parameter does
+                    place = torch.empty_like(tensor if kind == "step" else parameter)
+                    optimizer.state[parameter][kind] = place.copy_(tensor)
+    return int(notes["step"])
+
+
+def _told(settings: Settings) -> Any:
+    """Return the settings as JSON gives them back."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
