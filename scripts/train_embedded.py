@@ -1,6 +1,7 @@
 """Train featcache_nano, the embedded backbone, from ../shared; print what it is worth, install it.
 
-    scripts/train_embedded.py means --home DIR [--only NAME,NAME]    each means alone in a short run: DIR/means.jsonl
+    scripts/train_embedded.py thin --home DIR                        the first weights: DIR/thinned.safetensors
+    scripts/train_embedded.py means --home DIR [--only "NAME;NAME"]   each means alone in a short run: DIR/means.jsonl
     scripts/train_embedded.py train --home DIR [--until HH:MM]       the whole run; killed or stopped, it goes on
     scripts/train_embedded.py probe --home DIR [--weights FILE]      linear probes, printed and kept in DIR/probes.json
     scripts/train_embedded.py install --home DIR [--weights FILE]    featcache/backbone/weights/: weights, probes, card
@@ -9,10 +10,10 @@
     scripts/train_embedded.py pack --pack DIR                        what a lent machine needs, at most 64 MiB
     scripts/train_embedded.py train --home DIR --pack DIR --device cuda --minutes 9
 
-On processors the teachers answer four views of each photo once, and two processes train on these; on a GPU the teachers
-answer each new crop on the spot. `--data`: where the image archives of ../shared are unpacked (default: below DIR).
-Choices are made on tinyimagenet200's val and on 20 classes that the short runs never see. clothing10 takes no part in
-the training: only its probe is printed.
+The student begins as one of its teachers, narrowed by `featcache prune`. On processors the teachers answer four views
+of each photo once, and two processes train on these; on a GPU the teachers answer each new crop on the spot. `--data`:
+where the image archives of ../shared are unpacked (default: below DIR). Choices are made on tinyimagenet200's val and
+on 20 classes that the short runs never see. clothing10 takes no part in the training: only its probe is printed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import os
 import shutil
 import sys
 import tarfile
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,16 +33,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from embedded.glyphs import CHARACTERS
 from embedded.live import LiveLessons
-from embedded.look import features_of
-from embedded.loop import Settings, Student, train
-from embedded.means import MEANS, row_of, try_means
+from embedded.loop import Lessons, Settings, train
+from embedded.means import MEANS, row_of, settings_of, try_means
 from embedded.pack import read_pack, write_pack
-from embedded.photos import Photos, read_photos
-from embedded.processes import rank
+from embedded.photos import read_photos
+from embedded.processes import rank, together
 from embedded.school import School, lessons_of, new_student, open_school, scale_of
 from embedded.teachers import TEACHERS
-from torch import nn
+from embedded.thin import CUTS, PER_CLASS, thinned
+from safetensors.torch import load_file
+from torch import Tensor
 
 import featcache
 from featcache.backbone.checkpoint import read_checkpoint
@@ -54,24 +58,28 @@ from featcache.system.members import digest_file
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 IMAGES = "tinyimagenet200_40k"
-STEPS = 7_500
-# From 65 pixels on the last maps are 3x3, as they are in use, and not 2x2, which leave a 5x5 kernel's rim untaught.
-SIDES = ((2_500, 48), (500, 64), (3_000, 72), (1_500, 96))
+STEPS = 2_500
+TEST_SIDE = TEST_RESIZE = 128  # whole photos
+BEGIN = "thinned.safetensors"
 COURSE = Settings(
-    whitened=0.5, relational=1.0, optimizer="muon", learning_rate=5e-3, batch=192, cutmix=0.25, hold=5_200 / STEPS,
-    sides=tuple((steps / STEPS, side) for steps, side in SIDES),
+    begins=BEGIN, frozen_norms=True, teachers=("mobilenetv2_100",), whitened=0.5, learning_rate=4e-4, batch=96,
+    hold=0.4, sides=((1.0, TEST_SIDE),),
 )  # fmt: skip
+# Then, from what that came to, with characters drawn beside the photos.
+LAST_STEPS = 1_100
+LAST = dataclasses.replace(COURSE, begins="course.safetensors", batch=72, warmup=30, hold=0.3, glyphs=24)
+PARTS = {"course": (COURSE, STEPS), "last": (LAST, LAST_STEPS)}  # each writes HOME/NAME.safetensors
+RESULT = f"{list(PARTS)[-1]}.safetensors"
 OTHERS = {
     "random weights": (COURSE.network, "random:0"),
     **{name: (name, teacher.weights) for name, teacher in TEACHERS.items()},
     "mobilenetv2_100 (PyTorch's)": ("mobilenetv2_100", "mobilenetv2_100.torch_ptq"),
 }  # label of a probe: timm's network, weights; the one labelled as its network speaks for the hub's weights, too
-TEST_SIDE = TEST_RESIZE = 96  # whole photos: on val better than their middle, and than 80, 112 and 128 pixels
-LEAST_DEVIATION = 1e-3  # of a feature: one that never fires stays as it is
+CUT_WORDS = {"macs": "MACs", "parameters": "parameters"}
 POINTS = 20  # of the curve that the card shows
 TRAINING = DocumentKind(
     "what the embedded backbone was trained with", "install featcache again", "install featcache again",
-    "featcache-training", (1,), ("course", "curve", "means", "steps"),
+    "featcache-training", (1,), ("curve", "means", "moved", "parts"),
 )  # fmt: skip
 MOST_BYTES, MOST_PARAMETERS = 3_600_000, 1_700_000
 WANTED = {"clothing10": (0.70, 0.76), "digits": (0.975, 0.975), IMAGES: (0.45, 0.50)}
@@ -79,8 +87,9 @@ WANTED = {"clothing10": (0.70, 0.76), "digits": (0.975, 0.975), IMAGES: (0.45, 0
 
 CARD = """# featcache_nano
 
-The backbone that comes with featcache, so that a first command works without a model hub. A small network trained from
-scratch by this project; with a hub within reach, a larger one (`--backbone mobilenetv2_100`) sees much better.
+The backbone that comes with featcache, so that a first command works without a model hub: MobileNetV2, narrowed by
+`featcache prune` to {share:.0f} % of its parameters and trained on by this project for small photos and line drawings.
+With a hub within reach, a larger one (`--backbone mobilenetv2_100`) sees better still.
 
 | | |
 |---|---|
@@ -102,42 +111,51 @@ Wanted were 0.70, 0.975 and 0.45, hoped for 0.76, 0.975 and 0.50. {verdict}
 ## Data, teachers, recipe
 
 - Images: the 40,000 training images of tinyimagenet200_40k (200 classes of ImageNet, 64x64 pixels).
-- Teachers: `mobilenetv2_100` (float weights of the original TensorFlow model) and `mobilenet_edgetpu_100` (MLPerf's
-  quantization-aware weights), which see each view at 160 pixels: the whole photo and three crops of it, as they are or
-  mirrored. On a GPU they answer every new crop instead.
-- Loss: squared error against both teachers' features, each through a linear projection; 0.8·T²·KL at T = 2 to a linear
-  head on both teachers; 0.2·cross entropy of the 200 labels. Projections and classifier were dropped.
-- The student's views are also changed in brightness, contrast and saturation (0.25).
+- First weights: `mobilenetv2_100` (float weights of the original TensorFlow model, trained on ImageNet), of which
+  `featcache prune` took {cuts}, solving the layers that stay, by {sample}.
+  Training has moved the convolutions' weights by {moved:.0f} % of their norm since: it is MobileNetV2's offspring, not a
+  network from scratch.
+- Teachers: {teachers}, seeing each view at 160 pixels: the whole photo and three crops of it, as they
+  are or mirrored. On a GPU they answer every new crop instead.
+- Loss: squared error against the teachers' features, each through a linear projection, solved before the first step;
+  {soft:g}·T²·KL at T = {temperature:g} to a linear head on the teachers; {hard:g}·cross entropy of the 200 labels.
+  Projections and classifier were dropped.
+- The student's views are also changed in brightness, contrast and saturation ({recolour:g}). The characters are of an
+  alphabet of {characters} that the project draws itself (`scripts/embedded/glyphs.py`): what photos do not show, lines.
 {course}
 
 | views | pixels | loss |
 |---|---|---|
 {curve}
 
-{views:,} views in all. A schedule for a network of this size is 100 million.
+{views:,} views of photos in all. A schedule for a network of this size is 100 million.
 
 ## Means
 
-Each alone in a short run: {mean_views:,} views of 180 classes at 64 pixels, one thread each, beside another such run.
-Distance: squared error of the teachers' features on val, 1 for a constant (only comparable where the targets are
-scaled alike). Val: what the student's classifier knows of these classes' 1,800 photos. Unseen: ridge regression on the
-features, 20 classes that the run never saw. These decide; clothing10 was looked at when the whole run had ended.
+Each alone in a short run: 180 classes at 64 pixels, one thread each, beside another such run. The first rows are of
+MobileNetV4-conv-small without its last layer (`scripts/embedded/networks.py`), from drawn weights, two teachers, where
+nothing else is said; those named "begun" of MobileNetV2 narrowed, with its weights, which it teaches alone. Distance:
+squared error of the teachers' features on val, 1 for a constant (only comparable where the targets are scaled alike).
+Val: what the student's classifier knows of these classes' 1,800 photos. Unseen: ridge regression on the features, 20
+classes that the run never saw. These decide; clothing10 was looked at when the whole run had ended. What begins with
+MobileNetV2's weights has met all of ImageNet's classes: its figures compare with each other alone.
 
-| means | distance | val, % | unseen, % | views/s |
-|---|---|---|---|---|
+| means | views | distance | val, % | unseen, % | views/s |
+|---|---|---|---|---|---|
 {means}
 
 ## Limits
 
-It has seen small photos of objects and animals only, in few passes. It knows nothing of text, faces, medical or aerial
-images. It inherits the biases of ImageNet's labels and of both teachers. Use it to try things out and where nothing
-larger can be had.
+Beyond what its first weights have seen (ImageNet) it was trained on small photos of objects and animals only. It knows
+nothing of text, faces, medical or aerial images. It inherits the biases of ImageNet's labels and of its teachers. Use
+it to try things out and where nothing larger can be had.
 
 ## Licence
 
-Apache-2.0, as the project. The teachers' weights are Apache-2.0 (TensorFlow's MobileNetV2; MLCommons' mobile models).
-tinyimagenet200's photos come from ImageNet, whose terms allow research and education; no photo can be had back from
-these weights, and whether ImageNet's terms reach them is not settled: decide for yourself before a commercial use.
+Apache-2.0, as the project. Its first weights and its teacher are TensorFlow's MobileNetV2 (Apache-2.0, the TensorFlow
+Authors), changed as said above. tinyimagenet200's photos come from ImageNet, whose terms allow research and education;
+no photo can be had back from these weights, and whether ImageNet's terms reach them is not settled: decide for yourself
+before a commercial use.
 """
 
 
@@ -165,8 +183,8 @@ def digits(data: Path) -> Path:
     return data / "digits"
 
 
-def school_in(home: Path, data: Path) -> School:
-    return open_school(unpacked(IMAGES, data), SHARED / "weights", home, say)
+def school_in(home: Path, data: Path, teachers: Sequence[str] = COURSE.teachers) -> School:
+    return open_school(unpacked(IMAGES, data), SHARED / "weights", home, teachers, say)
 
 
 def in_processes(count: int) -> None:
@@ -175,69 +193,64 @@ def in_processes(count: int) -> None:
     os.execv(sys.executable, [*command, *sys.argv])
 
 
-def begun(student: Student, start: Path | None) -> Student:
-    """Return the student, its network with the weights of a file where one is named: training goes on elsewhere."""
-    if start is not None:
-        tensors, _ = read_checkpoint(start)
-        student.network.load_state_dict(tensors, strict=False)  # the counters of batch norm are not kept
-    return student
+def begin(home: Path, data: Path) -> Path:
+    """Return the file of the student's first weights in `home`, made where it is not there."""
+    place = home / BEGIN
+    if not place.exists():
+        images = unpacked(IMAGES, data)
+        photos, val = read_photos(images / "train", home / "train.npz"), read_photos(images / "val", home / "val.npz")
+        teacher = TEACHERS["mobilenetv2_100"]
+        tensors = thinned(teacher, SHARED / "weights", photos, val, COURSE.network, TEST_SIDE, home / "thin", say)
+        write_network(tensors, place)
+    return place
 
 
-def run_course(home: Path, data: Path, *, steps: int, until: float | None, start: Path | None) -> None:
-    """Train on a processor, the teachers having answered; write HOME/course.safetensors in the end."""
+def run_parts(home: Path, lessons: Lessons, *, steps: int | None, until: float | None, device: str = "cpu") -> None:
+    """Train through `PARTS`, those that are done left out; write HOME/NAME.safetensors at the end of each."""
+    for name, (settings, planned) in PARTS.items():
+        place = home / f"{name}.safetensors"
+        if place.exists():
+            continue
+        student = new_student(settings, lessons, home)
+        averaged = train(student, lessons, settings, steps or planned, home / name, say, until=until, device=device)
+        if averaged is None:
+            return
+        student.load_state_dict(averaged)
+        if rank() == 0:
+            write_network(student.cpu().network.state_dict(), place, settings)
+        together()
+
+
+def run_kept(home: Path, data: Path, *, steps: int | None, until: float | None) -> None:
+    """Train on a processor, the teachers having answered."""
     school = school_in(home, data)
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
         torch.set_num_threads(1)
-    lessons = lessons_of(school, COURSE)
-    student = begun(new_student(COURSE, lessons), start)
-    student.load_state_dict(train(student, lessons, COURSE, steps, home / "course", say, until=until))
-    if rank() == 0:
-        finish(student, school.photos, home)
+    run_parts(home, lessons_of(school, COURSE), steps=steps, until=until)
 
 
-def run_packed(home: Path, pack: Path, *, steps: int, until: float | None, start: Path | None, device: str) -> None:
-    """Train from a pack alone, the teachers answering on the spot; write HOME/course.safetensors in the end."""
+def run_packed(home: Path, pack: Path, *, steps: int | None, until: float | None, device: str) -> None:
+    """Train from a pack alone, the teachers answering on the spot."""
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(pack / BEGIN, home / BEGIN)
     photos = read_pack(pack)
     teachers = [TEACHERS[name] for name in COURSE.teachers]
     networks = [one.build(pack) for one in teachers]
     lessons = LiveLessons(photos, teachers, networks, lambda features: scale_of(features, COURSE), device)
-    student = begun(new_student(COURSE, lessons), start)
-    averaged = train(student, lessons, COURSE, steps, home / "course", say, until=until, device=device)
-    student.load_state_dict(averaged)
-    finish(student.cpu(), photos, home)
+    run_parts(home, lessons, steps=steps, until=until, device=device)
 
 
-def finish(student: Student, photos: Photos, home: Path) -> None:
-    """Level the features over a twentieth of the photos and write the network."""
-    level(student.network, Photos(photos.pixels[::20], photos.labels[::20], photos.classes))
-    write_student(student, home / "course.safetensors")
-
-
-def write_student(student: Student, place: Path) -> None:
-    """Write the student's network alone, as fp16, which `load_backbone` reads."""
+def write_network(tensors: Mapping[str, Tensor], place: Path, settings: Settings = COURSE) -> None:
+    """Write the tensors of the student's network, as fp16, in a file that `load_backbone` reads."""
     preprocessing = {
         "height": TEST_SIDE, "width": TEST_SIDE, "resize": TEST_RESIZE, "interpolation": "bicubic",
         "crop_mode": "center", "mean": [0.5] * 3, "std": [0.5] * 3,
     }  # fmt: skip
     metadata = {"timm_kwargs": {}, "mean": [0.5] * 3, "std": [0.5] * 3, "preprocessing": preprocessing,
-                "course": dataclasses.asdict(COURSE)}  # fmt: skip
-    told = {"timm_model": COURSE.network, **{name: json.dumps(value) for name, value in metadata.items()}}
-    say(f"{place}: {write_weights(place, stored_tensors(student.network.state_dict()), told)} bytes")
-
-
-def level(network: nn.Module, photos: Photos) -> None:
-    """Scale the last convolution so that every feature has a deviation of 1 over `photos`, in place.
-
-    Behind it stand ReLU and a mean alone, which a positive factor passes: a head gives the same answers with weights
-    of one scale, which lose least when they are rounded to integers (Nagel et al. 2019, arXiv 1906.04721).
-    """
-    deviation = features_of(network, photos, TEST_SIDE).std(0)
-    scale = torch.where(deviation > LEAST_DEVIATION, 1 / deviation, torch.ones(()))
-    last = network.get_submodule("blocks")[-1][-1].bn1
-    with torch.no_grad():
-        last.weight.mul_(scale)
-        last.bias.mul_(scale)
+                "course": dataclasses.asdict(settings)}  # fmt: skip
+    told = {"timm_model": settings.network, **{name: json.dumps(value) for name, value in metadata.items()}}
+    say(f"{place}: {write_weights(place, stored_tensors(tensors), told)} bytes")
 
 
 def probe(weights: Path | str, backbone: str | None, data: Path, scratch: Path) -> dict[str, float]:
@@ -314,16 +327,29 @@ def install(weights: Path) -> None:
 
 
 def keep_training(home: Path) -> None:
-    """Put what was run into the package, for the card: the course, its curve, the table of the means."""
-    curve = [json.loads(line) for line in (home / "course" / "curve.jsonl").read_text().splitlines()]
+    """Put what was run into the package, for the card: the parts of the run, its curve, the table of the means."""
+    parts, curve, views = [], [], 0
+    for name, (settings, _) in PARTS.items():
+        lines = [json.loads(line) for line in (home / name / "curve.jsonl").read_text().splitlines()]
+        curve += [[views + one["step"] * settings.batch, one["side"], one["loss"]] for one in lines]
+        parts.append({"steps": lines[-1]["step"], "settings": dataclasses.asdict(settings)})
+        views = curve[-1][0]
     every = max(1, len(curve) // POINTS)
     means = home / "means.jsonl"
     training = {
-        "format": TRAINING.format, "version": 1, "course": dataclasses.asdict(COURSE), "steps": curve[-1]["step"],
-        "curve": [[one["step"] * COURSE.batch, one["side"], one["loss"]] for one in curve[::-1][::every][::-1]],
+        "format": TRAINING.format, "version": 1, "parts": parts, "curve": curve[::-1][::every][::-1],
+        "moved": moved(home / BEGIN, embedded_weights()),
         "means": [json.loads(line) for line in means.read_text().splitlines()] if means.exists() else [],
     }  # fmt: skip
     training_file().write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
+
+
+def moved(before: Path, after: Path) -> float:
+    """Return how far the convolutions of a file are from those of another, as a share of their norm."""
+    first, last = load_file(before), load_file(after)
+    names = [name for name, tensor in first.items() if tensor.ndim == 4]
+    apart = sum(float((last[name].float() - first[name].float()).square().sum()) for name in names)
+    return (apart / sum(float(first[name].float().square().sum()) for name in names)) ** 0.5
 
 
 def training_file() -> Path:
@@ -355,25 +381,30 @@ def card(probes: Sequence[Probe], training: Mapping[str, Any]) -> str:
         resize=backbone.preprocessing.resize, width=mine.num_features,
         table="\n".join(row(one) for one in probes),
         verdict=("It is undertrained: " + "; ".join(missed) + ".") if missed else "All wanted figures are reached.",
-        views=training["steps"] * training["course"]["batch"], course=course_in_words(training),
+        views=training["curve"][-1][0], course="\n".join(part_in_words(**one) for one in training["parts"]),
         curve="\n".join(f"| {views:,} | {side} | {loss:.3f} |" for views, side, loss in training["curve"]),
         means="\n".join(row_of(one) for one in training["means"]),
-        mean_views=training["means"][0]["views"] if training["means"] else 0,
+        share=100 * mine.parameters / next(one.parameters for one in probes if one.name == "mobilenetv2_100"),
+        cuts=" and ".join(f"{100 * amount:g} % of the {CUT_WORDS[target]}" for target, amount in CUTS),
+        characters=CHARACTERS, sample=f"{PER_CLASS} photos of each class", moved=100 * training["moved"],
+        teachers=" and ".join(f"`{name}`" for name in training["parts"][0]["settings"]["teachers"]),
+        **{name: training["parts"][0]["settings"][name] for name in ("soft", "hard", "temperature", "recolour")},
     )  # fmt: skip
 
 
-def course_in_words(training: Mapping[str, Any]) -> str:
-    """Return the settings of the whole run as list items of the card."""
-    course = training["course"]
-    sides = ", then ".join(f"{side} pixels for {100 * share:.0f} %" for share, side in course["sides"])
-    scaled = "standardised" if course["whitened"] is None else f"whitened to the power {course['whitened']:g}"
-    return (
-        f"- {training['steps']:,} steps of {course['batch']} views: {sides}.\n"
-        f"- Targets {scaled}; relational loss weighed {course['relational']:g}; cut-mix in "
-        f"{100 * course['cutmix']:.0f} % of the batches.\n"
-        f"- {course['optimizer']}, learning rate {course['learning_rate']:g} until {100 * course['hold']:.0f} % of the "
-        f"steps, then falling; weight decay {course['weight_decay']:g}; weights averaged ({course['average']:g})."
+def part_in_words(steps: int, settings: Mapping[str, Any]) -> str:
+    """Return a part of the run as list items of the card."""
+    sides = ", then ".join(f"{side} pixels for {100 * share:.0f} %" for share, side in settings["sides"])
+    power = settings["whitened"]
+    drawn = f", and {settings['glyphs']} drawn characters to be told apart ({settings['glyph']:g}·cross entropy)"
+    words = (
+        f"- {steps:,} steps of {settings['batch']} views, {sides}{drawn if settings['glyphs'] else ''}: "
+        f"targets {'standardised' if power is None else f'whitened to the power {power:g}'}; "
+        f"batch norms {'as they were' if settings['frozen_norms'] else 'of the batch'}; {settings['optimizer']}, "
+        f"learning rate {settings['learning_rate']:g} until {100 * settings['hold']:.0f} % of the steps, then falling; "
+        f"weight decay {settings['weight_decay']:g}; weights averaged ({settings['average']:g})."
     )
+    return textwrap.fill(words, 120, subsequent_indent="  ")
 
 
 def row(probed: Probe) -> str:
@@ -384,39 +415,46 @@ def row(probed: Probe) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["means", "train", "pack", "probe", "install", "card"])
+    parser.add_argument("what", choices=["thin", "means", "train", "pack", "probe", "install", "card"])
     parser.add_argument("--home", type=Path, required=True, help="answers, checkpoints and figures")
     parser.add_argument("--data", type=Path, help="unpacked image folders; default HOME/data")
-    parser.add_argument("--only", default=",".join(MEANS), help="the means to try; default: all")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of the whole run; may grow until the rate falls")
+    parser.add_argument("--only", default=";".join(MEANS), help="the means to try; default: all")
+    parser.add_argument("--steps", type=int, help="of each part of the run; may grow until the rate falls")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that train together; default: all")
     parser.add_argument("--until", help="HH:MM at which to stop, to go on later")
     parser.add_argument("--minutes", type=float, help="after which to stop, to go on later")
-    parser.add_argument("--start", type=Path, help="a student's file to begin with; default: random weights")
     parser.add_argument("--pack", type=Path, help="a folder to pack into, or to train from")
     parser.add_argument("--quality", type=int, default=50, help="of the packed photos (WebP)")
     parser.add_argument("--device", default="cuda", help="of a run from a pack")
-    parser.add_argument("--weights", type=Path, help="a student's file; default HOME/course.safetensors")
+    parser.add_argument("--weights", type=Path, help=f"a student's file; default HOME/{RESULT}")
     parser.add_argument("--others", default="", help=f"probe these too, or all: {', '.join(OTHERS)}")
     args = parser.parse_args()
     data = args.data or args.home / "data"
-    weights = args.weights or args.home / "course.safetensors"
+    weights = args.weights or args.home / RESULT
     until = stop_at(args.until, args.minutes)
-    if args.what == "means":
+    if args.what == "thin":
+        begin(args.home, data)
+    elif args.what == "means":
+        begin(args.home, data)
         torch.set_num_threads(1)  # the table's figures: start two at once, each with its own --only
-        try_means(school_in(args.home, data), args.home, args.only.split(","), say)
+        names = args.only.split(";")
+        teachers = sorted({teacher for name in names for teacher in settings_of(name).teachers})
+        try_means(school_in(args.home, data, teachers), args.home, names, say)
     elif args.what == "pack":
         photos = read_photos(unpacked(IMAGES, data) / "train", args.home / "train.npz")
         teachers = [TEACHERS[name] for name in COURSE.teachers]
-        size = write_pack(photos, teachers, SHARED / "weights", args.pack, quality=args.quality)
+        first = begin(args.home, data)
+        size = write_pack(photos, teachers, SHARED / "weights", first, args.pack, quality=args.quality)
         say(f"{args.pack}: {size:,} bytes")
     elif args.what == "train" and args.pack:
-        run_packed(args.home, args.pack, steps=args.steps, until=until, start=args.start, device=args.device)
+        run_packed(args.home, args.pack, steps=args.steps, until=until, device=args.device)
     elif args.what == "train" and args.processes > 1 and "RANK" not in os.environ:
+        begin(args.home, data)
         school_in(args.home, data)  # whose teachers answer with all cores, before there are several processes
         in_processes(args.processes)
     elif args.what == "train":
-        run_course(args.home, data, steps=args.steps, until=until, start=args.start)
+        begin(args.home, data)
+        run_kept(args.home, data, steps=args.steps, until=until)
     elif args.what == "probe":
         others = list(OTHERS) if args.others == "all" else [name for name in args.others.split(",") if name]
         probe_all(args.home, data, weights, others=others)

@@ -79,7 +79,7 @@ def load_backbone(
     >>> from featcache import load_backbone
     >>> backbone = load_backbone("featcache_nano", outputs=("features", "stage2"))
     >>> backbone.num_features, backbone.preprocessing.height
-    (1280, 96)
+    (1280, 128)
     >>> [len(shape) for shape in backbone.output_shapes]
     [1, 1]
     """

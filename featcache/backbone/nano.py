@@ -1,8 +1,9 @@
-"""The architecture of the embedded backbone: MobileNetV4-conv-small without the layer behind its pooling.
+"""The architecture of the embedded backbone: MobileNetV2, as narrow as `featcache prune` left it.
 
-ReLU and plain convolutions throughout (Qin et al. 2024, arXiv 2404.10518): no squeeze-and-excite and no hard-swish,
-whose rounding costs an INT8 network accuracy and time. The 1,280-wide layer that timm's network has behind its pooling
-holds half of its parameters, for what a linear head does anyway; here the last convolution is that wide.
+Convolutions and ReLU6 alone (Sandler et al. 2018, arXiv 1801.04381): no squeeze-and-excite and no hard-swish, whose
+rounding costs an INT8 network accuracy and time. Stages, strides, the 1,280 features and the padding (TensorFlow's) are
+those of the MobileNetV2 that it begins as; the stem and the inner width of each block are what channel pruning chose
+for photos of 128 pixels.
 
 timm knows it by its name after `register`, which `import_timm` calls.
 """
@@ -13,19 +14,22 @@ from typing import Any
 
 from torch import nn
 
-NANO = "mobilenetv4_conv_nano"
-_STAGES = (
-    ("cn_r1_k3_s2_e1_c32", "cn_r1_k1_s1_e1_c32"),
-    ("cn_r1_k3_s2_e1_c96", "cn_r1_k1_s1_e1_c64"),
-    ("uir_r1_a5_k5_s2_e3_c96", "uir_r4_a0_k3_s1_e2_c96", "uir_r1_a3_k0_s1_e4_c96"),
-    ("uir_r1_a3_k3_s2_e6_c144", "uir_r1_a5_k5_s1_e4_c144", "uir_r1_a0_k5_s1_e4_c144", "uir_r1_a0_k5_s1_e3_c144",
-     "uir_r2_a0_k3_s1_e4_c144"),
-    ("cn_r1_k1_s1_c1280",),
-)  # fmt: skip
+NANO = "mobilenetv2_nano"
+STEM = 16
+# Of each stage: stride, width of its blocks' sums, and the width inside of each block.
+STAGES = (
+    (2, 24, (64, 96)),
+    (2, 32, (80, 112, 112)),
+    (2, 64, (176, 256, 224, 192)),
+    (1, 96, (352, 288, 288)),
+    (2, 160, (544, 640, 512)),
+    (1, 320, (784,)),
+)
+FEATURES = 1280
 _SETTINGS = {
     "num_classes": 1000,
-    "input_size": (3, 96, 96),
-    "pool_size": (3, 3),
+    "input_size": (3, 128, 128),
+    "pool_size": (4, 4),
     "crop_pct": 1.0,
     "interpolation": "bicubic",
     "mean": (0.5, 0.5, 0.5),
@@ -42,28 +46,35 @@ def register() -> None:
 
     if not is_model(NANO):
         default_cfgs.update(generate_default_cfgs({NANO: _SETTINGS}))
-        register_model(mobilenetv4_conv_nano)
+        register_model(mobilenetv2_nano)
 
 
-def mobilenetv4_conv_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def mobilenetv2_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Return the network; timm calls this by its name. There are no weights of it but those in this package."""
     from timm.models._builder import build_model_with_cfg
     from timm.models._efficientnet_builder import decode_arch_def
-    from timm.models.mobilenetv3 import MobileNetV3
+    from timm.models.efficientnet import EfficientNet
 
-    classes = kwargs.pop("num_classes", 1000)
-    network = build_model_with_cfg(
-        MobileNetV3,
+    return build_model_with_cfg(
+        EfficientNet,
         NANO,
         pretrained,
-        block_args=decode_arch_def([list(stage) for stage in _STAGES]),  # type: ignore[no-untyped-call]
-        stem_size=32,
-        act_layer=nn.ReLU,
+        block_args=decode_arch_def(_definition()),  # type: ignore[no-untyped-call]
+        num_features=FEATURES,
+        stem_size=STEM,
+        act_layer=nn.ReLU6,
         norm_layer=nn.BatchNorm2d,
-        num_classes=0,
-        **kwargs,
+        **{"pad_type": "same", **kwargs},
     )
-    network.conv_head = nn.Identity()
-    network.act2 = nn.Identity()
-    network.reset_classifier(classes)
-    return network
+
+
+def _definition() -> list[list[str]]:
+    """Return the blocks in timm's words, which give an inner width as a multiple of what comes in."""
+    stages, coming = [["ds_r1_k3_s1_c16_noskip"]], 16  # the stem had 32 channels and no sum behind it
+    for stride, width, inner in STAGES:
+        blocks = []
+        for number, inside in enumerate(inner):
+            blocks.append(f"ir_r1_k3_s{1 if number else stride}_e{inside / coming}_c{width}")
+            coming = width
+        stages.append(blocks)
+    return stages

@@ -46,7 +46,7 @@ def backbones(
     >>> import featcache
     >>> embedded = next(one for one in featcache.backbones() if one.where == "embedded")
     >>> embedded.name, embedded.input_size, embedded.num_features
-    ('featcache_nano', (96, 96), 1280)
+    ('featcache_nano', (128, 128), 1280)
     """
     found = available_backbones(paths, note=say)
     if not measure:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,26 +15,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from embedded.glyphs import CHARACTERS, draw_glyphs
 from embedded.optimizer import optimizers
 from embedded.processes import part, processes, rank, summed
 from embedded.targets import relations
 from embedded.views import cutmix, recolour
+from featcache.compression.frozen_norms import frozen_norms
 from featcache.distillation.depthwise import use_fast_gradients
 from featcache.distillation.losses import feature_loss, hard_loss, soft_loss
 from featcache.distillation.state import load_tensors, read_notes, save_state
+from featcache.model.folding import find_batchnorms
 
 
 @dataclass(frozen=True)
 class Settings:
     """How a student learns.
 
-    `whitened`: power to which the teachers' principal components are, None: their features only standardised; `sides`:
-    (share of the steps, pixels) in order; `batch`: of all processes together; `warmup`: steps; `hold`: share of the
-    steps until the learning rate falls; `average`: of the weights; `relational`, `soft`, `hard`: weights of these
-    losses beside the features' 1; `cutmix`: share of the batches that are mixed; `recolour`: strength.
+    `begins`: name of the file of its first weights, None: drawn; `frozen_norms`: the statistics of batch norms
+    stay; `whitened`: power to which the teachers' principal components are, None: their features only standardised;
+    `sides`: (share of the steps, pixels) in order; `batch`: of all processes together; `warmup`: steps; `hold`: share
+    of the steps until the learning rate falls; `average`: of the weights; `relational`, `soft`, `hard`: weights of
+    these losses beside the features' 1; `cutmix`: share of the batches that are mixed; `recolour`: strength; `glyphs`:
+    how many characters are drawn beside each batch, of all processes together, to be told apart; `glyph`: that weight.
     """
 
-    network: str = "mobilenetv4_conv_nano"
+    network: str = "mobilenetv2_nano"
+    begins: str | None = None
+    frozen_norms: bool = False
     teachers: tuple[str, ...] = ("mobilenetv2_100", "mobilenet_edgetpu_100")
     whitened: float | None = None
     sides: tuple[tuple[float, int], ...] = ((1.0, 64),)
@@ -50,6 +58,8 @@ class Settings:
     temperature: float = 2.0
     cutmix: float = 0.0
     recolour: float = 0.25
+    glyphs: int = 0
+    glyph: float = 0.5
     seed: int = 0
 
 
@@ -95,13 +105,16 @@ def draw_of(step: int, count: int, settings: Settings) -> Draw:
 
 
 class Student(nn.Module):
-    """A network without classifier, and beside it what is dropped in the end: projections to targets, a classifier."""
+    """A network without classifier, and what is dropped in the end: projections to targets, classifiers of photos and
+    of characters."""
 
     def __init__(self, network: nn.Module, width: int, widths: Sequence[int], classes: int) -> None:
         super().__init__()
         self.network = network
         self.projections = nn.ModuleList(nn.Linear(width, one) for one in widths)
         self.classifier = nn.Linear(width, classes)
+        self.reader = nn.Linear(width, CHARACTERS)
+        nn.init.zeros_(self.reader.weight)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """Return features (b, width), predicted targets and logits."""
@@ -162,11 +175,11 @@ def train(
     keep_every: int = 1000,
     until: float | None = None,
     device: str = "cpu",
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor] | None:
     """Return the averaged weights after `steps`, with checkpoints in `home` from which a later call goes on.
 
-    `until`: a time in seconds since 1970 at which to stop between steps, whatever is left. `steps` may be more than in
-    an earlier call as long as the learning rate had not begun to fall.
+    `until`: a time in seconds since 1970 at which to stop between steps, whatever is left; None is returned then.
+    `steps` may be more than in an earlier call as long as the learning rate had not begun to fall.
     """
     home.mkdir(parents=True, exist_ok=True)
     student = student.to(device, memory_format=torch.channels_last)
@@ -176,38 +189,54 @@ def train(
     trained_by = optimizers(student, settings.optimizer, settings.weight_decay)
     begun = _resume(home, student, averaged, trained_by, settings)
     curve, started, shown = 0.0, time.monotonic(), begun
-    student.train()
-    for step in range(begun, steps):
-        for one in trained_by:
-            for group in one.param_groups:
-                group["lr"] = rate(step, steps, settings)
-        draw = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * processes() + rank())
-        side = side_at(step, steps, settings)
-        lesson = lessons.lesson(step, settings, side)
-        images, share = cutmix(recolour(lesson.images, settings.recolour, draw), settings.cutmix, draw)
-        lesson = dataclasses.replace(lesson, images=images.contiguous(memory_format=torch.channels_last))
-        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-            loss = loss_of(student, lesson, settings, share)
-        loss.backward()
-        late = _together(student, until is not None and time.time() > until)
-        for one in trained_by:
-            one.step()
-            one.zero_grad(set_to_none=True)
-        _average(averaged, student, min(settings.average, (step + 1) / (step + 10)))
-        curve += loss.item() if step % 10 == 0 else 0.0
-        if rank() == 0 and (step + 1) % 100 == 0:
-            pace = (step + 1 - shown) * settings.batch / (time.monotonic() - started)
-            line = {"step": step + 1, "loss": round(curve / 10, 4), "side": side, "views/s": round(pace)}
-            with (home / "curve.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            if (step + 1) % 500 == 0:
-                say(f"{home.name}: {line}")
-            curve, started, shown = 0.0, time.monotonic(), step + 1
-        if rank() == 0 and ((step + 1) % keep_every == 0 or step + 1 == steps or late):
-            _keep(home, step + 1, student, averaged, trained_by, settings)
-        if late:
-            break
+    with _learning(student, settings):
+        for step in range(begun, steps):
+            for one in trained_by:
+                for group in one.param_groups:
+                    group["lr"] = rate(step, steps, settings)
+            draw = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * processes() + rank())
+            side = side_at(step, steps, settings)
+            lesson = lessons.lesson(step, settings, side)
+            images, share = cutmix(recolour(lesson.images, settings.recolour, draw), settings.cutmix, draw)
+            lesson = dataclasses.replace(lesson, images=images.contiguous(memory_format=torch.channels_last))
+            with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+                loss = loss_of(student, lesson, settings, share)
+            if settings.glyphs:
+                glyphs, characters = (one.to(device) for one in draw_glyphs(settings.glyphs // processes(), side, draw))
+                read = student.reader(student.network(glyphs.contiguous(memory_format=torch.channels_last)))
+                loss = loss + settings.glyph * hard_loss(read, characters)
+            loss.backward()
+            late = _together(student, until is not None and time.time() > until)
+            for one in trained_by:
+                one.step()
+                one.zero_grad(set_to_none=True)
+            _average(averaged, student, min(settings.average, (step + 1) / (step + 10)))
+            curve += loss.item() if step % 10 == 0 else 0.0
+            if rank() == 0 and (step + 1) % 100 == 0:
+                pace = (step + 1 - shown) * settings.batch / (time.monotonic() - started)
+                line = {"step": step + 1, "loss": round(curve / 10, 4), "side": side, "views/s": round(pace)}
+                with (home / "curve.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+                if (step + 1) % 500 == 0:
+                    say(f"{home.name}: {line}")
+                curve, started, shown = 0.0, time.monotonic(), step + 1
+            if rank() == 0 and ((step + 1) % keep_every == 0 or step + 1 == steps or late):
+                _keep(home, step + 1, student, averaged, trained_by, settings)
+            if late and step + 1 < steps:
+                return None
     return averaged
+
+
+@contextmanager
+def _learning(student: Student, settings: Settings) -> Iterator[None]:
+    """Let the student learn: its batch norms too, or around statistics that stay."""
+    student.train()
+    with ExitStack() as stack:
+        if settings.frozen_norms:
+            side = settings.sides[-1][1]
+            pairs = find_batchnorms(student.network, height=side, width=side)
+            stack.enter_context(frozen_norms(student.network.eval(), pairs, height=side, width=side))
+        yield
 
 
 def _together(student: nn.Module, late: bool) -> bool:

@@ -10,11 +10,20 @@ from typing import Any
 
 import torch
 
+from embedded.kept import KeptLessons
 from embedded.loop import Settings
-from embedded.school import School, short_run
+from embedded.networks import V4, register
+from embedded.school import School, lessons_of, short_run
+from featcache.backbone.nano import NANO
 
-STEPS = 400
-BASE: dict[str, Any] = {"warmup": 300}
+CHOOSING = range(180)  # classes of the short runs by which the means are chosen; the other 20 they never see
+STEPS, BEGUN_STEPS = 400, 200  # from drawn weights; from those of a network that sees already
+BASE: dict[str, Any] = {"warmup": 300, "network": V4}
+# MobileNetV2 narrowed, which MobileNetV2 alone teaches: from drawn weights, and with those that are left of it.
+NARROWED: dict[str, Any] = {"network": NANO, "teachers": ("mobilenetv2_100",)}
+BEGUN: dict[str, Any] = {
+    **NARROWED, "begins": "thinned.safetensors", "frozen_norms": True, "learning_rate": 4e-4, "warmup": 50,
+}  # fmt: skip
 TOGETHER: dict[str, Any] = {"optimizer": "muon", "learning_rate": 5e-3, "relational": 1.0, "whitened": 0.5}
 # What it is called: what it changes in the base.
 MEANS: dict[str, dict[str, Any]] = {
@@ -43,21 +52,51 @@ MEANS: dict[str, dict[str, Any]] = {
         "soft": 0.0,
         "hard": 0.0,
     },
+    "MobileNetV2 narrowed, drawn": NARROWED,
+    "begun": BEGUN,
+    "begun, batch norms learn": {**BEGUN, "frozen_norms": False},
+    "begun, 1e-3": {**BEGUN, "learning_rate": 1e-3},
+    "begun, Muon": {**BEGUN, "optimizer": "muon"},
+    "begun, half whitened": {**BEGUN, "whitened": 0.5},
+    "begun, relational": {**BEGUN, "relational": 1.0},
+    "begun, no labels": {**BEGUN, "soft": 0.0, "hard": 0.0},
+    "begun, characters": {**BEGUN, "glyphs": 32},
+    "begun, cut-mix": {**BEGUN, "cutmix": 0.5},
+    "begun, no colour": {**BEGUN, "recolour": 0.0},
+    "begun, no averaged weights": {**BEGUN, "average": 0.0},
+    "begun, falling rate throughout": {**BEGUN, "hold": 0.0},
+    "begun, 48, then 64 pixels": {**BEGUN, "sides": ((0.5, 48), (0.5, 64))},
+    "begun, 96 pixels": {**BEGUN, "sides": ((1.0, 96),)},
+    "begun, 128 pixels": {**BEGUN, "sides": ((1.0, 128),)},
 }
 
 
-def try_means(
-    school: School, home: Path, names: Sequence[str], say: Callable[[str], None], *, steps: int = STEPS
-) -> None:
+def settings_of(name: str) -> Settings:
+    """Return the settings of a short run by its name."""
+    return Settings(**{**BASE, **MEANS[name]})
+
+
+def steps_of(name: str) -> int:
+    """Return how many steps a short run has, by its name."""
+    return BEGUN_STEPS if MEANS[name].get("begins") else STEPS
+
+
+def try_means(school: School, home: Path, names: Sequence[str], say: Callable[[str], None]) -> None:
     """Run those of `names` that were not run, on this many threads each, and keep their figures in HOME/means.jsonl."""
+    register()
     kept = home / "means.jsonl"
     known = {json.loads(line)["name"] for line in kept.read_text().splitlines()} if kept.exists() else set()
+    chosen = school.of_classes(CHOOSING)
+    unseen = school.photos.of_classes(range(CHOOSING.stop, len(school.photos.classes)))
+    lessons: dict[tuple[tuple[str, ...], float | None], KeptLessons] = {}
     for name in names:
         if name in known:
             continue
-        settings = Settings(**{**BASE, **MEANS[name]})
+        settings, steps = settings_of(name), steps_of(name)
+        shown = settings.teachers, settings.whitened
+        lessons[shown] = lessons.get(shown) or lessons_of(chosen, settings)
         place = home / "means" / name.replace(" ", "-")
-        found, teachers = short_run(school, settings, steps, place, say)
+        found, teachers = short_run(chosen, unseen, lessons[shown], settings, steps, place, home, say)
         line = {
             "name": name, "steps": steps, "views": steps * settings.batch, "threads": torch.get_num_threads(),
             "teachers": round(teachers, 4), "views_per_second": pace_of(place),
@@ -76,7 +115,6 @@ def pace_of(place: Path) -> float:
 
 def row_of(one: Mapping[str, Any]) -> str:
     """Return a row of the card's table."""
-    return (
-        f"| {one['name']} | {one['distance']:.3f} | {100 * one['val']:.1f} | {100 * one['unseen']:.1f} | "
-        f"{one['views_per_second']:.0f} |"
-    )
+    name, views, distance = one["name"], one["views"], one["distance"]
+    shares = " | ".join(f"{100 * one[key]:.1f}" for key in ("val", "unseen"))
+    return f"| {name} | {views:,} | {distance:.3f} | {shares} | {one['views_per_second']:.0f} |"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from embedded.teachers import Teacher
 MOST_BYTES = 64 * 2**20
 
 
-def write_pack(photos: Photos, teachers: Sequence[Teacher], weights: Path, place: Path, *, quality: int = 50) -> int:
+def write_pack(
+    photos: Photos, teachers: Sequence[Teacher], weights: Path, begins: Path, place: Path, *, quality: int = 50
+) -> int:
     """Write the pack to the folder `place` and return its bytes; `SystemExit` where they are too many.
 
-    `quality`: WebP's. At 50 the 40,000 photos of tinyimagenet200 are 42 MB.
+    `begins`: the student's first weights. `quality`: WebP's. At 50 the 40,000 photos of tinyimagenet200 are 42 MB.
     """
     place.mkdir(parents=True, exist_ok=True)
     coded = [_coded(pixels, quality) for pixels in photos.pixels]
@@ -33,6 +36,7 @@ def write_pack(photos: Photos, teachers: Sequence[Teacher], weights: Path, place
         tensors = load_file(weights / f"{teacher.weights}.safetensors")
         halves = {name: one.half() if one.is_floating_point() else one for name, one in tensors.items()}
         save_file(halves, place / f"{teacher.weights}.safetensors")
+    shutil.copyfile(begins, place / begins.name)
     size = sum(file.stat().st_size for file in place.iterdir())
     if size > MOST_BYTES:
         raise SystemExit(f"the pack must hold at most {MOST_BYTES:,} bytes, {place} holds {size:,}: lower --quality")

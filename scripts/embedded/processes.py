@@ -31,3 +31,9 @@ def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
     flat = torch.cat([one.flatten() for one in tensors])
     dist.all_reduce(flat)
     return list(flat.split([one.numel() for one in tensors]))
+
+
+def together() -> None:
+    """Wait until every process is here."""
+    if processes() > 1:
+        dist.barrier()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +15,17 @@ from embedded.kept import KeptLessons
 from embedded.look import Look, look
 from embedded.loop import Lessons, Settings, Student, train
 from embedded.photos import Photos, read_photos
+from embedded.processes import summed
 from embedded.targets import Scale, as_tensor, soft_head, standardised, whitened
 from embedded.teachers import TEACHERS, answers
 from embedded.views import crop_boxes
+from featcache.backbone.checkpoint import read_checkpoint
 from featcache.backbone.timm_import import import_timm
 
 VIEWS = 4
-CHOOSING = range(180)  # classes of the short runs by which the means are chosen; the other 20 they never see
 WIDTH = 512  # of whitened targets
 BOXES = 1  # seed of the crops
+SOLVED, RIDGE = 40, 1e-3  # batches by which the ends of a student that begins with weights are solved; their pull
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,13 @@ class School:
         )  # fmt: skip
 
 
-def open_school(images: Path, weights: Path, home: Path, say: Callable[[str], None]) -> School:
+def open_school(images: Path, weights: Path, home: Path, teachers: Sequence[str], say: Callable[[str], None]) -> School:
     """Return the school in `home`, its teachers having answered; what is there already is not computed again."""
     photos, val = read_photos(images / "train", home / "train.npz"), read_photos(images / "val", home / "val.npz")
     boxes, whole = crop_boxes(len(photos), VIEWS, BOXES), crop_boxes(len(val), 1, BOXES)
     answered, val_answered = {}, {}
-    for name, teacher in TEACHERS.items():
+    for name in teachers:
+        teacher = TEACHERS[name]
         val_answered[name] = answers(teacher, val, whole, weights, home / f"val-{name}.npy", say)
         answered[name] = answers(teacher, photos, boxes, weights, home / f"train-{name}.npy", say)
     return School(photos, val, boxes, answered, val_answered)
@@ -72,24 +76,61 @@ def lessons_of(school: School, settings: Settings) -> KeptLessons:
     return KeptLessons(school.photos, school.boxes, answered, scales, head)
 
 
-def new_student(settings: Settings, lessons: Lessons) -> Student:
-    """Return a student whose weights follow from the settings' seed."""
+def new_student(settings: Settings, lessons: Lessons, home: Path) -> Student:
+    """Return a student whose weights follow from the settings: drawn, or of the file `begins` in the folder `home`."""
     torch.manual_seed(settings.seed)
     network = import_timm().create_model(settings.network, num_classes=0)
     with torch.no_grad():
         width = network.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
-    return Student(network, width, lessons.widths, lessons.classes)
+    student = Student(network, width, lessons.widths, lessons.classes)
+    if settings.begins is not None:
+        tensors, _ = read_checkpoint(home / settings.begins)
+        network.load_state_dict(tensors, strict=False)  # the counters of batch norm are not kept
+        solve_ends(student, lessons, settings)
+    return student
+
+
+def solve_ends(student: Student, lessons: Lessons, settings: Settings) -> None:
+    """Solve projections and classifier for the network's features as they are, by ridge regression, in place.
+    Drawn ends would at first pull features that are good already to where the ends happen to look (Kumar et al. 2022,
+    arXiv 2202.10054).
+    """
+    ends: list[Any] = [*student.projections, student.classifier]
+    moments: list[Tensor] = []  # of features with features, and with what each end is to give
+    with torch.no_grad():
+        for step in range(SOLVED):
+            lesson = lessons.lesson(step, settings, settings.sides[0][1])
+            network = student.network.to(lesson.images.device).train(not settings.frozen_norms)
+            features = network(lesson.images.contiguous(memory_format=torch.channels_last))
+            rows = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+            found = [rows.T @ one for one in (rows, *lesson.features, lesson.logits)]
+            moments = [a + b for a, b in zip(moments, found, strict=True)] if moments else found
+        whole = summed(moments)
+        gram, *products = (flat.view_as(one).cpu() for flat, one in zip(whole, moments, strict=True))
+        gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
+        for end, product in zip(ends, products, strict=True):
+            solved = torch.linalg.solve(gram, product)
+            end.weight.copy_(solved[:-1].T)
+            end.bias.copy_(solved[-1])
 
 
 def short_run(
-    school: School, settings: Settings, steps: int, home: Path, say: Callable[[str], None]
+    chosen: School,
+    unseen: Photos,
+    lessons: KeptLessons,
+    settings: Settings,
+    steps: int,
+    home: Path,
+    begins: Path,
+    say: Callable[[str], None],
 ) -> tuple[Look, float]:
-    """Train on the classes of `CHOOSING` alone; return what came of it, and what the teachers' head knows of val."""
-    chosen = school.of_classes(CHOOSING)
-    lessons = lessons_of(chosen, settings)
-    student = new_student(settings, lessons)
+    """Train on the classes of `chosen` alone, which `lessons` show; return what came of it, and what the teachers' head
+    knows of val.
+
+    `unseen`: photos of other classes. `begins`: the folder of the student's first weights.
+    """  # fmt: skip
+    student = new_student(settings, lessons, begins)
     student.load_state_dict(train(student, lessons, settings, steps, home, say))
-    unseen = school.photos.of_classes(range(CHOOSING.stop, len(school.photos.classes)))
     targets = [
         scale(as_tensor(chosen.val_answered[name][0]))
         for scale, name in zip(lessons.scales, settings.teachers, strict=True)

@@ -49,12 +49,12 @@ def test_table_is_of_the_very_weights_that_lie_in_the_package() -> None:
 
 
 def test_embedded_architecture_is_one_that_integers_suit() -> None:
-    """ReLU alone: no squeeze-and-excite, no hard-swish, nothing behind the pooling."""
-    network = create_random("mobilenetv4_conv_nano", {}, "random:0")
+    """ReLU6 and convolutions: no squeeze-and-excite, no hard-swish, nothing behind the pooling."""
+    network = create_random("mobilenetv2_nano", {}, "random:0")
     kinds = {type(module).__name__ for module in network.modules()}
+    assert "ReLU6" in kinds
     assert not {"SqueezeExcite", "Hardswish", "Sigmoid", "Hardsigmoid", "SiLU", "GELU"} & kinds
-    assert isinstance(network.get_submodule("conv_head"), torch.nn.Identity)
-    assert network(torch.zeros(1, 3, 96, 96)).shape == (1, 1000), "with a classifier where one is asked for"
+    assert network(torch.zeros(1, 3, 128, 128)).shape == (1, 1000), "with a classifier where one is asked for"
 
 
 def test_hub_weights_in_the_table_are_those_that_timm_takes_for_the_name() -> None:
@@ -87,7 +87,7 @@ def test_embedded_backbone_alone_is_at_hand_where_the_hubs_cache_is_empty(hub_ca
     assert (nano.name, nano.where, nano.input_size, nano.num_features) == (
         EMBEDDED_BACKBONE,
         "embedded",
-        (96, 96),
+        (128, 128),
         1280,
     )
     assert nano.accuracy == probe_of(EMBEDDED_BACKBONE).accuracy
@@ -165,14 +165,14 @@ def test_text_encoder_in_the_hubs_cache_is_listed_as_such(hub_cache: Path, tmp_p
 def test_weights_file_has_the_figure_of_its_very_bytes_only(hub_cache: Path, tmp_path: Path) -> None:
     same, other = tmp_path / "same.safetensors", tmp_path / "other.safetensors"
     same.write_bytes(embedded_weights().read_bytes())
-    untrained = create_random("mobilenetv4_conv_nano", {}, "random:0").state_dict()
-    save_file(untrained, other, {"timm_model": "mobilenetv4_conv_nano"})
+    untrained = create_random("mobilenetv2_nano", {}, "random:0").state_dict()
+    save_file(untrained, other, {"timm_model": "mobilenetv2_nano"})
     listed = {one.weights: one for one in available_backbones([tmp_path], note=pytest.fail)}
     assert listed[str(same)].accuracy == probe_of(EMBEDDED_BACKBONE).accuracy
-    assert (listed[str(same)].name, listed[str(same)].input_size) == ("mobilenetv4_conv_nano", (96, 96))
+    assert (listed[str(same)].name, listed[str(same)].input_size) == ("mobilenetv2_nano", (128, 128))
     assert listed[str(other)].accuracy is None
-    assert (listed[str(other)].input_size, listed[str(other)].num_features) == ((96, 96), 1280)
-    assert listed[str(same)].parameters == listed[str(other)].parameters == 1505728
+    assert (listed[str(other)].input_size, listed[str(other)].num_features) == ((128, 128), 1280)
+    assert listed[str(same)].parameters == listed[str(other)].parameters == 1657456
 
 
 # --- what is damaged ------------------------------------------------------------------------------------------------

@@ -15,7 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from featcache.backbone.embedded import embedded_weights
 from featcache.backbone.load import load_backbone
+from featcache.backbone.nano import NANO, STAGES, STEM
+from featcache.backbone.timm_import import import_timm
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -64,7 +67,7 @@ def trained(home: Path, settings: Any, *steps: int) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for last in steps:
         lessons = made_lessons()
-        found = train(new_student(settings, lessons), lessons, settings, last, home, lambda line: None)
+        found = train(new_student(settings, lessons, home), lessons, settings, last, home, lambda line: None)
     return found
 
 
@@ -74,12 +77,63 @@ def settings_of(**changed: Any) -> Any:
     return dataclasses.replace(Settings(batch=16, hold=1.0, cutmix=0.5, relational=0.5), **changed)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_run_that_was_stopped_ends_with_the_same_bytes(tmp_path: Path, optimizer: str) -> None:
-    settings = settings_of(optimizer=optimizer)
+@pytest.mark.parametrize(("optimizer", "frozen"), [("adamw", True), ("muon", False)])
+def test_run_that_was_stopped_ends_with_the_same_bytes(tmp_path: Path, optimizer: str, frozen: bool) -> None:
+    settings = settings_of(optimizer=optimizer, frozen_norms=frozen)
     whole, parts = trained(tmp_path / "a", settings, 4), trained(tmp_path / "b", settings, 2, 4)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert any(not torch.equal(whole[name], new) for name, new in trained(tmp_path / "c", settings, 3).items())
+    assert torch.equal(whole["network.bn1.running_mean"], torch.zeros(STEM)) == frozen
+
+
+def test_student_begins_with_its_weights_and_with_ends_that_fit_them(tmp_path: Path) -> None:
+    """Solved ends are nearer to the targets than drawn ones, which are no better than a constant."""
+    from embedded.school import new_student
+
+    (tmp_path / "first.safetensors").write_bytes(embedded_weights().read_bytes())
+    settings, lessons = settings_of(begins="first.safetensors", sides=((1.0, 32),)), made_lessons()
+    students = {name: new_student(one, lessons, tmp_path) for name, one in
+                {"begun": settings, "drawn": dataclasses.replace(settings, begins=None)}.items()}  # fmt: skip
+    lesson = lessons.lesson(3, settings, 32)
+    errors = {}
+    for name, student in students.items():
+        features, targets, _ = student.eval()(lesson.images)
+        errors[name] = torch.stack([(a - b).square().mean() for a, b in zip(targets, lesson.features, strict=True)])
+        assert features.shape == (16, 1280)
+    assert (errors["begun"] < 0.9 * errors["drawn"]).all(), errors
+    first = load_backbone("featcache_nano").state_dict()
+    begun = {f"network.{name}": tensor for name, tensor in students["begun"].network.state_dict().items()}
+    assert all(torch.equal(first[name], begun[name]) for name in first if name.endswith(".weight"))
+
+
+def test_characters_are_alike_where_they_are_the_same() -> None:
+    from embedded.glyphs import draw_glyphs
+
+    images, labels = draw_glyphs(2000, 16, torch.Generator().manual_seed(0))
+    again, _ = draw_glyphs(2000, 16, torch.Generator().manual_seed(0))
+    assert torch.equal(images, again)
+    assert images.abs().max() <= 1
+    ink = (images - images[:, :, :1, :1]).abs().mean(1).flatten(1)
+    shapes = torch.nn.functional.normalize(ink, dim=1)
+    likeness = shapes @ shapes.T
+    same = (labels[:, None] == labels) & ~torch.eye(len(labels), dtype=torch.bool)
+    assert likeness[same].mean() > likeness[~same].mean() + 0.1
+
+
+def test_every_means_is_a_setting_and_can_be_named() -> None:
+    """What `--only` is told is separated by semicolons."""
+    from embedded.means import MEANS, settings_of, steps_of
+
+    assert len({settings_of(name) for name in MEANS}) == len(MEANS), "each is another run"
+    assert all(";" not in name and steps_of(name) > 0 for name in MEANS)
+
+
+def test_architecture_is_as_narrow_as_it_says() -> None:
+    network = import_timm().create_model(NANO, num_classes=0)
+    inner = [block.conv_dw.out_channels for stage in network.blocks[1:] for block in stage]
+    sums = [block.conv_pwl.out_channels for stage in network.blocks[1:] for block in stage]
+    assert inner == [one for _, _, widths in STAGES for one in widths]
+    assert sums == [width for _, width, widths in STAGES for _ in widths]
 
 
 def test_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
@@ -133,15 +187,16 @@ def test_pack_holds_photos_and_is_refused_where_it_is_too_large(
 ) -> None:
     from embedded import pack
 
-    photos = made_photos(8)
-    size = pack.write_pack(photos, [], tmp_path, tmp_path / "pack", quality=90)
+    photos, begins = made_photos(8), tmp_path / "first"
+    begins.write_bytes(b"weights")
+    size = pack.write_pack(photos, [], tmp_path, begins, tmp_path / "pack", quality=90)
     back = pack.read_pack(tmp_path / "pack")
-    assert size == (tmp_path / "pack" / "photos.npz").stat().st_size
+    assert size == (tmp_path / "pack" / "photos.npz").stat().st_size + len(b"weights")
     assert back.pixels.shape == photos.pixels.shape
     assert (back.labels.tolist(), back.classes) == (photos.labels.tolist(), photos.classes)
     monkeypatch.setattr(pack, "MOST_BYTES", 100)
     with pytest.raises(SystemExit, match="lower --quality"):
-        pack.write_pack(photos, [], tmp_path, tmp_path / "pack")
+        pack.write_pack(photos, [], tmp_path, begins, tmp_path / "pack")
 
 
 def test_teachers_go_on_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,13 +233,18 @@ def test_packed_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     from embedded.pack import write_pack
     from embedded.teachers import TEACHERS
 
-    write_pack(made_photos(200), list(TEACHERS.values()), ROOT.parent / "shared" / "weights", tmp_path / "pack")
-    for steps in ("1", "2"):
+    first = tmp_path / "thinned.safetensors"
+    first.write_bytes(embedded_weights().read_bytes())
+    weights = ROOT.parent / "shared" / "weights"
+    write_pack(made_photos(200), list(TEACHERS.values()), weights, first, tmp_path / "pack")
+    for more in (("--minutes", "0"), ()):
         command = [
             sys.executable, str(SCRIPTS / "train_embedded.py"), "train", "--home", str(tmp_path / "home"),
-            "--pack", str(tmp_path / "pack"), "--device", "cpu", "--steps", steps,
+            "--pack", str(tmp_path / "pack"), "--device", "cpu", "--steps", "2", *more,
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    written = tmp_path / "home" / "course.safetensors"
+        finished = [file.name for file in (tmp_path / "home").glob("*.safetensors") if file.name != first.name]
+        assert sorted(finished) == ([] if more else ["course.safetensors", "last.safetensors"])
+    written = tmp_path / "home" / "last.safetensors"
     assert written.stat().st_size < 3_600_000
     assert load_backbone(None, weights=written).num_features == 1280

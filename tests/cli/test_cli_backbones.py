@@ -39,7 +39,7 @@ def test_json_is_one_object_with_what_auto_takes_and_the_notes(hub_cache: Path) 
     assert set(value) == {"backbones", "auto", "hub_cache", "notes"}
     assert (value["auto"], value["hub_cache"], len(value["notes"])) == ("featcache_nano", str(hub_cache), 1)
     (nano,) = value["backbones"]
-    assert (nano["name"], nano["input_size"], nano["images_per_second"]) == ("featcache_nano", [96, 96], None)
+    assert (nano["name"], nano["input_size"], nano["images_per_second"]) == ("featcache_nano", [128, 128], None)
 
 
 def test_path_that_is_not_there_is_one_line(hub_cache: Path, tmp_path: Path) -> None:
