@@ -112,9 +112,10 @@ Wanted were 0.70, 0.975 and 0.45, hoped for 0.76, 0.975 and 0.50. {verdict}
 
 - Images: the 40,000 training images of tinyimagenet200_40k (200 classes of ImageNet, 64x64 pixels).
 - First weights: `mobilenetv2_100` (float weights of the original TensorFlow model, trained on ImageNet), of which
-  `featcache prune` took {cuts}, solving the layers that stay, by {sample}.
-  Training has moved the convolutions' weights by {moved:.0f} % of their norm since: it is MobileNetV2's offspring, not a
-  network from scratch.
+  `featcache prune` took {cuts},
+  solving the layers that stay, by {sample}.
+  Training has moved the convolutions' weights by {moved:.0f} % of their norm since: it is
+  MobileNetV2's offspring, not a network from scratch.
 - Teachers: {teachers}, seeing each view at 160 pixels: the whole photo and three crops of it, as they
   are or mirrored. On a GPU they answer every new crop instead.
 - Loss: squared error against the teachers' features, each through a linear projection, solved before the first step;
