@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,11 +19,9 @@ from embedded.optimizer import optimizers
 from embedded.processes import part, processes, rank, summed
 from embedded.targets import relations
 from embedded.views import cutmix, recolour
-from featcache.compression.frozen_norms import frozen_norms
 from featcache.distillation.depthwise import use_fast_gradients
 from featcache.distillation.losses import feature_loss, hard_loss, soft_loss
 from featcache.distillation.state import load_tensors, read_notes, save_state
-from featcache.model.folding import find_batchnorms
 
 
 @dataclass(frozen=True)
@@ -189,54 +186,43 @@ def train(
     trained_by = optimizers(student, settings.optimizer, settings.weight_decay)
     begun = _resume(home, student, averaged, trained_by, settings)
     curve, started, shown = 0.0, time.monotonic(), begun
-    with _learning(student, settings):
-        for step in range(begun, steps):
-            for one in trained_by:
-                for group in one.param_groups:
-                    group["lr"] = rate(step, steps, settings)
-            draw = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * processes() + rank())
-            side = side_at(step, steps, settings)
-            lesson = lessons.lesson(step, settings, side)
-            images, share = cutmix(recolour(lesson.images, settings.recolour, draw), settings.cutmix, draw)
-            lesson = dataclasses.replace(lesson, images=images.contiguous(memory_format=torch.channels_last))
-            with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-                loss = loss_of(student, lesson, settings, share)
-            if settings.glyphs:
-                glyphs, characters = (one.to(device) for one in draw_glyphs(settings.glyphs // processes(), side, draw))
-                read = student.reader(student.network(glyphs.contiguous(memory_format=torch.channels_last)))
-                loss = loss + settings.glyph * hard_loss(read, characters)
-            loss.backward()
-            late = _together(student, until is not None and time.time() > until)
-            for one in trained_by:
-                one.step()
-                one.zero_grad(set_to_none=True)
-            _average(averaged, student, min(settings.average, (step + 1) / (step + 10)))
-            curve += loss.item() if step % 10 == 0 else 0.0
-            if rank() == 0 and (step + 1) % 100 == 0:
-                pace = (step + 1 - shown) * settings.batch / (time.monotonic() - started)
-                line = {"step": step + 1, "loss": round(curve / 10, 4), "side": side, "views/s": round(pace)}
-                with (home / "curve.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-                if (step + 1) % 500 == 0:
-                    say(f"{home.name}: {line}")
-                curve, started, shown = 0.0, time.monotonic(), step + 1
-            if rank() == 0 and ((step + 1) % keep_every == 0 or step + 1 == steps or late):
-                _keep(home, step + 1, student, averaged, trained_by, settings)
-            if late and step + 1 < steps:
-                return None
-    return averaged
-
-
-@contextmanager
-def _learning(student: Student, settings: Settings) -> Iterator[None]:
-    """Let the student learn: its batch norms too, or around statistics that stay."""
     student.train()
-    with ExitStack() as stack:
-        if settings.frozen_norms:
-            side = settings.sides[-1][1]
-            pairs = find_batchnorms(student.network, height=side, width=side)
-            stack.enter_context(frozen_norms(student.network.eval(), pairs, height=side, width=side))
-        yield
+    student.network.train(not settings.frozen_norms)
+    for step in range(begun, steps):
+        for one in trained_by:
+            for group in one.param_groups:
+                group["lr"] = rate(step, steps, settings)
+        draw = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * processes() + rank())
+        side = side_at(step, steps, settings)
+        lesson = lessons.lesson(step, settings, side)
+        images, share = cutmix(recolour(lesson.images, settings.recolour, draw), settings.cutmix, draw)
+        lesson = dataclasses.replace(lesson, images=images.contiguous(memory_format=torch.channels_last))
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+            loss = loss_of(student, lesson, settings, share)
+        if settings.glyphs:
+            glyphs, characters = (one.to(device) for one in draw_glyphs(settings.glyphs // processes(), side, draw))
+            read = student.reader(student.network(glyphs.contiguous(memory_format=torch.channels_last)))
+            loss = loss + settings.glyph * hard_loss(read, characters)
+        loss.backward()
+        late = _together(student, until is not None and time.time() > until)
+        for one in trained_by:
+            one.step()
+            one.zero_grad(set_to_none=True)
+        _average(averaged, student, min(settings.average, (step + 1) / (step + 10)))
+        curve += loss.item() if step % 10 == 0 else 0.0
+        if rank() == 0 and (step + 1) % 100 == 0:
+            pace = (step + 1 - shown) * settings.batch / (time.monotonic() - started)
+            line = {"step": step + 1, "loss": round(curve / 10, 4), "side": side, "views/s": round(pace)}
+            with (home / "curve.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            if (step + 1) % 500 == 0:
+                say(f"{home.name}: {line}")
+            curve, started, shown = 0.0, time.monotonic(), step + 1
+        if rank() == 0 and ((step + 1) % keep_every == 0 or step + 1 == steps or late):
+            _keep(home, step + 1, student, averaged, trained_by, settings)
+        if late and step + 1 < steps:
+            return None
+    return averaged
 
 
 def _together(student: nn.Module, late: bool) -> bool:
