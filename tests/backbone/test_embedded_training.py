@@ -236,6 +236,7 @@ def test_teachers_go_on_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert np.abs(table).sum(axis=(1, 2)).min() > 0
 
 
+@pytest.mark.long
 @pytest.mark.shared
 @pytest.mark.skipif(not (ROOT.parent / "shared" / "weights").is_dir(), reason="no ../shared beside the checkout")
 @pytest.mark.slow
