@@ -42,7 +42,7 @@ from embedded.photos import read_photos
 from embedded.processes import rank, together
 from embedded.school import School, lessons_of, new_student, open_school, scale_of
 from embedded.teachers import TEACHERS
-from embedded.thin import CUTS, PER_CLASS, thinned
+from embedded.thin import CUTS, PER_CLASS, file_words, thinned
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -59,7 +59,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 IMAGES = "tinyimagenet200_40k"
 STEPS = 2_500
-TEST_SIDE = TEST_RESIZE = 128  # whole photos
+TEST_SIDE = 128  # pixels of whole photos
 BEGIN = "thinned.safetensors"
 COURSE = Settings(
     begins=BEGIN, frozen_norms=True, teachers=("mobilenetv2_100",), whitened=0.5, learning_rate=4e-4, batch=96,
@@ -212,13 +212,13 @@ def run_parts(home: Path, lessons: Lessons, *, steps: int | None, until: float |
         place = home / f"{name}.safetensors"
         if place.exists():
             continue
-        student = new_student(settings, lessons, home)
+        student = new_student(settings, lessons, home, home / name)
         averaged = train(student, lessons, settings, steps or planned, home / name, say, until=until, device=device)
         if averaged is None:
             return
         student.load_state_dict(averaged)
         if rank() == 0:
-            write_network(student.cpu().network.state_dict(), place, settings)
+            write_network(student.cpu().network.state_dict(), place, course=dataclasses.asdict(settings))
         together()
 
 
@@ -242,15 +242,9 @@ def run_packed(home: Path, pack: Path, *, steps: int | None, until: float | None
     run_parts(home, lessons, steps=steps, until=until, device=device)
 
 
-def write_network(tensors: Mapping[str, Tensor], place: Path, settings: Settings = COURSE) -> None:
-    """Write the tensors of the student's network, as fp16, in a file that `load_backbone` reads."""
-    preprocessing = {
-        "height": TEST_SIDE, "width": TEST_SIDE, "resize": TEST_RESIZE, "interpolation": "bicubic",
-        "crop_mode": "center", "mean": [0.5] * 3, "std": [0.5] * 3,
-    }  # fmt: skip
-    metadata = {"timm_kwargs": {}, "mean": [0.5] * 3, "std": [0.5] * 3, "preprocessing": preprocessing,
-                "course": dataclasses.asdict(settings)}  # fmt: skip
-    told = {"timm_model": settings.network, **{name: json.dumps(value) for name, value in metadata.items()}}
+def write_network(tensors: Mapping[str, Tensor], place: Path, **more: Any) -> None:
+    """Write the tensors of the student's network, as fp16, in a file that `load_backbone` reads; `more`: metadata."""
+    told = file_words(COURSE.network, TEST_SIDE, timm_kwargs={}, **more)
     say(f"{place}: {write_weights(place, stored_tensors(tensors), told)} bytes")
 
 

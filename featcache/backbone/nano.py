@@ -10,6 +10,7 @@ timm knows it by its name after `register`, which `import_timm` calls.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -26,7 +27,7 @@ STAGES = (
     (1, 320, (784,)),
 )
 FEATURES = 1280
-_SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "num_classes": 1000,
     "input_size": (3, 128, 128),
     "pool_size": (4, 4),
@@ -42,11 +43,20 @@ default_cfgs: dict[str, Any] = {}  # where timm looks for what a network's modul
 
 def register() -> None:
     """Make the network known to timm by its name."""
+    make_known(mobilenetv2_nano, SETTINGS, default_cfgs)
+
+
+def make_known(build: Callable[..., nn.Module], settings: dict[str, Any], configs: dict[str, Any]) -> None:
+    """Make a network known to timm by the name of the function that builds it.
+
+    `settings`: what timm's `PretrainedCfg` says of its input. `configs`: ``default_cfgs`` of that function's module,
+    where timm looks for them.
+    """
     from timm.models import generate_default_cfgs, is_model, register_model
 
-    if not is_model(NANO):
-        default_cfgs.update(generate_default_cfgs({NANO: _SETTINGS}))
-        register_model(mobilenetv2_nano)
+    if not is_model(build.__name__):
+        configs.update(generate_default_cfgs({build.__name__: settings}))
+        register_model(build)
 
 
 def mobilenetv2_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:

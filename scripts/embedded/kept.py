@@ -28,6 +28,7 @@ class KeptLessons:
         self.photos, self.boxes, self.answered, self.scales, self.head = photos, boxes, answered, scales, head
         self.pixels = torch.from_numpy(photos.pixels)
         self.labels = torch.from_numpy(photos.labels)
+        self.count = len(photos)
         self.widths = [one.matrix.shape[1] for one in scales]
         self.classes = head.out_features
 

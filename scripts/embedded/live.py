@@ -19,7 +19,7 @@ from embedded.views import crop_boxes, cut
 class LiveLessons:
     """Each photo once a pass, in a crop never seen before, at each teacher's own side for the teacher.
 
-    `make`: from features of the whole photos to their scale. All on `device`, the networks in bf16.
+    `make`: from features of the whole photos to their scale. All on `device`, the networks on a GPU in bf16.
     """
 
     def __init__(
@@ -34,13 +34,14 @@ class LiveLessons:
         self.scales = [make(one) for one in plain]
         seen = [scale(one).cpu() for scale, one in zip(self.scales, plain, strict=True)]
         self.head = soft_head(seen, self.labels.cpu(), len(photos.classes)).to(device)
+        self.count = len(photos)
         self.widths = [one.matrix.shape[1] for one in self.scales]
         self.classes = self.head.out_features
 
     @torch.inference_mode()
     def _answer(self, number: int, pixels: Tensor, boxes: Tensor, mirrored: Tensor | None = None) -> Tensor:
         images = cut(pixels, boxes, self.sides[number], mirrored=mirrored)
-        with torch.autocast(self.device, torch.bfloat16):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
             features: Tensor = self.networks[number](images.contiguous(memory_format=torch.channels_last))
         return features.float()
 

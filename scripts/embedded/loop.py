@@ -72,8 +72,12 @@ class Lesson:
 
 
 class Lessons(Protocol):
-    """Where batches come from. A batch follows from its number alone, so that a run can go on from any step."""
+    """Where batches come from. A batch follows from its number alone, so that a run can go on from any step.
 
+    `count`: of photos. `widths`: of each teacher's targets. `classes`: of the teachers' head.
+    """
+
+    count: int
     widths: Sequence[int]
     classes: int
 

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from embedded.kept import KeptLessons
-from embedded.loop import Settings
+from embedded.look import look
+from embedded.loop import Settings, train
 from embedded.networks import V4, register
-from embedded.school import School, lessons_of, short_run
+from embedded.school import School, lessons_of, new_student
+from embedded.targets import as_tensor
 from featcache.backbone.nano import NANO
 
 CHOOSING = range(180)  # classes of the short runs by which the means are chosen; the other 20 they never see
@@ -96,10 +98,18 @@ def try_means(school: School, home: Path, names: Sequence[str], say: Callable[[s
         shown = settings.teachers, settings.whitened
         lessons[shown] = lessons.get(shown) or lessons_of(chosen, settings)
         place = home / "means" / name.replace(" ", "-")
-        found, teachers = short_run(chosen, unseen, lessons[shown], settings, steps, place, home, say)
+        student = new_student(settings, lessons[shown], home, place)
+        averaged = train(student, lessons[shown], settings, steps, place, say)
+        assert averaged is not None, "it has no time at which to stop"
+        student.load_state_dict(averaged)
+        answered = [as_tensor(chosen.val_answered[name][0]) for name in settings.teachers]
+        targets = [scale(one) for scale, one in zip(lessons[shown].scales, answered, strict=True)]
+        found = look(student, chosen.val, targets, unseen, settings.sides[-1][1])
+        with torch.no_grad():
+            told = lessons[shown].head(torch.cat(targets, 1)).argmax(1).numpy()
         line = {
             "name": name, "steps": steps, "views": steps * settings.batch, "threads": torch.get_num_threads(),
-            "teachers": round(teachers, 4), "views_per_second": pace_of(place),
+            "teachers": round(float((told == chosen.val.labels).mean()), 4), "views_per_second": pace_of(place),
             **{key: round(value, 4) for key, value in dataclasses.asdict(found).items()},
         }  # fmt: skip
         with kept.open("a", encoding="utf-8") as file:

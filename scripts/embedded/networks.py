@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from featcache.backbone.nano import SETTINGS, make_known
+
 V4 = "mobilenetv4_conv_nano"
 _STAGES = (
     ("cn_r1_k3_s2_e1_c32", "cn_r1_k1_s1_e1_c32"),
@@ -20,27 +22,12 @@ _STAGES = (
      "uir_r2_a0_k3_s1_e4_c144"),
     ("cn_r1_k1_s1_c1280",),
 )  # fmt: skip
-_SETTINGS = {
-    "num_classes": 1000,
-    "input_size": (3, 96, 96),
-    "pool_size": (3, 3),
-    "crop_pct": 1.0,
-    "interpolation": "bicubic",
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.5, 0.5, 0.5),
-    "first_conv": "conv_stem",
-    "classifier": "classifier",
-}
 default_cfgs: dict[str, Any] = {}  # where timm looks for what a network's module says of its input
 
 
 def register() -> None:
     """Make the network known to timm by its name."""
-    from timm.models import generate_default_cfgs, is_model, register_model
-
-    if not is_model(V4):
-        default_cfgs.update(generate_default_cfgs({V4: _SETTINGS}))
-        register_model(mobilenetv4_conv_nano)
+    make_known(mobilenetv4_conv_nano, {**SETTINGS, "input_size": (3, 96, 96), "pool_size": (3, 3)}, default_cfgs)
 
 
 def mobilenetv4_conv_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:

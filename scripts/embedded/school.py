@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from embedded.kept import KeptLessons
-from embedded.look import Look, look
-from embedded.loop import Lessons, Settings, Student, train
+from embedded.loop import Lessons, Settings, Student
 from embedded.photos import Photos, read_photos
 from embedded.processes import summed
 from embedded.targets import Scale, as_tensor, soft_head, standardised, whitened
@@ -21,11 +20,12 @@ from embedded.teachers import TEACHERS, answers
 from embedded.views import crop_boxes
 from featcache.backbone.checkpoint import read_checkpoint
 from featcache.backbone.timm_import import import_timm
+from featcache.distillation.state import read_notes
 
 VIEWS = 4
 WIDTH = 512  # of whitened targets
 BOXES = 1  # seed of the crops
-SOLVED, RIDGE = 40, 1e-3  # batches by which the ends of a student that begins with weights are solved; their pull
+SOLVED, RIDGE = 40, 1e-3  # batches, of a pass at most, by which ends are solved for weights to begin with; their pull
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,17 @@ def lessons_of(school: School, settings: Settings) -> KeptLessons:
     return KeptLessons(school.photos, school.boxes, answered, scales, head)
 
 
-def new_student(settings: Settings, lessons: Lessons, home: Path) -> Student:
-    """Return a student whose weights follow from the settings: drawn, or of the file `begins` in the folder `home`."""
+def new_student(settings: Settings, lessons: Lessons, home: Path, run: Path) -> Student:
+    """Return a student whose weights follow from the settings: drawn, or of the file `begins` in the folder `home`.
+
+    `run`: the folder of its checkpoints; where one lies there, `train` takes it up, and nothing is solved before.
+    """
     torch.manual_seed(settings.seed)
     network = import_timm().create_model(settings.network, num_classes=0)
     with torch.no_grad():
         width = network.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
     student = Student(network, width, lessons.widths, lessons.classes)
-    if settings.begins is not None:
+    if settings.begins is not None and read_notes(run) is None:
         tensors, _ = read_checkpoint(home / settings.begins)
         network.load_state_dict(tensors, strict=False)  # the counters of batch norm are not kept
         solve_ends(student, lessons, settings)
@@ -92,13 +95,14 @@ def new_student(settings: Settings, lessons: Lessons, home: Path) -> Student:
 
 def solve_ends(student: Student, lessons: Lessons, settings: Settings) -> None:
     """Solve projections and classifier for the network's features as they are, by ridge regression, in place.
+
     Drawn ends would at first pull features that are good already to where the ends happen to look (Kumar et al. 2022,
     arXiv 2202.10054).
     """
     ends: list[Any] = [*student.projections, student.classifier]
     moments: list[Tensor] = []  # of features with features, and with what each end is to give
     with torch.no_grad():
-        for step in range(SOLVED):
+        for step in range(min(SOLVED, lessons.count // settings.batch)):
             lesson = lessons.lesson(step, settings, settings.sides[0][1])
             network = student.network.to(lesson.images.device).train(not settings.frozen_norms)
             features = network(lesson.images.contiguous(memory_format=torch.channels_last))
@@ -112,29 +116,3 @@ def solve_ends(student: Student, lessons: Lessons, settings: Settings) -> None:
             solved = torch.linalg.solve(gram, product)
             end.weight.copy_(solved[:-1].T)
             end.bias.copy_(solved[-1])
-
-
-def short_run(
-    chosen: School,
-    unseen: Photos,
-    lessons: KeptLessons,
-    settings: Settings,
-    steps: int,
-    home: Path,
-    begins: Path,
-    say: Callable[[str], None],
-) -> tuple[Look, float]:
-    """Train on the classes of `chosen` alone, which `lessons` show; return what came of it, and what the teachers' head
-    knows of val.
-
-    `unseen`: photos of other classes. `begins`: the folder of the student's first weights.
-    """  # fmt: skip
-    student = new_student(settings, lessons, begins)
-    student.load_state_dict(train(student, lessons, settings, steps, home, say))
-    targets = [
-        scale(as_tensor(chosen.val_answered[name][0]))
-        for scale, name in zip(lessons.scales, settings.teachers, strict=True)
-    ]
-    with torch.no_grad():
-        known = lessons.head(torch.cat(targets, 1)).argmax(1).numpy() == chosen.val.labels
-    return look(student, chosen.val, targets, unseen, settings.sides[-1][1]), float(known.mean())

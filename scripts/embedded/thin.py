@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -42,16 +43,9 @@ def thinned(
     home.mkdir(parents=True, exist_ok=True)
     file, cache, model = home / "teacher.safetensors", home / "cache", home / "model"
     if not file.exists():
-        size = {"height": side, "width": side, "resize": side, "interpolation": "bicubic", "crop_mode": "center"}
-        told = {
-            "timm_kwargs": {"pad_type": "same"}, "mean": [0.5] * 3, "std": [0.5] * 3,
-            "preprocessing": {**size, "mean": [0.5] * 3, "std": [0.5] * 3},
-        }  # fmt: skip
         tensors = load_file(weights / f"{teacher.weights}.safetensors")
         headless = {name: one for name, one in tensors.items() if not name.startswith("classifier.")}
-        save_file(
-            headless, file, {"timm_model": teacher.network, **{key: json.dumps(one) for key, one in told.items()}}
-        )
+        save_file(headless, file, file_words(teacher.network, side, timm_kwargs={"pad_type": "same"}))
     if not model.exists():
         for split, shown in (("train", photos), ("val", val)):
             _write_photos(shown, home / "photos" / split)
@@ -72,6 +66,14 @@ def thinned(
     if other:
         raise SystemExit(f"pruning chose other widths than {network} has: {', '.join(other[:5])}; change its STAGES")
     return found
+
+
+def file_words(network: str, side: int, **more: Any) -> dict[str, str]:
+    """Return the metadata of a weights file whose network sees whole photos at `side` pixels; `more`: JSON values."""
+    centred = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    size = {"height": side, "width": side, "resize": side, "interpolation": "bicubic", "crop_mode": "center"}
+    words = {**centred, "preprocessing": {**size, **centred}, **more}
+    return {"timm_model": network, **{name: json.dumps(value) for name, value in words.items()}}
 
 
 def _write_photos(photos: Photos, place: Path) -> None:

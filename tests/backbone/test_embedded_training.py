@@ -68,7 +68,7 @@ def trained(home: Path, settings: Any, *steps: int) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for last in steps:
         lessons = made_lessons()
-        found = train(new_student(settings, lessons, home), lessons, settings, last, home, lambda line: None)
+        found = train(new_student(settings, lessons, home, home), lessons, settings, last, home, lambda line: None)
     return found
 
 
@@ -87,6 +87,17 @@ def test_run_that_was_stopped_ends_with_the_same_bytes(tmp_path: Path, optimizer
     assert torch.equal(whole["network.bn1.running_mean"], torch.zeros(STEM)) == frozen
 
 
+def test_run_without_time_stops_after_a_step_and_goes_on(tmp_path: Path) -> None:
+    from embedded.loop import train
+    from embedded.school import new_student
+
+    settings, lessons = settings_of(frozen_norms=True), made_lessons()
+    student = new_student(settings, lessons, tmp_path, tmp_path)
+    assert train(student, lessons, settings, 3, tmp_path, lambda line: None, until=0.0) is None
+    whole, parts = trained(tmp_path / "a", settings, 3), trained(tmp_path, settings, 3)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
 def test_student_begins_with_its_weights_and_with_ends_that_fit_them(tmp_path: Path) -> None:
     """What is a linear map of its features, the solved ends give; drawn ones give no better than a constant."""
     from embedded.loop import Lesson
@@ -97,7 +108,7 @@ def test_student_begins_with_its_weights_and_with_ends_that_fit_them(tmp_path: P
     wanted = torch.randn(1280, 5, generator=torch.Generator().manual_seed(1))
 
     class Own:
-        widths, classes = (5,), 5
+        count, widths, classes = 640, (5,), 5
 
         def lesson(self, step: int, settings: Any, side: int) -> Lesson:
             coarse = torch.rand(16, 3, 4, 4, generator=torch.Generator().manual_seed(step)) * 2 - 1
@@ -111,7 +122,7 @@ def test_student_begins_with_its_weights_and_with_ends_that_fit_them(tmp_path: P
     lesson = Own().lesson(1000, settings, 64)
     variance = lesson.features[0].var(0).mean()
     for begins, least, most in (("first.safetensors", 0.0, 0.3), (None, 0.9, float("inf"))):
-        student = new_student(dataclasses.replace(settings, begins=begins), Own(), tmp_path).eval()
+        student = new_student(dataclasses.replace(settings, begins=begins), Own(), tmp_path, tmp_path / "run").eval()
         _, (predicted,), logits = student(lesson.images)
         for given in (predicted, logits):
             assert least <= float((given.detach() - lesson.features[0]).square().mean() / variance) < most
@@ -236,7 +247,6 @@ def test_teachers_go_on_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert np.abs(table).sum(axis=(1, 2)).min() > 0
 
 
-@pytest.mark.long
 @pytest.mark.shared
 @pytest.mark.skipif(not (ROOT.parent / "shared" / "weights").is_dir(), reason="no ../shared beside the checkout")
 @pytest.mark.slow
