@@ -13,7 +13,7 @@ import torch
 from embedded.kept import KeptLessons
 from embedded.look import look
 from embedded.loop import Settings, train
-from embedded.networks import V4, register
+from embedded.networks import LITE, V4, register
 from embedded.school import School, lessons_of, new_student
 from embedded.targets import as_tensor
 from featcache.backbone.nano import NANO
@@ -32,6 +32,8 @@ MEANS: dict[str, dict[str, Any]] = {
     "base": {},
     "MobileNetV3-small": {"network": "mobilenetv3_small_100"},
     "MobileNetV2 0.75": {"network": "mobilenetv2_075"},
+    "EfficientNet-lite0 0.65": {"network": LITE},
+    "MobileOne-S0": {"network": "mobileone_s0"},  # RepVGG-like: its branches are merged after training
     "mobilenetv2 teaches alone": {"teachers": ("mobilenetv2_100",)},
     "edgetpu teaches alone": {"teachers": ("mobilenet_edgetpu_100",)},
     "targets half whitened": {"whitened": 0.5},
@@ -59,6 +61,7 @@ MEANS: dict[str, dict[str, Any]] = {
     "begun, batch norms learn": {**BEGUN, "frozen_norms": False},
     "begun, 1e-3": {**BEGUN, "learning_rate": 1e-3},
     "begun, Muon": {**BEGUN, "optimizer": "muon"},
+    "begun, its teacher sees 64 pixels": {**BEGUN, "teachers": ("mobilenetv2_100_at_64",)},
     "begun, half whitened": {**BEGUN, "whitened": 0.5},
     "begun, relational": {**BEGUN, "relational": 1.0},
     "begun, no labels": {**BEGUN, "soft": 0.0, "hard": 0.0},
@@ -70,6 +73,10 @@ MEANS: dict[str, dict[str, Any]] = {
     "begun, 48, then 64 pixels": {**BEGUN, "sides": ((0.5, 48), (0.5, 64))},
     "begun, 96 pixels": {**BEGUN, "sides": ((1.0, 96),)},
     "begun, 128 pixels": {**BEGUN, "sides": ((1.0, 128),)},
+    "begun, 128 pixels, no labels": {**BEGUN, "sides": ((1.0, 128),), "soft": 0.0, "hard": 0.0},
+    "begun, few labels": {**BEGUN, "soft": 0.2, "hard": 0.0},
+    "begun, together": {**BEGUN, "soft": 0.0, "hard": 0.0, "relational": 1.0},
+    "begun, together, half whitened": {**BEGUN, "soft": 0.0, "hard": 0.0, "relational": 1.0, "whitened": 0.5},
 }
 
 

@@ -1,8 +1,11 @@
-"""An architecture that was tried: MobileNetV4-conv-small without the layer behind its pooling, ReLU throughout.
+"""Architectures that were tried and that timm does not know by a name; it does after `register`.
 
-The embedded backbone had it while it was trained from scratch (Qin et al. 2024, arXiv 2404.10518). The 1,280-wide layer
-that timm's network has behind its pooling holds half of its parameters, for what a linear head does anyway; here the
-last convolution is that wide. The table of means is of it. timm knows it after `register`.
+MobileNetV4-conv-small without the layer behind its pooling, ReLU throughout (Qin et al. 2024, arXiv 2404.10518): the
+embedded backbone had it while it was trained from scratch, and the table of means is of it. The 1,280-wide layer that
+timm's network has behind its pooling holds half of its parameters, for what a linear head does anyway; here the last
+convolution is that wide.
+
+EfficientNet-lite0 as narrow as the embedded backbone may be (Tan and Le 2019, arXiv 1905.11946).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from torch import nn
 from featcache.backbone.nano import SETTINGS, make_known
 
 V4 = "mobilenetv4_conv_nano"
+LITE = "efficientnet_lite0_065"
 _STAGES = (
     ("cn_r1_k3_s2_e1_c32", "cn_r1_k1_s1_e1_c32"),
     ("cn_r1_k3_s2_e1_c96", "cn_r1_k1_s1_e1_c64"),
@@ -26,8 +30,9 @@ default_cfgs: dict[str, Any] = {}  # where timm looks for what a network's modul
 
 
 def register() -> None:
-    """Make the network known to timm by its name."""
-    make_known(mobilenetv4_conv_nano, {**SETTINGS, "input_size": (3, 96, 96), "pool_size": (3, 3)}, default_cfgs)
+    """Make the networks known to timm by their names."""
+    for build in (mobilenetv4_conv_nano, efficientnet_lite0_065):
+        make_known(build, {**SETTINGS, "input_size": (3, 96, 96), "pool_size": (3, 3)}, default_cfgs)
 
 
 def mobilenetv4_conv_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -52,3 +57,10 @@ def mobilenetv4_conv_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     network.act2 = nn.Identity()
     network.reset_classifier(classes)
     return network
+
+
+def efficientnet_lite0_065(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Return EfficientNet-lite0, 0.65 times as wide: 1.62 million parameters. There are no weights of it."""
+    from timm.models.efficientnet import _gen_efficientnet_lite
+
+    return _gen_efficientnet_lite(LITE, channel_multiplier=0.65, pretrained=pretrained, **kwargs)

@@ -44,6 +44,7 @@ class Teacher:
 
 TEACHERS = {
     "mobilenetv2_100": Teacher("mobilenetv2_100", "mobilenetv2_100.tf_float_headless", 0, 160),
+    "mobilenetv2_100_at_64": Teacher("mobilenetv2_100", "mobilenetv2_100.tf_float_headless", 0, 64),
     "mobilenet_edgetpu_100": Teacher("mobilenet_edgetpu_100", "mobilenet_edgetpu_100.mlperf_qat", 1000, 160),
 }
 
