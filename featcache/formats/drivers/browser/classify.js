@@ -27,14 +27,19 @@ export async function runFiles({ sizes }, bytes) {
   return { payload: Float32Array.from(rows) };
 }
 
+// The clock of a page goes in steps of 0.1 ms: runs too short for it are timed several together, as their mean.
+const SHORTEST = 2; // milliseconds
+
 export async function time({ seconds, least, warmUp }, pixels) {
   for (let i = 0; i < warmUp; i++) await classifier.logits(pixels);
+  let together = 0;
+  for (const start = performance.now(); performance.now() - start < SHORTEST; together++) await classifier.logits(pixels);
   const times = [];
   const end = performance.now() + 1000 * seconds;
   while (times.length < least || performance.now() < end) {
     const start = performance.now();
-    await classifier.logits(pixels);
-    times.push(performance.now() - start);
+    for (let i = 0; i < together; i++) await classifier.logits(pixels);
+    times.push((performance.now() - start) / together);
   }
   return { payload: Float64Array.from(times) };
 }
