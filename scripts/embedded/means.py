@@ -26,6 +26,7 @@ NARROWED: dict[str, Any] = {"network": NANO, "teachers": ("mobilenetv2_100",)}
 BEGUN: dict[str, Any] = {
     **NARROWED, "begins": "thinned.safetensors", "frozen_norms": True, "learning_rate": 4e-4, "warmup": 50,
 }  # fmt: skip
+NO_LABELS: dict[str, Any] = {"soft": 0.0, "hard": 0.0}
 TOGETHER: dict[str, Any] = {"optimizer": "muon", "learning_rate": 5e-3, "relational": 1.0, "whitened": 0.5}
 # What it is called: what it changes in the base.
 MEANS: dict[str, dict[str, Any]] = {
@@ -39,7 +40,7 @@ MEANS: dict[str, dict[str, Any]] = {
     "targets half whitened": {"whitened": 0.5},
     "targets whitened": {"whitened": 1.0},
     "relational targets": {"relational": 1.0},
-    "no labels": {"soft": 0.0, "hard": 0.0},
+    "no labels": NO_LABELS,
     "Muon": {"optimizer": "muon"},
     "learning rate 4e-3": {"learning_rate": 4e-3},
     "cut-mix": {"cutmix": 0.5},
@@ -49,12 +50,11 @@ MEANS: dict[str, dict[str, Any]] = {
     "48, then 64 pixels": {"sides": ((0.5, 48), (0.5, 64))},
     "96 pixels": {"sides": ((1.0, 96),)},
     "together": TOGETHER,
-    "together, no labels": {**TOGETHER, "soft": 0.0, "hard": 0.0},
+    "together, no labels": {**TOGETHER, **NO_LABELS},
     "together, mobilenetv2 alone, no labels": {
         **TOGETHER,
         "teachers": ("mobilenetv2_100",),
-        "soft": 0.0,
-        "hard": 0.0,
+        **NO_LABELS,
     },
     "MobileNetV2 narrowed, drawn": NARROWED,
     "begun": BEGUN,
@@ -64,7 +64,7 @@ MEANS: dict[str, dict[str, Any]] = {
     "begun, its teacher sees 64 pixels": {**BEGUN, "teachers": ("mobilenetv2_100_at_64",)},
     "begun, half whitened": {**BEGUN, "whitened": 0.5},
     "begun, relational": {**BEGUN, "relational": 1.0},
-    "begun, no labels": {**BEGUN, "soft": 0.0, "hard": 0.0},
+    "begun, no labels": {**BEGUN, **NO_LABELS},
     "begun, characters": {**BEGUN, "glyphs": 32},
     "begun, cut-mix": {**BEGUN, "cutmix": 0.5},
     "begun, no colour": {**BEGUN, "recolour": 0.0},
@@ -73,10 +73,10 @@ MEANS: dict[str, dict[str, Any]] = {
     "begun, 48, then 64 pixels": {**BEGUN, "sides": ((0.5, 48), (0.5, 64))},
     "begun, 96 pixels": {**BEGUN, "sides": ((1.0, 96),)},
     "begun, 128 pixels": {**BEGUN, "sides": ((1.0, 128),)},
-    "begun, 128 pixels, no labels": {**BEGUN, "sides": ((1.0, 128),), "soft": 0.0, "hard": 0.0},
+    "begun, 128 pixels, no labels": {**BEGUN, "sides": ((1.0, 128),), **NO_LABELS},
     "begun, few labels": {**BEGUN, "soft": 0.2, "hard": 0.0},
-    "begun, together": {**BEGUN, "soft": 0.0, "hard": 0.0, "relational": 1.0},
-    "begun, together, half whitened": {**BEGUN, "soft": 0.0, "hard": 0.0, "relational": 1.0, "whitened": 0.5},
+    "begun, together": {**BEGUN, **NO_LABELS, "relational": 1.0},
+    "begun, together, half whitened": {**BEGUN, **NO_LABELS, "relational": 1.0, "whitened": 0.5},
 }
 
 

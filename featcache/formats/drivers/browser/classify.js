@@ -32,14 +32,18 @@ const SHORTEST = 2; // milliseconds
 
 export async function time({ seconds, least, warmUp }, pixels) {
   for (let i = 0; i < warmUp; i++) await classifier.logits(pixels);
-  let together = 0;
-  for (const start = performance.now(); performance.now() - start < SHORTEST; together++) await classifier.logits(pixels);
   const times = [];
   const end = performance.now() + 1000 * seconds;
   while (times.length < least || performance.now() < end) {
     const start = performance.now();
-    for (let i = 0; i < together; i++) await classifier.logits(pixels);
-    times.push((performance.now() - start) / together);
+    let runs = 0;
+    let passed = 0;
+    while (passed < SHORTEST) {
+      await classifier.logits(pixels);
+      runs += 1;
+      passed = performance.now() - start;
+    }
+    times.push(passed / runs);
   }
   return { payload: Float64Array.from(times) };
 }
